@@ -1,0 +1,76 @@
+# make quickstart   the main job on embedded data: pretrain, fine-tune, measure, report (minutes)
+# make test         the tests
+# make lint         style, formatting and types
+# make bench        the benchmarks
+# make clean        removes what the others made, but not $(WORKDIR)
+#
+# Each sets up what it needs in $(VENV) first. Python 3.11 or newer and make are enough:
+#   make test PYTHON=python3.12 VENV=.venv-3.12
+
+PYTHON  ?= python3
+VENV    = .venv
+WORKDIR = runs/quickstart
+ARGS    =
+
+BIN := $(VENV)/bin
+
+# What the user's shell may carry over from another environment, and what would then break this one.
+unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP VIRTUAL_ENV JAX_PLATFORMS JAX_PLATFORM_NAME
+unexport PIP_USER PIP_TARGET PIP_PREFIX PIP_REQUIRE_VIRTUALENV UV_PYTHON UV_SYSTEM_PYTHON
+export PYTHONNOUSERSITE := 1
+
+.PHONY: help quickstart test lint bench clean
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+help:
+	@sed -n 's/^# \(make\|  make\)/\1/p' Makefile
+
+quickstart: $(VENV)/.installed
+	$(BIN)/occinv reproduce quickstart --workdir "$(WORKDIR)" $(ARGS)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed-dev
+	@for file in benchmarks/[!_]*.py; do \
+	  echo "$(BIN)/python $$file $(ARGS)"; "$(BIN)/python" "$$file" $(ARGS) || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+
+$(VENV)/.created:
+	@command -v "$(PYTHON)" > /dev/null || { echo "occinv: no command '$(PYTHON)':" \
+	  "install Python 3.11 or newer, or name one with PYTHON=..." >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; v = "%d.%d" % sys.version_info[:2]; sys.version_info >= (3, 11) or \
+	  sys.exit("occinv: $(PYTHON) is Python " + v + ", expected 3.11 or newer: name one with PYTHON=...")'
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2> /dev/null || { echo "occinv: $(PYTHON) has no module" \
+	  "venv: install it (Debian and Ubuntu: the package python3-venv)" >&2; exit 1; }
+	@echo "Creating $(VENV) with $$("$(PYTHON)" --version)"
+	@"$(PYTHON)" -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv \
+	  || echo "uv cannot be had: pip installs in its place, more slowly"
+	@touch $@
+
+# uv takes seconds where pip takes minutes. It does not read pip's settings (an own index, say), so
+# where it fails pip has a try.
+define install
+	@echo "Installing occinv$(1) into $(VENV) (some 1 GB; a minute or two)"
+	@if [ -x $(BIN)/uv ] && $(BIN)/uv pip install --quiet --python $(BIN)/python -e '.$(1)'; then :; \
+	else echo "Installing with pip"; \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.$(1)'; fi
+	@touch $@
+endef
+
+$(VENV)/.installed: $(VENV)/.created setup.py pyproject.toml
+	$(call install,)
+
+$(VENV)/.installed-dev: $(VENV)/.created setup.py pyproject.toml
+	$(call install,[dev])
+	@touch $(VENV)/.installed

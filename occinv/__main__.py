@@ -1,0 +1,8 @@
+"""`python -m occinv` is the command `occinv`."""
+
+import sys
+
+from occinv.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,27 @@
+"""What the host hands to the device."""
+
+from __future__ import annotations
+
+import flax.struct
+import jax
+import numpy as np
+
+Array = np.ndarray | jax.Array
+
+
+@flax.struct.dataclass
+class Batch:
+    """Decoded and cropped images with what is known about them; a pytree.
+
+    image:  uint8 [B, H, W, 3], RGB, 0..255.
+    label:  int32 [B], the number of the class; -1 where there is none.
+    index:  int32 [B], the number of the image in its source (of the parent, for a subset);
+            -1 for padding.
+    weight: float32 [B], 1 for an image and 0 for padding, so that sums over a padded last batch
+            are exact.
+    """
+
+    image: Array
+    label: Array
+    index: Array
+    weight: Array

@@ -1,0 +1,44 @@
+"""The order of samples: an endless stream that depends on the seed and nothing else."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(seed: int, num_examples: int, epoch: int) -> np.ndarray:
+    # Sorting raw bits instead of Generator.permutation: NumPy promises the bits of Philox and
+    # SeedSequence for ever, but lets the algorithms of Generator change between releases, and a
+    # run resumed after an upgrade must see the same order.
+    bits = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(num_examples)
+    order = np.argsort(bits, kind="stable")
+    order.setflags(write=False)
+    return order
+
+
+def sample_indices(seed: int, num_examples: int, first: int, count: int) -> np.ndarray:
+    """Which images the samples number `first` .. `first + count - 1` of the stream are.
+
+    Sample number i belongs to epoch i // num_examples, and every epoch is a permutation of all
+    images that depends on (seed, epoch) only. So every image comes exactly once per epoch even
+    when the batch does not divide the epoch, a batch larger than the data holds several epochs,
+    and sample 10**9 costs what sample 0 does: the permutation of its own epoch.
+
+    Returns: int64 [count], 0 <= index < num_examples.
+    Raises: ValueError for a negative argument or `num_examples` 0.
+    """
+    if min(seed, first, count) < 0 or num_examples < 1:
+        raise ValueError(
+            "expected seed, first and count >= 0 and num_examples >= 1, got "
+            f"{seed}, {first}, {count} and {num_examples}"
+        )
+    parts = [np.empty(0, np.int64)]
+    last = first + count
+    while first < last:
+        epoch, position = divmod(first, num_examples)
+        part = _permutation(seed, num_examples, epoch)[position : position + last - first]
+        parts.append(part)
+        first += len(part)
+    return np.concatenate(parts)

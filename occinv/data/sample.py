@@ -1,0 +1,55 @@
+"""What every source of images gives: numbered samples."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from occinv.schema import UserError
+
+
+class DecodeError(UserError):
+    """An image that cannot be read. `name` says which: a path, or a record of a data set."""
+
+    def __init__(self, name: str, index: int, reason: object):
+        super().__init__(f"cannot read image {index}, {name}: {reason}")
+        self.name = name
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sample:
+    """One image before cropping.
+
+    image: a PIL image of mode RGB, or uint8 [H, W, 3].
+    label: the number of the class, -1 where there is none.
+    index: the number of the image in its source; a subset keeps its parent's.
+    """
+
+    image: Image.Image | np.ndarray
+    label: int
+    index: int
+
+
+class Source(Protocol):
+    """Images that can be read in any order, from several threads at once.
+
+    name:    for messages and logs: what was opened, and which part of it.
+    classes: the names of the classes by label, empty when unlabelled.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int32 [len], all -1 when unlabelled. Slow at first use for `tfds:` sources."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> Sample:
+        """Sample number `index`, 0 <= index < len. Raises DecodeError."""
+        ...

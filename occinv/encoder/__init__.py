@@ -1,0 +1,1 @@
+"""f: the vision transformer, from pixels to tokens."""

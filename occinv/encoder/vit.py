@@ -1,0 +1,131 @@
+"""The vision transformer as a pure function of its parameters and of what is visible."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from occinv import schema
+from occinv.encoder.blocks import XAVIER, Blocks, layer_norm
+from occinv.encoder.patches import patchify
+from occinv.encoder.position import sincos
+from occinv.transform.masking import visible_ids
+
+SIZES = {  # width, depth, heads
+    "micro": (64, 4, 4),
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+    "huge": (1280, 32, 16),
+}
+TOKEN_INIT = nn.initializers.normal(0.02)
+
+
+class Features(NamedTuple):
+    """What the encoder knows of a view."""
+
+    tokens: jax.Array  # [B, 1 + n, D]: the class token, then the n tokens that were encoded
+    blocks: jax.Array  # [depth, B, 1 + n, D]: the residual stream after each block
+
+
+class ViT(nn.Module):
+    """ViT with a class token. Patches that are not visible are dropped, or replaced by a token.
+
+    Attributes:
+      image_size, patch_size: pixels a side.
+      width, depth, heads: D, the number of blocks, attention heads.
+      drop_path: rate at the last block.
+      train_position: whether the position embedding learns (fine-tuning) or stays sine-cosine.
+      mask_token: whether removed patches enter as a learnable token (C-MAE, BEiT) instead of not
+        at all (MAE).
+      final_norm: whether tokens pass the last layer norm. A classifier of the mean patch token
+        has a norm of its own after the mean instead (`models_vit.py` of the official MAE).
+      dtype: of the computation; parameters are float32.
+    """
+
+    image_size: int
+    patch_size: int
+    width: int
+    depth: int
+    heads: int
+    drop_path: float = 0.0
+    train_position: bool = False
+    mask_token: bool = False
+    final_norm: bool = True
+    dtype: Any = jnp.float32
+
+    @property
+    def num_patches(self) -> int:
+        """N."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @nn.compact
+    def __call__(
+        self,
+        pixels: jax.Array,
+        visible: jax.Array | None = None,
+        kept: int | None = None,
+        keys: jax.Array | None = None,
+    ) -> Features:
+        """Features of normalised `pixels` float32 [B, H, W, 3].
+
+        Args:
+          visible: bool [B, N] with `kept` True in each row; None: the whole image.
+          kept: static number of visible patches an image.
+          keys: key array [B] for drop path; None: evaluation.
+
+        Returns:
+          tokens [B, 1 + n, D] in float32, where n is `kept` if removed patches are dropped (tokens
+          are then the visible patches in raster order) and N if they are replaced.
+        """
+        count, width = self.num_patches, self.width
+        patches = patchify(pixels.astype(self.dtype), self.patch_size)
+        x = nn.Dense(width, kernel_init=XAVIER, dtype=self.dtype, name="patch_embed")(patches)
+        side = self.image_size // self.patch_size
+        position = self.param("position", lambda _: jnp.asarray(sincos(side, width)))
+        if not self.train_position:
+            position = jax.lax.stop_gradient(position)
+        position = position.astype(self.dtype)
+
+        whole_image = visible is None or kept == count
+        if self.mask_token:
+            token = self.param("mask_token", TOKEN_INIT, (width,)).astype(self.dtype)
+            if not whole_image:
+                x = jnp.where(visible[..., None], x, token)  # type: ignore[index]
+        x = x + position[1:]
+        if not (whole_image or self.mask_token):
+            x = jnp.take_along_axis(x, visible_ids(visible, kept)[..., None], axis=1)  # type: ignore[arg-type]
+
+        first = self.param("class_token", TOKEN_INIT, (width,)).astype(self.dtype) + position[0]
+        x = jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], 1, width)), x], axis=1)
+        x, blocks = Blocks(self.depth, self.heads, self.drop_path, self.dtype, name="blocks")(
+            x, keys
+        )
+        if self.final_norm:
+            x = layer_norm("norm", self.dtype)(x)
+        return Features(x.astype(jnp.float32), blocks)
+
+
+def build(encoder: schema.Encoder, image_size: int, dtype: Any = jnp.float32) -> ViT:
+    """The ViT that a config's `encoder` section describes. Raises UserError if it cannot be."""
+    width, depth, heads = SIZES[encoder.name]
+    width, depth = encoder.width or width, encoder.depth or depth
+    heads = encoder.heads or heads
+    if width % heads or width % 4:
+        raise schema.UserError(
+            f"encoder.width={width}, expected a multiple of 4 and of encoder.heads={heads}"
+        )
+    return ViT(
+        image_size=image_size,
+        patch_size=encoder.patch_size,
+        width=width,
+        depth=depth,
+        heads=heads,
+        drop_path=encoder.drop_path,
+        train_position=encoder.train_position,
+        dtype=dtype,
+    )

@@ -1,0 +1,1 @@
+"""M: how alike two features must be, and the parameters it needs to say so."""

@@ -1,0 +1,12 @@
+"""Objectives: one file for each row of the table (T1, T2, f, target, M).
+
+`OBJECTIVES` says where the class of each name in a config's `objective.name` lives. An objective
+outside the library needs no entry: its name is `module:Class`, in the same form.
+"""
+
+OBJECTIVES = {
+    "mae": "occinv.objective.reconstruction:MaskedAutoencoder",
+    "rmae": "occinv.objective.relaxed:RelaxedAutoencoder",
+    "cmae": "occinv.objective.contrastive:ContrastiveAutoencoder",
+    "classification": "occinv.objective.classification:Classification",
+}

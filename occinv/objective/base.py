@@ -1,0 +1,209 @@
+"""Eq. (1): min E_x M(z1, z2), z1 = f(T1(x)), z2 = target(T2(x)). Every objective is a row of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from occinv import schema
+from occinv.data.batch import Batch
+from occinv.encoder.vit import Features, ViT
+from occinv.objective import OBJECTIVES
+from occinv.schema import UserError, nearest
+from occinv.transform.keys import fold, split
+from occinv.transform.view import View, unit_range
+
+Params = dict[str, Any]
+State = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What an objective is told besides its own fields: the rest of the experiment."""
+
+    encoder: ViT
+    num_classes: int
+    total_steps: int
+    dtype: Any = jnp.float32
+
+
+class Axes(NamedTuple):
+    """The row of the table, in words."""
+
+    t1: str
+    t2: str
+    target: str
+    measure: str
+
+
+class Terms(NamedTuple):
+    """What an objective says of a batch."""
+
+    loss: jax.Array  # float32 [B], image by image
+    metrics: dict[str, jax.Array]  # each [B]
+    state: State
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective(ABC):
+    """One row: T1, T2, the target of z2, and M. Subclasses' fields are what a config may set.
+
+    Parameters are a dict by component: `encoder` is f, the others belong to M. `state` holds what
+    is not learnt by gradients (an EMA target); both are pytrees that only the functions below make
+    and return.
+    """
+
+    setting: Setting
+
+    framework: ClassVar[str] = "siamese"
+
+    @property
+    @abstractmethod
+    def axes(self) -> Axes:
+        """T1, T2, target and M of this very instance."""
+
+    @property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """Which view meets which target: M(f(views[i]), target(views[j])) for every (i, j)."""
+        return ((0, 1),)
+
+    @property
+    def couples_batch(self) -> bool:
+        """Whether an image's loss depends on the other images, so that a batch cannot be parted."""
+        return False
+
+    @property
+    def encoder(self) -> ViT:
+        """f."""
+        return self.setting.encoder
+
+    @abstractmethod
+    def init(self, key: jax.Array, encoder: Params | None = None) -> tuple[Params, State]:
+        """Fresh parameters and state from a scalar key; f starts from `encoder` where given."""
+
+    @abstractmethod
+    def transform(self, pixels: jax.Array, keys: jax.Array) -> tuple[View, ...]:
+        """T1(x), T2(x), … of `pixels` float32 [B, H, W, 3] in [0, 1], drawn by `keys` [B]."""
+
+    @abstractmethod
+    def target(self, params: Params, state: State, view: View, batch: Batch, keys: Any) -> Any:
+        """z2: what the encoded view is compared with."""
+
+    @abstractmethod
+    def measure(
+        self, params: Params, state: State, z1: Features, z2: Any, view1: View, view2: View
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """M(z1, z2) for each image [B], and metrics [B]."""
+
+    def advance(self, params: Params, state: State, step: jax.Array) -> State:
+        """The state with which step number `step` runs: an EMA moves before the forward pass."""
+        del params, step
+        return state
+
+    def encode(self, params: Params, view: View, keys: jax.Array | None = None) -> Features:
+        """f(view)."""
+        return self.encoder.apply(
+            {"params": params["encoder"]}, view.pixels, view.visible, view.kept, keys
+        )  # type: ignore[return-value]
+
+    def terms(
+        self, params: Params, state: State, batch: Batch, keys: jax.Array, step: jax.Array
+    ) -> Terms:
+        """Eq. (1) for every image of a batch.
+
+        Args:
+          batch: the global batch, B images.
+          keys: one key an image [B], which follow from (seed, step, position).
+          step: int32 [], steps taken so far.
+        """
+        transform_keys, encode_keys, target_keys = split(keys, 3)
+        state = self.advance(params, state, step)
+        views = self.transform(unit_range(batch.image), transform_keys)
+        z1 = {
+            i: self.encode(params, views[i], fold(encode_keys, i)) for i in {i for i, _ in self.pairs}
+        }
+        z2 = {
+            j: self.target(params, state, views[j], batch, fold(target_keys, j))
+            for j in {j for _, j in self.pairs}
+        }
+        measured = [
+            self.measure(params, state, z1[i], z2[j], views[i], views[j]) for i, j in self.pairs
+        ]
+        loss, metrics = jax.tree.map(lambda *terms: sum(terms) / len(terms), *measured)
+        return Terms(loss, metrics, state)
+
+    def loss(
+        self, params: Params, state: State, batch: Batch, keys: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, tuple[State, dict[str, jax.Array]]]:
+        """The mean of `terms` over the batch, weighted by `batch.weight`: loss [], (state, metrics).
+
+        This is what the train step differentiates.
+        """
+        terms = self.terms(params, state, batch, keys, step)
+        weight = batch.weight / batch.weight.sum()
+        metrics = {name: (weight * value).sum() for name, value in terms.metrics.items()}
+        return (weight * terms.loss).sum(), (terms.state, metrics)
+
+    def evaluate(
+        self, params: Params, state: State, batch: Batch, keys: jax.Array
+    ) -> dict[str, jax.Array]:
+        """Sums of the loss and metrics over a batch, and `count`, the images summed."""
+        terms = self.terms(params, state, batch, keys, jnp.int32(0))
+        sums = {"loss": terms.loss, **terms.metrics}
+        return {k: (batch.weight * v).sum() for k, v in sums.items()} | {
+            "count": batch.weight.sum()
+        }
+
+    def pictures(
+        self, params: Params, batch: Batch, keys: jax.Array
+    ) -> dict[str, jax.Array]:
+        """What is worth looking at: named images float32 [B, H, W, 3] in [0, 1], or nothing."""
+        del params, batch, keys
+        return {}
+
+    def init_encoder(self, key: jax.Array, start: Params | None = None) -> Params:
+        """Parameters of f: those of `start` that it has, fresh ones otherwise.
+
+        Raises UserError when one of `start` has another shape than here.
+        """
+        size = self.encoder.image_size
+        fresh = self.encoder.init(key, jnp.zeros((1, size, size, 3)))["params"]
+        start = {name: value for name, value in (start or {}).items() if name in fresh}
+        for name, value in start.items():
+            theirs, ours = jax.tree.map(jnp.shape, value), jax.tree.map(jnp.shape, fresh[name])
+            if theirs != ours:
+                raise UserError(
+                    f"init_from: {name} of that encoder is {theirs}, here it is {ours}; give "
+                    "encoder.* and data.image_size the values of that run"
+                )
+        return {**fresh, **start}
+
+
+def build(section: Mapping[str, Any], setting: Setting) -> Objective:
+    """The objective that a config's `objective` section describes.
+
+    `name` is a name of `OBJECTIVES`, or `module:Class` for one that lives outside the library.
+    Raises UserError for an unknown name or field and for a combination that cannot work.
+    """
+    fields = dict(section)
+    name = str(fields.pop("name", ""))
+    where = OBJECTIVES.get(name, name)
+    if ":" not in where:
+        raise UserError(
+            f"unknown objective.name={name!r}{nearest(name, OBJECTIVES)}; "
+            "module:Class names one of your own"
+        )
+    module, _, attribute = where.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"objective.name={name!r} cannot be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Objective)):
+        raise UserError(f"objective.name={name!r} is not a subclass of {Objective.__name__}")
+    return schema.build(found, fields, "objective", setting=setting)

@@ -1,0 +1,90 @@
+"""Supervised training and fine-tuning: the target is the label."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+
+from occinv import schema
+from occinv.data.batch import Batch
+from occinv.encoder.vit import Features, ViT
+from occinv.measure.heads import ClassifierHead
+from occinv.measure.losses import cross_entropy
+from occinv.objective.base import Axes, Objective, Params, State
+from occinv.transform.view import View, normalise, whole
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Classification(Objective):
+    """Cross-entropy of the label, end to end; with `init_from` it is fine-tuning.
+
+    Attributes:
+      pooling: the `mean` patch token through a fresh norm (the paper), or the `class` token.
+      label_smoothing: probability spread over all classes while training.
+    """
+
+    pooling: Literal["mean", "class"] = "mean"
+    label_smoothing: float = 0.1
+
+    framework: ClassVar[str] = "supervised"
+
+    def __post_init__(self) -> None:
+        if self.setting.num_classes < 2:
+            raise schema.UserError(
+                f"the training images have {self.setting.num_classes} classes, classification "
+                "needs 2 or more: give a folder with a sub-folder for each class"
+            )
+
+    @property
+    def axes(self) -> Axes:
+        return Axes("crop", "none", "label", "cross-entropy")
+
+    @property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        return ((0, 0),)
+
+    @property
+    def encoder(self) -> ViT:
+        """f; with mean pooling the norm comes after the mean, in the head."""
+        return self.setting.encoder.clone(final_norm=self.pooling == "class")
+
+    @property
+    def head(self) -> ClassifierHead:
+        """Pooling, norm and linear layer."""
+        return ClassifierHead(self.setting.num_classes, self.pooling, self.setting.dtype)
+
+    def init(self, key: jax.Array, encoder: Params | None = None) -> tuple[Params, State]:
+        encoder_key, head_key = jax.random.split(key)
+        tokens = jnp.zeros((1, 1 + self.encoder.num_patches, self.encoder.width))
+        return {
+            "encoder": self.init_encoder(encoder_key, encoder),
+            "head": self.head.init(head_key, tokens)["params"],
+        }, {}
+
+    def transform(self, pixels: jax.Array, keys: jax.Array) -> tuple[View, ...]:
+        """The image as the host cropped it."""
+        del keys
+        return (whole(normalise(pixels), self.encoder.num_patches),)
+
+    def target(self, params: Params, state: State, view: View, batch: Batch, keys: Any) -> Any:
+        del params, state, view, keys
+        return batch.label
+
+    def measure(
+        self, params: Params, state: State, z1: Features, z2: Any, view1: View, view2: View
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Smoothed cross-entropy, and whether the label was among the first 1 and 5."""
+        del state, view1, view2
+        logits = self.classify(params, z1)
+        own = jnp.take_along_axis(logits, z2[:, None], axis=1)
+        better = (~(logits <= own)).sum(1)  # so that NaN counts as wrong
+        metrics = {"top1": better < 1, "top5": better < 5}
+        loss = cross_entropy(logits, z2, self.label_smoothing)
+        return loss, {name: hit.astype(jnp.float32) for name, hit in metrics.items()}
+
+    def classify(self, params: Params, z: Features) -> jax.Array:
+        """Logits float32 [B, num_classes]."""
+        return self.head.apply({"params": params["head"]}, z.tokens)  # type: ignore[return-value]

@@ -1,0 +1,166 @@
+"""C-MAE, Eqs. (9) to (11): occlusion invariance measured by InfoNCE instead of a decoder."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from occinv import schema
+from occinv.data.batch import Batch
+from occinv.encoder.vit import Features, ViT
+from occinv.measure.heads import HeadNorm, MlpHead
+from occinv.measure.losses import Negatives, byol, cosine, info_nce, similarities
+from occinv.objective.base import Axes, Objective, Params, State
+from occinv.transform.colour import ColourJitter
+from occinv.transform.keys import split
+from occinv.transform.masking import kept_patches, paint, random_visible
+from occinv.transform.view import View, normalise
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ContrastiveAutoencoder(Objective):
+    """-log [exp(s(z1, z2)/τ) / Σ_j exp(s(z1, z'_j)/τ)], s(z, z') = cos(q(p(z)), p'(z')).
+
+    z2 comes from an EMA copy of f and p. T1 and T2 are Eq. (6) followed by a colour jitter of each
+    half. The choices that the paper leaves open are fields.
+
+    Attributes:
+      mask_ratio: of patches that T1 removes and T2 keeps.
+      tokens: what the loss is taken on: each `patch` token, the `class` token, the `mean` of the
+        patch tokens, or `patch+class`.
+      similarity: `infonce`, or `byol`, which needs no negatives.
+      negatives: z'_j: the same `position` of the other images, the other tokens of the same
+        `image`, or all tokens of the `batch`.
+      mask_token: whether removed patches enter the encoder as a learnable token or not at all.
+      symmetric: whether the loss is also taken with the two views swapped, and the two averaged.
+      temperature: τ.
+      momentum: of the EMA target.
+      momentum_schedule: `constant`, or `cosine` from `momentum` to 1 at the end.
+      head_hidden, head_out, head_norm: of projector and predictor.
+      colour: the jitter that follows masking.
+    """
+
+    mask_ratio: float = 0.75
+    tokens: Literal["patch", "class", "mean", "patch+class"] = "patch"
+    similarity: Literal["infonce", "byol"] = "infonce"
+    negatives: Negatives = "position"
+    mask_token: bool = True
+    symmetric: bool = True
+    temperature: float = 0.2
+    momentum: float = 0.996
+    momentum_schedule: Literal["constant", "cosine"] = "constant"
+    head_hidden: int = 2048
+    head_out: int = 768
+    head_norm: HeadNorm = "none"
+    colour: ColourJitter = ColourJitter()
+
+    def __post_init__(self) -> None:
+        kept_patches(self.encoder.num_patches, self.mask_ratio)
+        if not self.mask_token and "patch" in self.tokens:
+            raise schema.UserError(
+                f"objective.tokens={self.tokens!r} with objective.mask_token=False: T1 and T2 share "
+                "no patch to compare; use objective.tokens='mean' or 'class'"
+            )
+        if (
+            self.similarity == "infonce"
+            and self.negatives == "image"
+            and self.tokens in ("class", "mean")
+        ):
+            raise schema.UserError(
+                f"objective.negatives='image' with objective.tokens={self.tokens!r}: an image with "
+                "one token has no negatives; use objective.negatives='position'"
+            )
+
+    @property
+    def axes(self) -> Axes:
+        measure = f"{self.tokens} " + {"infonce": "InfoNCE", "byol": "BYOL"}[self.similarity]
+        return Axes(f"{self.mask_ratio:.0%} removed", "the complement", "EMA encoder", measure)
+
+    @property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        return ((0, 1), (1, 0)) if self.symmetric else ((0, 1),)
+
+    @property
+    def couples_batch(self) -> bool:
+        contrasts = self.similarity == "infonce" and self.negatives != "image"
+        return contrasts or self.head_norm == "batchnorm"
+
+    @property
+    def encoder(self) -> ViT:
+        """f, with a learnable mask token if removed patches are to enter it."""
+        return self.setting.encoder.clone(mask_token=self.mask_token)
+
+    @property
+    def head(self) -> MlpHead:
+        """p, and q: two layers each."""
+        return MlpHead(self.head_hidden, self.head_out, self.head_norm, self.setting.dtype)
+
+    def init(self, key: jax.Array, encoder: Params | None = None) -> tuple[Params, State]:
+        keys = jax.random.split(key, 3)
+        params = {
+            "encoder": self.init_encoder(keys[0], encoder),
+            "projector": self.head.init(keys[1], jnp.zeros((1, 1, self.encoder.width)))["params"],
+            "predictor": self.head.init(keys[2], jnp.zeros((1, 1, self.head_out)))["params"],
+        }
+        return params, {"target": {name: params[name] for name in ("encoder", "projector")}}
+
+    def advance(self, params: Params, state: State, step: jax.Array) -> State:
+        """target <- m · target + (1 - m) · online, before the forward pass as in MoCo v3."""
+        momentum: Any = self.momentum
+        if self.momentum_schedule == "cosine":
+            done = step / self.setting.total_steps
+            momentum = 1 - (1 - self.momentum) * (jnp.cos(math.pi * done) + 1) / 2
+        return {
+            "target": jax.tree.map(
+                lambda old, new: momentum * old + (1 - momentum) * new,
+                state["target"],
+                {name: params[name] for name in state["target"]},
+            )
+        }
+
+    def transform(self, pixels: jax.Array, keys: jax.Array) -> tuple[View, ...]:
+        """Eq. (6), then the colour jitter of each half by itself."""
+        count, patch_size = self.encoder.num_patches, self.encoder.patch_size
+        kept = kept_patches(count, self.mask_ratio)
+        mask_keys, *colour_keys = split(keys, 3)
+        visible = random_visible(mask_keys, count, kept)
+
+        def half(seen: jax.Array, kept: int, jitter_keys: jax.Array) -> View:
+            occluded = paint(pixels, seen, patch_size)
+            return View(normalise(self.colour(jitter_keys, occluded)), seen, kept)
+
+        return half(visible, kept, colour_keys[0]), half(~visible, count - kept, colour_keys[1])
+
+    def target(self, params: Params, state: State, view: View, batch: Batch, keys: Any) -> Any:
+        """p'(f'(T2 x)) of the EMA copy, through which no gradient flows."""
+        del params, batch, keys
+        z = self.encode(state["target"], view)
+        return jax.lax.stop_gradient(self.project(state["target"], z))
+
+    def project(self, params: Params, z: Features) -> jax.Array:
+        """p(z) of the tokens that the loss is taken on: [B, T, head_out]."""
+        tokens = {
+            "patch": z.tokens[:, 1:],
+            "class": z.tokens[:, :1],
+            "mean": z.tokens[:, 1:].mean(1, keepdims=True),
+            "patch+class": z.tokens,
+        }[self.tokens]
+        return self.head.apply({"params": params["projector"]}, tokens)  # type: ignore[return-value]
+
+    def measure(
+        self, params: Params, state: State, z1: Features, z2: Any, view1: View, view2: View
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Eq. (9), or BYOL's distance, averaged over the tokens."""
+        del state, view1, view2
+        query = self.head.apply({"params": params["predictor"]}, self.project(params, z1))
+        metrics = {"similarity": cosine(query, z2).mean(1)}  # type: ignore[arg-type]
+        if self.similarity == "byol":
+            return byol(query, z2).mean(1), metrics  # type: ignore[arg-type]
+        cosines, positive = similarities(query, z2, self.negatives)  # type: ignore[arg-type]
+        nearest = cosines.argmax(-1) == positive
+        metrics["agreement"] = nearest.astype(jnp.float32).mean(1)  # chance: 1 in all keys
+        return info_nce(cosines, positive, self.temperature).mean(1), metrics

@@ -1,0 +1,135 @@
+"""MAE, Eqs. (2) and (3): the target is the pixels themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from occinv.data.batch import Batch
+from occinv.encoder.patches import patchify, unpatchify
+from occinv.encoder.vit import Features
+from occinv.measure.decoder import Decoder
+from occinv.measure.losses import normalise_patches, patch_distance, patch_statistics
+from occinv.objective.base import Axes, Objective, Params, State
+from occinv.transform.masking import kept_patches, random_visible
+from occinv.transform.view import View, denormalise, normalise, unit_range
+
+
+class Reconstruction(NamedTuple):
+    """Three pictures of each image, float32 [B, H, W, 3] in [0, 1]."""
+
+    original: jax.Array
+    masked: jax.Array  # removed patches are grey
+    reconstructed: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskedAutoencoder(Objective):
+    """‖(d(f(x ⊙ M)) - x) ⊙ (1 - M)‖².
+
+    Attributes:
+      mask_ratio: of patches that T1 removes.
+      normalise_target: whether each target patch is scaled to mean 0 and deviation 1.
+      decoder_width, decoder_depth, decoder_heads: of d.
+    """
+
+    mask_ratio: float = 0.75
+    normalise_target: bool = True
+    decoder_width: int = 512
+    decoder_depth: int = 8
+    decoder_heads: int = 16
+
+    framework: ClassVar[str] = "reconstructive"
+
+    def __post_init__(self) -> None:
+        kept_patches(self.encoder.num_patches, self.mask_ratio)
+
+    @property
+    def axes(self) -> Axes:
+        return Axes(f"{self.mask_ratio:.0%} removed", "the complement", "pixels", "pixel L2")
+
+    @property
+    def decoder(self) -> Decoder:
+        """d."""
+        return Decoder(
+            num_patches=self.encoder.num_patches,
+            patch_values=3 * self.encoder.patch_size**2,
+            width=self.decoder_width,
+            depth=self.decoder_depth,
+            heads=self.decoder_heads,
+            dtype=self.setting.dtype,
+        )
+
+    def init(self, key: jax.Array, encoder: Params | None = None) -> tuple[Params, State]:
+        encoder_key, decoder_key = jax.random.split(key)
+        count, width = self.encoder.num_patches, self.encoder.width
+        tokens, visible = jnp.zeros((1, 1 + count, width)), jnp.ones((1, count), bool)
+        return {
+            "encoder": self.init_encoder(encoder_key, encoder),
+            "decoder": self.decoder.init(decoder_key, tokens, visible)["params"],
+        }, {}
+
+    def transform(self, pixels: jax.Array, keys: jax.Array) -> tuple[View, ...]:
+        """Eq. (6): T1(x) = x ⊙ M, T2(x) = x ⊙ (1 - M)."""
+        pixels = normalise(pixels)
+        return self.occlude(pixels, keys)
+
+    def occlude(self, pixels: jax.Array, keys: jax.Array) -> tuple[View, View]:
+        """Both halves of normalised `pixels`: what M lets through, and what it removes."""
+        count = self.encoder.num_patches
+        kept = kept_patches(count, self.mask_ratio)
+        visible = random_visible(keys, count, kept)
+        return View(pixels, visible, kept), View(pixels, ~visible, count - kept)
+
+    def patches(self, view: View) -> jax.Array:
+        """The target patches [B, N, P] of a view's image."""
+        patches = patchify(view.pixels, self.encoder.patch_size)
+        return normalise_patches(patches) if self.normalise_target else patches
+
+    def decode(self, params: Params, z: Features, view: View) -> jax.Array:
+        """d(z), patches [B, N, P]."""
+        return self.decoder.apply({"params": params["decoder"]}, z.tokens, view.visible)  # type: ignore[return-value]
+
+    def reconstruct(self, params: Params, pixels: jax.Array, visible: jax.Array) -> Reconstruction:
+        """The image that the decoder sees in the visible patches, as the official demo shows it.
+
+        Predicted patches get the true mean and deviation of their patch back if targets are
+        normalised; visible patches are pasted.
+
+        Args:
+          pixels: float32 [B, H, W, 3] in [0, 1].
+          visible: bool [B, N] with equally many True in each row.
+        """
+        size, count = self.encoder.patch_size, self.encoder.num_patches
+        view = View(normalise(pixels), visible, kept_patches(count, self.mask_ratio))
+        predicted = self.decode(params, self.encode(params, view), view)
+        if self.normalise_target:
+            mean, deviation = patch_statistics(patchify(view.pixels, size))
+            predicted = predicted * deviation + mean
+        predicted = patchify(denormalise(unpatchify(predicted, size)), size)
+        original = patchify(pixels, size)
+        seen = visible[..., None]
+        return Reconstruction(
+            original=pixels,
+            masked=unpatchify(jnp.where(seen, original, 0.5), size),
+            reconstructed=unpatchify(jnp.where(seen, original, jnp.clip(predicted, 0, 1)), size),
+        )
+
+    def pictures(self, params: Params, batch: Batch, keys: jax.Array) -> dict[str, jax.Array]:
+        pixels = unit_range(batch.image)
+        view, _ = self.occlude(pixels, keys)
+        return self.reconstruct(params, pixels, view.visible)._asdict()
+
+    def target(self, params: Params, state: State, view: View, batch: Batch, keys: Any) -> Any:
+        del params, state, batch, keys
+        return self.patches(view)
+
+    def measure(
+        self, params: Params, state: State, z1: Features, z2: Any, view1: View, view2: View
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Eq. (3): over the patches that T1 removed, which are those of T2."""
+        del state
+        return patch_distance(self.decode(params, z1, view1), z2, view2.visible), {}

@@ -1,0 +1,62 @@
+"""The mesh of all accelerators, and how arrays lie on it.
+
+Programs are written for the global batch and compiled with `jax.jit`; the compiler parts the work
+along the mesh's axis `data`. A loss that couples the batch therefore sees all of it, however many
+devices there are.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from occinv.schema import UserError
+
+Tree = TypeVar("Tree")
+
+
+def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
+    """A mesh of one axis, `data`, over every device of every process (or over `devices`)."""
+    devices = devices or jax.devices()
+    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole array."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def by_image(mesh: Mesh) -> NamedSharding:
+    """The leading axis, the images of the global batch, is parted over the devices."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def check_batch(mesh: Mesh, batch_size: int, path: str = "train.batch_size") -> None:
+    """Raises UserError unless the devices can share `batch_size` images equally."""
+    if batch_size % mesh.size:
+        below = batch_size // mesh.size * mesh.size
+        choices = f"{below} or {below + mesh.size}" if below else str(mesh.size)
+        raise UserError(
+            f"{path}={batch_size} is not divisible by the {mesh.size} devices (nearest: {choices})"
+        )
+
+
+def put_batch(mesh: Mesh, batch: Tree) -> Tree:
+    """This process's rows of a batch, as arrays of the global batch on the devices."""
+    sharding = by_image(mesh)
+    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)
+
+
+def fetch(tree: Any) -> Any:
+    """Replicated arrays as NumPy arrays, on every process."""
+    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), tree)
+
+
+def compute_dtype(precision: str) -> Any:
+    """The dtype of the computation: bfloat16 on accelerators unless told, float32 on CPU."""
+    if precision == "auto":
+        precision = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jax.numpy.dtype(precision)

@@ -1,0 +1,374 @@
+"""A whole training run, from top to bottom: prepare, start or resume, step, finish.
+
+    prepare   every check of the config against the machine and the data; nothing is written
+    resume    the newest good checkpoint, or a fresh state (from another run's encoder)
+    step      batch -> step, and now and then: log, evaluate, save
+    finish    the last evaluation and checkpoint, and result.json
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from occinv import parallel, schema
+from occinv.data.batch import Batch
+from occinv.data.loader import EvalLoader, TrainLoader
+from occinv.data.sample import Source
+from occinv.data.sources import open_source, subset
+from occinv.encoder import vit
+from occinv.objective.base import Objective, Setting, build
+from occinv.schema import Duration, Experiment, UserError
+from occinv.train import workdir as files
+from occinv.train.checkpoints import Checkpoints
+from occinv.train.flops import matmul_flops
+from occinv.train.optimizer import learning_rate, make_optimizer
+from occinv.train.signals import StopRequest
+from occinv.train.step import TrainState, init_state, make_step
+from occinv.train.writers import JsonlWriter, MultiWriter, TensorBoardWriter, Writer
+from occinv.transform.keys import image_keys
+
+log = logging.getLogger("occinv.train")
+
+# Called after every step with (steps taken, steps in all, metrics if they were just logged).
+Watch = Callable[[int, int, dict[str, float] | None], None]
+
+
+class NonFinite(RuntimeError):
+    """The loss or its gradient stopped being a number."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A config made real: everything that a run needs, checked, with nothing written yet."""
+
+    experiment: Experiment
+    mesh: jax.sharding.Mesh
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    loader: TrainLoader
+    held_out: EvalLoader | None
+    classes: tuple[str, ...]
+    steps: int
+    pretrained: Any  # parameters of an encoder to start from, or None
+
+    def every(self, interval: Duration | None) -> int:
+        """An interval in steps, at least 1; no interval is the whole run."""
+        if interval is None:
+            return self.steps
+        train, images = self.experiment.train, len(self.loader.source)
+        return max(1, interval.in_steps(train.batch_size, images))
+
+
+class Outcome(NamedTuple):
+    """How a call of `train` ended."""
+
+    step: int
+    steps: int
+    metrics: dict[str, float]  # of the last evaluation, empty if there was none
+    stopped_by: int | None  # the signal that asked to stop, None when the run is finished
+
+
+def prepare(experiment: Experiment) -> Run:
+    """Builds everything and checks it together. Raises UserError; writes nothing."""
+    data, train = experiment.data, experiment.train
+    mesh = parallel.make_mesh()
+    parallel.check_batch(mesh, train.batch_size)
+    if (train.batch_size // train.accumulate) % mesh.size:
+        parallel.check_batch(
+            mesh, train.batch_size // train.accumulate, "train.batch_size / train.accumulate"
+        )
+
+    source = open_source(data.source, train=True, data_dir=data.data_dir)
+    held_out = open_held_out(experiment, source)
+    if data.per_class is not None or data.fraction is not None:
+        source = subset(
+            source, per_class=data.per_class, fraction=data.fraction, seed=experiment.seed
+        )
+    share = {
+        "batch_size": train.batch_size,
+        "image_size": data.image_size,
+        "num_threads": data.num_threads,
+        "max_corrupt": data.max_corrupt,
+        "process_index": jax.process_index(),
+        "process_count": jax.process_count(),
+    }
+    loader = TrainLoader(
+        source, seed=experiment.seed, crop_scale=data.crop_scale, flip=data.flip, **share
+    )
+
+    steps = train.duration.in_steps(train.batch_size, len(source))
+    warmup = experiment.optimizer.warmup.in_steps(train.batch_size, len(source))
+    if steps < 1:
+        raise UserError(
+            f"train.duration={train.duration} is less than one step of {train.batch_size} images "
+            f"over the {len(source)} of {source.name}"
+        )
+    if warmup > steps:
+        raise UserError(
+            f"optimizer.warmup={experiment.optimizer.warmup} is longer than "
+            f"train.duration={train.duration}"
+        )
+    dtype = parallel.compute_dtype(train.precision)
+    encoder = vit.build(experiment.encoder, data.image_size, dtype)
+    setting = Setting(encoder, len(source.classes), steps, dtype)
+    objective = build(experiment.objective, setting)
+    if train.accumulate > 1 and objective.couples_batch:
+        raise UserError(
+            f"train.accumulate={train.accumulate}: {experiment.objective['name']} compares the "
+            "images of a batch with each other, so parts of it have another loss; use 1"
+        )
+    pretrained = None
+    if experiment.init_from is not None:
+        pretrained = files.load(experiment.init_from).params["encoder"]
+        jax.eval_shape(objective.init, jax.random.key(0), pretrained)  # does it fit?
+    schedule = learning_rate(experiment.optimizer, train.batch_size, warmup, steps)
+    return Run(
+        experiment=experiment,
+        mesh=mesh,
+        objective=objective,
+        optimizer=make_optimizer(experiment.optimizer, schedule),
+        schedule=schedule,
+        loader=loader,
+        held_out=held_out and EvalLoader(held_out, resize_ratio=data.resize_ratio, **share),
+        classes=tuple(source.classes),
+        steps=steps,
+        pretrained=pretrained,
+    )
+
+
+def open_held_out(experiment: Experiment, source: Source) -> Source | None:
+    """The images to evaluate on, or None if the data has no held-out part and none is named."""
+    data = experiment.data
+    held_out = open_source(data.eval_source or data.source, train=False, data_dir=data.data_dir)
+    if data.eval_source is None and held_out.name == source.name:
+        return None
+    if tuple(held_out.classes) != tuple(source.classes) and held_out.classes and source.classes:
+        raise UserError(
+            f"{held_out.name} has other classes ({len(held_out.classes)}) than {source.name} "
+            f"({len(source.classes)})"
+        )
+    return held_out
+
+
+def train(experiment: Experiment, workdir: Path, watch: Watch | None = None) -> Outcome:
+    """Trains in `workdir`, from where it was if it has begun there, to the end or to a signal.
+
+    Killed at any moment and called again, it ends with the very parameters of a run that was not.
+    Raises UserError before anything is written, and NonFinite.
+    """
+    run = prepare(experiment)
+    if jax.process_index() == 0:
+        files.claim(workdir, experiment, run.classes)
+    with (
+        StopRequest() as stop,
+        Checkpoints(workdir / files.CHECKPOINTS, keep=experiment.train.keep) as checkpoints,
+    ):
+        state = start_or_resume(run, checkpoints)
+        done = int(state.step)
+        writer = make_writer(workdir, done)
+        try:
+            summarise(run, state, writer, done)
+            step, metrics = run_steps(run, state, done, checkpoints, writer, stop, watch)
+        finally:
+            writer.close()
+    if stop.requested is not None and step < run.steps:
+        return Outcome(step, run.steps, metrics, int(stop.requested))
+    if jax.process_index() == 0:
+        files.write_json(workdir / files.RESULT, {"step": step, "metrics": metrics})
+    return Outcome(step, run.steps, metrics, None)
+
+
+def start_or_resume(run: Run, checkpoints: Checkpoints) -> TrainState:
+    """The state of the newest good checkpoint, or of step 0, on every device of the mesh."""
+    sharding = parallel.replicated(run.mesh)
+
+    def init(encoder: Any) -> TrainState:
+        return init_state(run.objective, run.optimizer, run.experiment.seed, encoder)
+
+    if checkpoints.latest() is None:
+        return jax.jit(init, out_shardings=sharding)(run.pretrained)
+    template = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        jax.eval_shape(init, run.pretrained),
+    )
+    step, items = checkpoints.restore({"params": template.params, "rest": _rest(template)})
+    log.info("continuing after step %d of %d", step, run.steps)
+    return TrainState(params=items["params"], **items["rest"])
+
+
+def _rest(state: TrainState) -> dict[str, Any]:
+    # Parameters are an item of their own, so that a reader needs no optimizer.
+    fields = dataclasses.fields(state)
+    return {f.name: getattr(state, f.name) for f in fields if f.name != "params"}
+
+
+def run_steps(
+    run: Run,
+    state: TrainState,
+    done: int,
+    checkpoints: Checkpoints,
+    writer: Writer,
+    stop: StopRequest,
+    watch: Watch | None,
+) -> tuple[int, dict[str, float]]:
+    """Steps `done` + 1 to the last, or to a stop: (steps taken, last evaluation)."""
+    settings = run.experiment.train
+    everywhere, parted = parallel.replicated(run.mesh), parallel.by_image(run.mesh)
+    step_function = jax.jit(
+        make_step(run.objective, run.optimizer, run.experiment.seed, settings.accumulate),
+        in_shardings=(everywhere, parted),
+        out_shardings=everywhere,
+        donate_argnums=0,
+    )
+    evaluate = make_evaluation(run)
+    log_every, save_every = run.every(settings.log_every), run.every(settings.checkpoint_every)
+    evaluate_every = run.every(settings.evaluate_every)
+    batches = run.loader.batches(done, run.steps)
+    recent: list[dict[str, jax.Array]] = []  # metrics of the steps since the last log
+    metrics: dict[str, float] = {}
+    step, since, waited, saved = done, time.monotonic(), 0.0, done
+
+    def save() -> None:
+        nonlocal saved
+        if saved != step:
+            raise_if_not_finite(state, run, checkpoints)
+            checkpoints.save(step, {"params": state.params, "rest": _rest(state)}, {})
+            saved = step
+
+    while step < run.steps:
+        asked = time.monotonic()
+        batch = parallel.put_batch(run.mesh, next(batches))
+        waited += time.monotonic() - asked
+        state, of_step = step_function(state, batch)
+        step += 1
+        recent.append(of_step)
+        if len(recent) > 2:  # do not run ahead of the device: batches would pile up on it
+            jax.block_until_ready(recent[-3])
+        logged = None
+        if step % log_every == 0 or step == run.steps:
+            logged = _mean(recent)
+            seconds = time.monotonic() - since
+            logged["learning_rate"] = float(run.schedule(step - 1))
+            logged["images_per_second"] = len(recent) * settings.batch_size / seconds
+            logged["data_wait_fraction"] = waited / seconds
+            writer.write_scalars(step, logged)
+            recent, since, waited = [], time.monotonic(), 0.0
+            raise_if_not_finite(state, run, checkpoints)
+        if watch is not None:
+            watch(step, run.steps, logged)
+        if step % evaluate_every == 0 or step == run.steps:
+            metrics = evaluate(state)
+            writer.write_scalars(step, {f"eval/{name}": value for name, value in metrics.items()})
+            writer.write_images(step, pictures(run, state))
+            since = time.monotonic()
+        if step % save_every == 0 or step == run.steps:
+            save()
+        if stop.requested is not None:
+            save()
+            break
+    if done == run.steps:
+        metrics = evaluate(state)
+    return step, metrics
+
+
+def _mean(recent: list[dict[str, jax.Array]]) -> dict[str, float]:
+    values = [parallel.fetch(of_step) for of_step in recent]
+    return {name: float(np.mean([v[name] for v in values])) for name in values[0]}
+
+
+def raise_if_not_finite(state: TrainState, run: Run, checkpoints: Checkpoints) -> None:
+    """Raises NonFinite when more steps were skipped than `train.max_nonfinite` allows."""
+    skipped, allowed = int(state.nonfinite), run.experiment.train.max_nonfinite
+    if skipped > allowed:
+        last = checkpoints.latest()
+        kept = "no checkpoint was saved" if last is None else f"the last good checkpoint is {last}"
+        raise NonFinite(
+            f"loss or gradient not finite in {skipped} of the {int(state.step)} steps so far "
+            f"(train.max_nonfinite={allowed}); the first was step {int(state.first_nonfinite)}; "
+            f"{kept}"
+        )
+
+
+def make_evaluation(run: Run) -> Callable[[TrainState], dict[str, float]]:
+    """A function from a state to the mean loss and metrics over the held-out images."""
+    everywhere, parted = parallel.replicated(run.mesh), parallel.by_image(run.mesh)
+
+    def sums_of(params: Any, state: Any, batch: Batch, number: jax.Array) -> dict[str, jax.Array]:
+        # The same masks each time: what changes between evaluations is the model.
+        keys = image_keys(jax.random.key(0), number, batch.label.shape[0])
+        return run.objective.evaluate(params, state, batch, keys)
+
+    compiled = jax.jit(
+        sums_of, in_shardings=(everywhere, everywhere, parted, None), out_shardings=everywhere
+    )
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        if run.held_out is None:
+            return {}
+        totals: dict[str, float] = {}
+        for number, batch in enumerate(run.held_out.batches()):
+            batch = parallel.put_batch(run.mesh, batch)
+            sums = compiled(state.params, state.state, batch, jnp.int32(number))
+            for name, value in parallel.fetch(sums).items():
+                totals[name] = totals.get(name, 0.0) + float(value)
+        count = totals.pop("count")
+        return {name: value / count for name, value in totals.items()}
+
+    return evaluate
+
+
+def pictures(run: Run, state: TrainState) -> dict[str, np.ndarray]:
+    """What the objective shows of the first held-out images, float32 [8, H, W, 3] each."""
+    if run.held_out is None or jax.process_count() > 1:
+        return {}
+    batch = jax.tree.map(lambda x: x[:8], run.held_out.batch(0))
+    keys = image_keys(jax.random.key(0), jnp.int32(0), batch.label.shape[0])
+    shown = run.objective.pictures(parallel.fetch(state.params), batch, keys)
+    return {name: np.asarray(images) for name, images in shown.items()}
+
+
+def make_writer(workdir: Path, done: int) -> Writer:
+    """The writer of process 0; the others write nothing."""
+    if jax.process_index() != 0:
+        return MultiWriter([])
+    return MultiWriter(
+        [
+            JsonlWriter(workdir / files.METRICS, resume_step=done),
+            TensorBoardWriter(workdir, resume_step=done),
+        ]
+    )
+
+
+def summarise(run: Run, state: TrainState, writer: Writer, done: int) -> None:
+    """Logs what is about to run: its parameters, arithmetic, data and devices."""
+    sizes = {
+        name: sum(x.size for x in jax.tree.leaves(part)) for name, part in state.params.items()
+    }
+    batch = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, run.loader.batch(0)))
+    step = make_step(run.objective, run.optimizer, run.experiment.seed)
+    flops = matmul_flops(step, state, batch) / batch.label.shape[0]
+    log.info(
+        "%s: %s; %.3g GFLOP an image and step in matrix products; %s; steps %d to %d of %d images "
+        "on %d %s device(s)",
+        run.experiment.objective["name"],
+        ", ".join(f"{name} {size / 1e6:.3g} M parameters" for name, size in sizes.items()),
+        flops / 1e9,
+        run.loader.source.name,
+        done + 1,
+        run.steps,
+        run.experiment.train.batch_size,
+        run.mesh.size,
+        jax.default_backend(),
+    )
+    writer.write_hparams({"parameters": sum(sizes.values()), "flops_per_image": flops})

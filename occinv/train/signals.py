@@ -1,0 +1,58 @@
+"""A request to stop, from the scheduler (SIGTERM) or the user (Ctrl-C), at a place of our choice.
+
+A run that is asked to stop saves, says so, and exits with a status that means "saved; run the
+same command to continue": 143 after SIGTERM, 130 after SIGINT, which is what shells report for a
+program that the signal itself ended.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+EXIT_STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130}
+
+
+class StopRequest:
+    """Holds the first SIGTERM or SIGINT until the training loop looks.
+
+        with StopRequest() as stop:
+            while step < steps and stop.requested is None:
+                ...
+        if stop.requested is not None: save, then sys.exit(EXIT_STATUS[stop.requested])
+
+    A second SIGINT raises KeyboardInterrupt at once, for a user who does not want to wait. Further
+    SIGTERMs change nothing. The handlers from before are back after the block.
+
+    Python lets only the main thread handle signals. In another thread the block does nothing,
+    `is_listening` is False and `requested` stays None: signals act as they did before.
+    """
+
+    def __init__(self) -> None:
+        self.requested: signal.Signals | None = None
+        self.is_listening = False
+        self._previous: dict[signal.Signals, Any] = {}
+        self._interrupts = 0
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._note) for number in EXIT_STATUS}
+            self.is_listening = True
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            # None stands for a handler that was not set from Python and cannot be set from it.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._previous = {}
+        self.is_listening = False
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            self._interrupts += 1
+            if self._interrupts > 1:
+                raise KeyboardInterrupt
+        if self.requested is None:
+            self.requested = signal.Signals(number)

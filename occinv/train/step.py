@@ -1,0 +1,112 @@
+"""The one train step, for every objective."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from occinv.data.batch import Batch
+from occinv.objective.base import Objective
+from occinv.transform.keys import image_keys
+
+Metrics = dict[str, jax.Array]
+
+
+@struct.dataclass
+class TrainState:
+    """All that a step changes: one pytree, which a checkpoint holds whole."""
+
+    step: jax.Array  # int32 [], steps taken
+    params: Any
+    state: Any  # the objective's own: an EMA target
+    optimizer: Any
+    nonfinite: jax.Array  # int32 [], steps skipped because their loss or gradient was not finite
+    first_nonfinite: jax.Array  # int32 [], the first such step; 0 before
+
+
+def init_state(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    encoder: Any = None,
+) -> TrainState:
+    """The state before the first step. It follows from the seed, and from `encoder` where given."""
+    params, state = objective.init(jax.random.fold_in(jax.random.key(seed), 0), encoder)
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, params, state, optimizer.init(params), zero, zero)
+
+
+def make_step(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    accumulate: int = 1,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The function (state, global batch) -> (state, metrics), to be jitted.
+
+    With `accumulate` the batch is taken in that many parts, one after the other, which gives the
+    same gradient in less memory for an objective that does not couple the batch. A step whose loss
+    or gradient is not finite changes nothing but the counters.
+    """
+    gradient = jax.value_and_grad(objective.loss, has_aux=True)
+
+    def step(train: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        run_key = jax.random.fold_in(jax.random.key(seed), 1)
+        keys = image_keys(run_key, train.step, batch.label.shape[0])
+
+        def part(batch: Batch, keys: jax.Array) -> Any:
+            (loss, (state, metrics)), grads = gradient(
+                train.params, train.state, batch, keys, train.step
+            )
+            return (loss, metrics, grads), state
+
+        (loss, metrics, grads), state = mean_of_parts(part, (batch, keys), accumulate)
+        norm = optax.global_norm(grads)
+        updates, optimizer_state = optimizer.update(grads, train.optimizer, train.params)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        params, state, optimizer_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (optax.apply_updates(train.params, updates), state, optimizer_state),
+            (train.params, train.state, train.optimizer),
+        )
+        after = TrainState(
+            step=train.step + 1,
+            params=params,
+            state=state,
+            optimizer=optimizer_state,
+            nonfinite=train.nonfinite + (~finite).astype(jnp.int32),
+            first_nonfinite=jnp.where(
+                finite | (train.nonfinite > 0), train.first_nonfinite, train.step + 1
+            ),
+        )
+        return after, {"loss": loss, "gradient_norm": norm, **metrics}
+
+    return step
+
+
+def mean_of_parts(function: Callable[..., Any], arguments: Any, parts: int) -> Any:
+    """(means, last) of a `function` that returns such a pair, over equal parts of `arguments`.
+
+    The leading axis is parted. Part i takes every `parts`-th image from i on, so that each device
+    works on its own images.
+    """
+    if parts == 1:
+        return function(*arguments)
+
+    def strided(x: jax.Array) -> jax.Array:
+        return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    def add(carry: Any, part: Any) -> tuple[Any, None]:
+        values, last = function(*part)
+        return (jax.tree.map(jnp.add, carry[0], values), last), None
+
+    stacked = jax.tree.map(strided, arguments)
+    shapes = jax.eval_shape(function, *jax.tree.map(lambda x: x[0], stacked))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    (sums, last), _ = jax.lax.scan(add, zeros, stacked)
+    return jax.tree.map(lambda x: x / parts, sums), last

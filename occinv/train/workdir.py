@@ -1,0 +1,104 @@
+"""What lies in a workdir, and how a finished or running run is read back from it.
+
+    <workdir>/config.json    the experiment, field by field, and the names of its classes
+    <workdir>/checkpoints/   see checkpoints.py
+    <workdir>/metrics.jsonl  one line for each time metrics were written
+    <workdir>/result.json    what a finished run came to
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from occinv import schema
+from occinv.encoder import vit
+from occinv.objective.base import Objective, Setting, build
+from occinv.schema import UserError
+from occinv.train.checkpoints import Checkpoints
+
+CONFIG, CHECKPOINTS, METRICS, RESULT = "config.json", "checkpoints", "metrics.jsonl", "result.json"
+
+# What may change when a run goes on, for it has no influence on what the run computes.
+FREE = ("train.log_every", "train.evaluate_every", "train.checkpoint_every", "train.keep")
+FREE += ("data.num_threads", "data.max_corrupt", "data.data_dir")
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A run read back: what it was, and the parameters it has reached."""
+
+    experiment: schema.Experiment
+    objective: Objective
+    params: dict[str, Any]  # NumPy arrays by component: `encoder` and the parts of M
+    step: int
+    classes: tuple[str, ...]
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes `content` so that the file is either the old one or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(partial, path)
+
+
+def claim(workdir: Path, experiment: schema.Experiment, classes: tuple[str, ...]) -> None:
+    """Makes `workdir` this experiment's, or checks that it is.
+
+    Raises UserError, quoting the fields, when another experiment has begun there.
+    """
+    path = workdir / CONFIG
+    ours = {"experiment": schema.plain(dataclasses.asdict(experiment)), "classes": list(classes)}
+    ours = json.loads(json.dumps(ours))
+    if path.exists():
+        theirs = json.loads(path.read_text())
+        changed = [
+            f"{name}={old!r} (now {new!r})"
+            for name, old, new in differences(theirs["experiment"], ours["experiment"])
+            if not name.startswith(FREE)
+        ]
+        if theirs["classes"] != ours["classes"]:
+            changed.append(f"{len(theirs['classes'])} classes (now {len(classes)}, or others)")
+        if changed:
+            raise UserError(
+                f"{workdir} holds a run with {', '.join(changed)}; use another --workdir"
+            )
+    write_json(path, ours)
+
+
+def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(field, old value, new value) for every leaf in which two nested mappings differ."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for name in sorted({*old, *new}):
+            below = f"{path}.{name}" if path else name
+            yield from differences(old.get(name), new.get(name), below)
+    elif old != new:
+        yield path, old, new
+
+
+def load(path: str | Path, step: int | None = None) -> Trained:
+    """The run in a workdir, at its newest good checkpoint or at `step`.
+
+    `path` may also be the workdir's `checkpoints` folder or one step in it. Raises UserError if
+    there is no such run or nothing in it can be read.
+    """
+    workdir = Path(path).expanduser()
+    if workdir.parent.name == CHECKPOINTS and workdir.name.isdecimal():
+        workdir, step = workdir.parent, int(workdir.name)
+    if workdir.name == CHECKPOINTS:
+        workdir = workdir.parent
+    if not (workdir / CONFIG).exists():
+        raise UserError(f"{path} is not the workdir of a run: there is no {workdir / CONFIG}")
+    stored = json.loads((workdir / CONFIG).read_text())
+    experiment = schema.resolve(stored["experiment"])
+    classes = tuple(stored["classes"])
+    encoder = vit.build(experiment.encoder, experiment.data.image_size)
+    objective = build(experiment.objective, Setting(encoder, len(classes), total_steps=1))
+    with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
+        step, params = checkpoints.restore_params(step)
+    return Trained(experiment, objective, params, step, classes)

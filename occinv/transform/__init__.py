@@ -1,0 +1,1 @@
+"""T: what invariance to learn. Keyed, batched transformations that run on the device."""

@@ -1,0 +1,58 @@
+"""How occinv is installed. The settings of the tools (ruff, mypy, pytest) are in pyproject.toml.
+
+The lower bounds of the JAX family and of the libraries around it are the versions that the tests
+run with on Python 3.11; they move fast, and nothing older has been tried. The others name the
+first release with wheels for NumPy 2, which JAX asks for.
+"""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="occinv",
+    version="0.1.0",
+    description="Which invariance, measured how, makes a good initialisation for a ViT? In JAX.",
+    author="The occinv authors",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["occinv", "occinv.*"]),
+    package_data={"occinv.report": ["*.html", "*.css"]},
+    entry_points={"console_scripts": ["occinv = occinv.cli:main"]},
+    install_requires=[
+        # JAX and what is built on it.
+        "jax>=0.10.2",
+        "flax>=0.12.8",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8",
+        "dm-pix>=0.4.5",
+        "clu>=0.0.12",
+        # Data and configs. tensorflow-datasets needs importlib_resources to read a prepared data
+        # set without TensorFlow, and does not ask for it.
+        "grain>=0.2.18",
+        "tensorflow-datasets>=4.9.10",
+        "importlib_resources>=6.0",
+        "etils[epath]>=1.15",
+        "ml-collections>=1.1",
+        "pillow>=11.0",
+        # The embedded data sets, and k-NN and linear probes.
+        "scikit-image>=0.25",
+        "scikit-learn>=1.6",
+        # Exchange, logs and the report.
+        "safetensors>=0.5",
+        "tensorboardX>=2.6.2",
+        "matplotlib>=3.11",
+        "jinja2>=3.1",
+        "rich>=13.0",
+        "numpy>=2.0",
+    ],
+    extras_require={
+        "gpu": ["jax[cuda13]>=0.10.2"],
+        "tpu": ["jax[tpu]>=0.10.2"],
+        # Streaming of TFRecord data sets, preparation of ImageNet, clu's metric writers.
+        "tf": ["tensorflow>=2.20", "tensorboard>=2.20"],
+        "dev": ["pytest>=9.0", "pytest-xdist>=3.8", "ruff>=0.17", "mypy>=2.0"],
+    },
+    classifiers=[
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

@@ -1,0 +1,45 @@
+"""The environment that every test runs in, set before JAX is imported, and shared fixtures.
+
+Subprocesses that a test starts inherit it. There is no compilation cache on disk: JAX writes its
+entries in place, so that a killed process (and the tests kill some) leaves a cut one behind.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+if "jax" in sys.modules:
+    raise pytest.UsageError("jax was imported before tests/conftest.py could set its environment")
+
+for name in [name for name in os.environ if name.startswith("JAX_")]:
+    del os.environ[name]  # the user's settings; tests see JAX's defaults but for these:
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
+).strip()
+os.environ["MPLBACKEND"] = "Agg"
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """The folder of arrays that the official code computed: $OCCINV_REFERENCE, or shared/reference
+    beside the checkout. A test that asks for it fails where it is missing: it never skips."""
+    beside = REPOSITORY.parent / "shared" / "reference"
+    folder = Path(os.environ.get("OCCINV_REFERENCE", beside))
+    if not (folder / "mae_pretrain.npz").is_file():
+        pytest.fail(
+            f"no reference arrays (mae_pretrain.npz and others) in {folder}: set the path "
+            "of their folder in OCCINV_REFERENCE"
+        )
+    return folder

@@ -1,0 +1,96 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from occinv.data.crop import _crop_box, center_crop, random_resized_crop
+
+
+def noise(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_whole_image_without_flip_is_the_identity():
+    for size in (8, 32, 64):
+        for seed in range(20):
+            image = noise(size, size, seed)
+            rng = np.random.default_rng(seed)
+            out = random_resized_crop(image, size, rng, scale=(1.0, 1.0), flip=0.0)
+            np.testing.assert_array_equal(out, image)
+
+
+def test_flip_mirrors_left_and_right():
+    image = noise(16, 16)
+    rng = np.random.default_rng(0)
+    out = random_resized_crop(image, 16, rng, scale=(1.0, 1.0), flip=1.0)
+    np.testing.assert_array_equal(out, image[:, ::-1])
+    flips = [
+        not np.array_equal(random_resized_crop(image, 16, rng, scale=(1.0, 1.0), flip=0.5), image)
+        for _ in range(200)
+    ]
+    assert 70 < sum(flips) < 130
+
+
+def test_the_box_has_the_published_distribution():
+    rng = np.random.default_rng(0)
+    boxes = np.array([_crop_box(1000, 1000, rng, (0.2, 1.0), (3 / 4, 4 / 3)) for _ in range(8000)])
+    left, top, right, bottom = boxes.T
+    width, height = right - left, bottom - top
+    area, aspect = width * height / 1e6, width / height
+    assert left.min() >= 0 and top.min() >= 0 and right.max() <= 1000 and bottom.max() <= 1000
+    assert 0.199 < area.min() < 0.21 and area.max() > 0.95
+    assert 0.745 < aspect.min() < 0.76 and 1.32 < aspect.max() < 1.34
+    assert abs(np.log(aspect).mean()) < 0.01  # symmetric: log-uniform, not uniform
+    # Small areas are never refused, so they are uniform: as many in 0.2..0.3 as in 0.3..0.4.
+    counts, _ = np.histogram(area, [0.2, 0.3, 0.4, 0.5])
+    assert abs(counts - counts.mean()).max() < 100
+    # The corner is uniform over what fits.
+    small = width < 990
+    assert abs((left / (1000 - width + 1))[small].mean() - 0.5) < 0.02
+    assert abs((top / (1000 - height + 1))[small & (height < 990)].mean() - 0.5) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "box"),
+    [
+        (1000, 100, (434, 0, 567, 100)),  # too wide: 133 x 100 of the middle
+        (100, 1000, (0, 433, 100, 566)),  # too tall: 100 x 133
+        (100, 100, (0, 0, 100, 100)),
+    ],
+)
+def test_central_fallback(width, height, box):
+    rng = np.random.default_rng(0)
+    # An area above the whole image never fits, so the ten tries all fail.
+    assert _crop_box(width, height, rng, (2.0, 3.0), (3 / 4, 4 / 3))[2:] == pytest.approx(
+        box[2:], abs=1
+    )
+    assert _crop_box(width, height, rng, (2.0, 3.0), (3 / 4, 4 / 3))[:2] == pytest.approx(
+        box[:2], abs=1
+    )
+
+
+def test_crop_sees_only_its_box():
+    # Pixels outside the box must not bleed in through the filter.
+    rng = np.random.default_rng(1)
+    state = rng.bit_generator.state
+    left, top, right, bottom = _crop_box(64, 64, rng, (0.2, 0.4), (3 / 4, 4 / 3))
+    image = noise(64, 64)
+    changed = 255 - image
+    changed[top:bottom, left:right] = image[top:bottom, left:right]
+    outs = []
+    for pixels in (image, changed):
+        rng.bit_generator.state = state
+        outs.append(random_resized_crop(pixels, 16, rng, scale=(0.2, 0.4), flip=0.0))
+    np.testing.assert_array_equal(*outs)
+
+
+def test_center_crop():
+    image = noise(32, 32)
+    np.testing.assert_array_equal(center_crop(image, 32, 1.0), image)
+    wide = noise(32, 50)
+    np.testing.assert_array_equal(center_crop(wide, 32, 1.0), wide[:, 9:41])
+    # 224 at 0.875: short side to 256, then the middle.
+    tall = Image.fromarray(noise(600, 300))
+    expected = np.asarray(tall.resize((256, 512), Image.Resampling.BICUBIC))[144:368, 16:240]
+    np.testing.assert_array_equal(center_crop(tall, 224), expected)
+    with pytest.raises(ValueError, match=r"resize_ratio is 1\.5"):
+        center_crop(image, 32, 1.5)

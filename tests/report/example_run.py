@@ -1,0 +1,115 @@
+"""A small run to report on: rows that are done, running and failed."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+RATIOS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+BLOCKS = [1, 2, 3, 4]
+
+
+def curves(last: float) -> dict[str, Any]:
+    """CKA falling with ratio and block; `last` is its value at the last block, 75 % dropped."""
+    slope = (1 - last) / 0.75
+    values = [[1 - slope * ratio * block / 4 for block in BLOCKS] for ratio in RATIOS]
+    return {"ratios": RATIOS, "blocks": BLOCKS, "values": values}
+
+
+def stage(name: str, scale: float, accuracy: float | None = None) -> dict[str, Any]:
+    """One training: its command and a loss that falls with a little ripple."""
+    loss = [
+        [10 * i, scale * (0.3 + math.exp(-i / 25) + 0.05 * math.sin(17 * i))] for i in range(100)
+    ]
+    curve = [] if accuracy is None else [[200 * i, accuracy * (1 - 0.6**i)] for i in range(1, 6)]
+    return {
+        "duration": "20 epochs",
+        "command": f"occinv train --config configs/{name}.py --workdir runs/{name}",
+        "config": f"objective: {name}\nseed: 0\nmodel:\n  width: 64\n",
+        "seconds": 31.0,
+        "parameters": 312345,
+        "loss": loss,
+        "accuracy": curve,
+    }
+
+
+def row(name: str, accuracy: float | None, **changes: Any) -> dict[str, Any]:
+    """A finished row; `changes` replace its fields."""
+    finished = {
+        "name": name,
+        "key": name.lower(),
+        "framework": "siamese",
+        "transformation": "patch masking",
+        "t1": "75 % removed",
+        "t2": "complement",
+        "target": "same encoder",
+        "measure": "decoder distance",
+        "status": "done",
+        "error": None,
+        "pretrain": stage("mae", 1.0),
+        "finetune": stage("finetune", 2.5, accuracy),
+        "accuracy": accuracy,
+        "psnr": 21.3,
+        "psnr_removed": 18.1,
+        "cka": {"pretrained": curves(0.91), "finetuned": curves(0.82)},
+        "reconstructions": [],
+        "paper": {"accuracy": 83.1, "psnr": 22.2, "epochs": 100},
+    }
+    return {**finished, **changes}
+
+
+def example() -> dict[str, Any]:
+    """Random init, two finished rows (one worse than random), one running, one failed."""
+    return {
+        "title": "quickstart",
+        "command": "occinv reproduce quickstart",
+        "created": "2026-01-02T03:04:05",
+        "machine": "2 CPU cores, JAX 0.10.2, Python 3.11",
+        "seconds": 271.3,
+        "settings": {"data": "photos", "encoder": "ViT 4 x 64", "seeds": [0], "num_test": 760},
+        "rows": [
+            row(
+                "Random init",
+                0.800,
+                pretrain=None,
+                t1=None,
+                t2=None,
+                target=None,
+                measure=None,
+                psnr=None,
+                psnr_removed=None,
+                cka={"pretrained": None, "finetuned": curves(0.64)},
+                paper={"accuracy": 80.9, "psnr": None, "epochs": 100},
+            ),
+            row("MAE", 0.857),
+            row(
+                "R-MAE†",
+                0.787,
+                t2="25 % removed, independent",
+                psnr=23.5,
+                cka={"pretrained": curves(0.95), "finetuned": curves(0.52)},
+            ),
+            row(
+                "R-MAE‡",
+                None,
+                psnr=None,
+                psnr_removed=None,
+                status="running",
+                finetune=None,
+                cka={"pretrained": None, "finetuned": None},
+                paper=None,
+            ),
+            row(
+                "C-MAE",
+                None,
+                psnr=None,
+                psnr_removed=None,
+                status="failed",
+                error="loss is <script>alert('nan')</script> at step 7",
+                pretrain=None,
+                finetune=None,
+                cka=None,
+                measure="InfoNCE",
+            ),
+        ],
+    }

@@ -1,0 +1,96 @@
+"""Figures have the panels, lines, scales and colours that their captions promise."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+
+from occinv.report import figures
+
+
+def test_figure_1_has_a_panel_per_model_and_stage_and_a_line_per_ratio(results):
+    figure = figures.cka_by_block(results)
+    panels, rows = figure.axes[:-1], len(results["rows"])
+    assert len(panels) == 2 * rows
+    assert [axes.get_title(loc="left") for axes in panels[:rows]] == [
+        row["name"] for row in results["rows"]
+    ]
+    assert [len(axes.lines) for axes in panels] == [0, 9, 9, 0, 0, 9, 9, 9, 0, 0]
+    missing = [text.get_text() for axes in panels for text in axes.texts]
+    assert missing == ["no pre-training", "not yet run", "failed", "not yet run", "failed"]
+    assert len({axes.get_ylim() for axes in panels}) == 1, "one scale for all"
+    line = panels[1].lines[8]
+    assert list(line.get_xdata()) == [1, 2, 3, 4]
+    assert list(line.get_ydata()) == results["rows"][1]["cka"]["pretrained"]["values"][8]
+
+
+def test_ratios_have_one_colour_in_every_panel_and_darken_in_order(results):
+    panels = figures.cka_by_block(results).axes
+    colours = [tuple(line.get_color()) for line in panels[1].lines]
+    assert colours == [tuple(line.get_color()) for line in panels[2].lines]
+    brightness = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b, _ in colours]
+    assert brightness == sorted(brightness, reverse=True)
+
+
+def test_no_value_falls_out_of_the_common_scale(results):
+    values = results["rows"][2]["cka"]["finetuned"]["values"]
+    assert figures.lowest_cka(results) <= min(map(min, values))
+    values[0][0] = 0.03
+    assert figures.lowest_cka(results) == 0.0
+    for row in results["rows"]:
+        for stage in row["cka"] or {}:
+            if row["cka"][stage]:
+                row["cka"][stage]["values"] = [[0.991] * 4] * 9
+    assert figures.lowest_cka(results) == pytest.approx(0.98)
+
+
+def test_overview_has_a_line_per_model_and_the_supervised_one_in_both_panels(results):
+    pretrained, finetuned = figures.cka_by_ratio(results).axes
+    names = [line.get_label() for line in pretrained.lines]
+    assert names == ["Random init, supervised", "MAE", "R-MAE†"]
+    assert names == [line.get_label() for line in finetuned.lines]
+    reference = [line.lines[0].get_ydata().tolist() for line in (pretrained, finetuned)]
+    assert reference[0] == reference[1]
+    mae = results["rows"][1]["cka"]["pretrained"]["values"]
+    assert pretrained.lines[1].get_ydata().tolist() == [values[-1] for values in mae]
+
+
+def test_training_curves(results):
+    titles = [axes.get_title(loc="left") for axes in figures.pretraining_losses(results).axes]
+    assert titles == ["MAE", "R-MAE†", "R-MAE‡"]
+    loss, accuracy = figures.finetuning_curves(results).axes
+    assert len(accuracy.lines) == 3
+    assert len({line.get_color() for line in loss.lines}) == 3
+    last = results["rows"][1]["finetune"]["accuracy"][-1]
+    assert accuracy.lines[1].get_xydata()[-1].tolist() == [last[0], 100 * last[1]]
+
+
+def test_moving_mean_keeps_a_constant_curve_constant_up_to_its_ends(results):
+    results["rows"][1]["pretrain"]["loss"] = [[i, 2.0] for i in range(1000)]
+    pale, mean = figures.pretraining_losses(results).axes[0].lines
+    assert len(pale.get_xdata()) <= figures.LONGEST_CURVE
+    assert mean.get_ydata() == pytest.approx(2.0)
+
+
+def test_short_broken_and_missing_curves_do_not_stop_the_report(results):
+    results["rows"][1]["pretrain"]["loss"] = [[0, 1.0]]
+    results["rows"][2]["pretrain"]["loss"] = [[0, 1.0], [1, None], [2, float("nan")]]
+    assert figures.data_uri(figures.pretraining_losses(results))
+    for row in results["rows"]:
+        row.update(cka=None, pretrain=None, finetune=None)
+    for draw in (
+        figures.cka_by_block,
+        figures.cka_by_ratio,
+        figures.pretraining_losses,
+        figures.finetuning_curves,
+    ):
+        assert draw(results) is None
+        assert draw({"rows": []}) is None
+
+
+def test_data_uri_is_an_opaque_svg(results):
+    head, body = figures.data_uri(figures.cka_by_ratio(results)).split(",")
+    svg = base64.b64decode(body).decode()
+    assert head == "data:image/svg+xml;base64"
+    assert "<svg" in svg and "fill: #ffffff" in svg

@@ -1,0 +1,123 @@
+"""Sentences follow the numbers: above, below, level, and what is only noise."""
+
+from __future__ import annotations
+
+import pytest
+from example_run import curves, row
+
+from occinv.report.findings import (
+    accuracy_difference,
+    accuracy_finding,
+    binomial_standard_error,
+    budget_note,
+    cka_finding,
+    findings,
+    psnr_finding,
+)
+
+
+def run(*accuracies: float, num_test: int | None = 10_000) -> dict:
+    """Random init with the first accuracy, a method M1, M2, … for each of the others."""
+    rows = [row("Random init", accuracies[0], pretrain=None)]
+    rows += [row(f"M{i}", value) for i, value in enumerate(accuracies[1:], 1)]
+    return {"rows": rows, "settings": {"num_test": num_test} if num_test else {}}
+
+
+def test_direction_and_amount():
+    results = run(0.80, 0.85, 0.70, 0.8001)
+    above, below, level = (accuracy_difference(results, r).sentence for r in results["rows"][1:])
+    assert above.startswith("M1: 85.0 %, 5.0 points above Random init (80.0 %)")
+    assert below.startswith("M2: 70.0 %, 10.0 points below Random init (80.0 %)")
+    assert level.startswith("M3: 80.0 %, level with Random init (80.0 %)")
+
+
+def test_one_seed_uses_the_binomial_error_of_the_difference():
+    assert binomial_standard_error(0.5, 100) == pytest.approx(0.05)
+    results = run(0.50, 0.60, num_test=100)
+    difference = accuracy_difference(results, results["rows"][1])
+    # 1.96 * sqrt(.25 / 100 + .24 / 100) = 13.7 points, more than the 10 measured.
+    assert difference.margin == pytest.approx(13.72, abs=0.01)
+    assert not difference.is_significant
+    assert difference.sentence.endswith("100 test images ± 13.7: not significant.")
+    results = run(0.50, 0.60, num_test=1000)
+    assert accuracy_difference(results, results["rows"][1]).is_significant
+    assert "seed" in accuracy_finding(results).details[-1]
+
+
+def test_unknown_size_of_the_test_set_is_said_and_claims_nothing():
+    finding = accuracy_finding(run(0.1, 0.9, num_test=None))
+    assert finding.verdict == "unclear"
+    assert "size of the test set is not recorded" in finding.details[0]
+
+
+def test_several_seeds_are_compared_seed_by_seed():
+    results = run(0.5, 0.6)
+    results["rows"][0]["accuracies"] = [0.50, 0.60, 0.70]
+    results["rows"][1]["accuracies"] = [0.52, 0.61, 0.73]
+    difference = accuracy_difference(results, results["rows"][1])
+    assert difference.points == pytest.approx(2.0)
+    # Differences 2, 1, 3: deviation 1, Student's quantile for two degrees of freedom 4.303.
+    assert difference.margin == pytest.approx(4.303 / 3**0.5, abs=0.001)
+    assert "above it in 3 of 3 seeds" in difference.sentence
+    assert not difference.is_significant
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "verdict"),
+    [
+        ((0.5, 0.6, 0.7), "shown"),
+        ((0.5, 0.6, 0.4), "shown in part"),
+        ((0.5, 0.505, 0.4), "unclear"),
+        ((0.5, 0.4, 0.3), "not shown"),
+    ],
+)
+def test_verdict_on_accuracy(accuracies, verdict):
+    assert accuracy_finding(run(*accuracies)).verdict == verdict
+
+
+def test_counts_in_the_claim():
+    claim = accuracy_finding(run(0.5, 0.6, 0.505, 0.4)).claim
+    assert claim.endswith(
+        "above Random init in 2 of 3 rows, significantly in 1 (significantly below in 1)"
+    )
+
+
+def test_missing_rows_are_named_and_spoil_the_verdict(results):
+    finding = accuracy_finding(results)
+    assert "No number for R-MAE‡, C-MAE." in finding.details
+    results["rows"][2]["accuracy"] = 0.9
+    assert accuracy_finding(results).verdict == "shown in part"
+
+
+def test_cka_is_compared_with_the_supervised_model(results):
+    pretrained, finetuned = (cka_finding(results, s) for s in ("pretrained", "finetuned"))
+    assert "(0.640) in 2 of 2 rows" in pretrained.claim
+    assert "R-MAE†: 0.950, 0.310 above 0.640." in pretrained.details
+    assert "(0.640) in 1 of 2 rows" in finetuned.claim
+    assert "R-MAE†: 0.520, 0.120 below 0.640." in finetuned.details
+    complete = {**results, "rows": results["rows"][:2]}
+    assert cka_finding(complete, "finetuned").verdict == "shown"
+    complete["rows"][1]["cka"]["finetuned"] = curves(0.1)
+    assert cka_finding(complete, "finetuned").verdict == "not shown"
+    complete["rows"][0]["cka"] = None
+    assert cka_finding(complete, "finetuned").verdict == "not measured"
+
+
+def test_psnr_is_compared_with_mae(results):
+    finding = psnr_finding(results)
+    assert finding.claim.endswith("23.5 dB, by R-MAE†")
+    assert finding.details[1].endswith("2.2 dB above MAE.")
+    results["rows"][2]["psnr"] = 20.3
+    assert psnr_finding(results).details[1].endswith("1.0 dB below MAE.")
+    results["rows"][2]["psnr"] = 21.34
+    assert psnr_finding(results).details[1].endswith(", level with MAE.")
+
+
+def test_budgets_are_told(results):
+    assert "31 s; the pre-trained rows for 62 s" in budget_note(results).details[0]
+
+
+def test_nothing_is_claimed_without_numbers():
+    assert findings({"rows": []}) == []
+    empty = {**row("MAE", None, status="running", cka=None, psnr=None, finetune=None)}
+    assert findings({"rows": [empty]}) == []

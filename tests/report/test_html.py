@@ -1,0 +1,198 @@
+"""The page is one file, complete, escaped, and honest about what is missing."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from occinv.report.html import duration, render, write_html
+from occinv.schema import UserError
+
+PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+VOID = {"meta", "img", "br"}
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, the text, and whether every tag was closed in order."""
+
+    def __init__(self, source: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text, self.open = "", []
+        self.feed(source)
+        assert not self.open, f"not closed: {self.open}"
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += " " + " ".join(data.split())
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.tags)
+
+
+@pytest.fixture
+def quick_figures(monkeypatch):
+    """Figures are built but not rendered, which takes most of a page's time."""
+    monkeypatch.setattr("occinv.report.figures.data_uri", lambda figure: "data:image/svg+xml,")
+
+
+def add_pictures(results, folder) -> None:
+    (folder / "p").mkdir()
+    for place in (1, 2):
+        triples = []
+        for i in range(3):
+            triple = {
+                kind: f"p/{place}_{i}_{kind}.png"
+                for kind in ("original", "masked", "reconstructed")
+            }
+            for path in triple.values():
+                (folder / path).write_bytes(PIXEL)
+            triples.append(triple)
+        results["rows"][place]["reconstructions"] = triples
+
+
+def test_page_is_self_contained(results, tmp_path):
+    add_pictures(results, tmp_path)
+    path = write_html(results, tmp_path)
+    assert path == tmp_path / "report.html"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["p", "report.html"], "no scratch left"
+    page = Page(path.read_text(encoding="utf-8"))
+    sources = [attributes["src"] for tag, attributes in page.tags if "src" in attributes]
+    assert len(sources) == 4 + 2 * 9, "four figures, and two rows of three triples"
+    assert all(source.startswith("data:image/") for source in sources)
+    assert all(attributes.get("alt") for tag, attributes in page.tags if tag == "img")
+    assert page.count("link") == 0
+    outside = re.sub(r'"data:[^"]*"', "", path.read_text(encoding="utf-8"))
+    assert not re.search(r"https?://|@import|url\(", outside)
+
+
+@pytest.mark.usefixtures("quick_figures")
+def test_page_is_escaped(results, tmp_path):
+    nasty = "<script>alert(1)</script>"
+    results.update(title=nasty, command=nasty, machine=nasty)
+    results["settings"][nasty] = nasty
+    row = results["rows"][1]
+    row.update(name=nasty, t1=nasty, measure=nasty)
+    row["pretrain"].update(command=nasty, config=nasty, duration=nasty)
+    row["reconstructions"] = [dict.fromkeys(("original", "masked", "reconstructed"), '"><b>.png')]
+    source = render(results, tmp_path)
+    assert nasty not in source
+    page = Page(source)
+    assert page.count("script") == 1, "the page's own"
+    assert page.count("b") == 4, "the page's own"
+    assert "loss is <script>alert('nan')</script> at step 7" in page.text
+
+
+@pytest.mark.usefixtures("quick_figures")
+def test_page_holds_numbers_sentences_commands_and_configs(results, tmp_path):
+    page = Page(render(results, tmp_path))
+    for text in (
+        "85.7",
+        "+5.7",
+        "−1.3",
+        "0.910",
+        "R-MAE†: 78.7 %, 1.3 points below Random init",
+        "occinv train --config configs/mae.py --workdir runs/mae",
+        "objective: mae seed: 0",
+        "312,345 parameters",
+        "occinv reproduce quickstart",
+        "4 min 31 s",
+        "2 January 2026",
+    ):
+        assert text in page.text, text
+    assert page.count("details") == len(results["rows"])
+    assert page.count("tr") == 2 + len(results["rows"])
+
+
+@pytest.mark.usefixtures("quick_figures")
+def test_missing_pieces_are_said(results, tmp_path):
+    results["rows"][1]["reconstructions"] = [
+        dict.fromkeys(("original", "masked", "reconstructed"), "gone.png")
+    ]
+    page = Page(render(results, tmp_path))
+    assert "3 of 5 rows are complete." in page.text
+    assert "R-MAE‡: not yet finished" in page.text
+    assert "C-MAE: failed" in page.text
+    assert page.text.count("missing: gone.png") == 3
+    assert "Not started." in page.text
+
+
+@pytest.mark.usefixtures("quick_figures")
+def test_finished_run_has_no_notice(results, tmp_path):
+    results["rows"] = results["rows"][:3]
+    assert "rows are complete" not in render(results, tmp_path)
+
+
+@pytest.mark.usefixtures("quick_figures")
+def test_nothing_has_run_yet(tmp_path):
+    empty = {
+        "title": "x",
+        "command": "c",
+        "created": None,
+        "machine": "m",
+        "seconds": None,
+        "settings": {},
+        "rows": [],
+    }
+    page = Page(render(empty, tmp_path))
+    assert "no row has a number to compare" in page.text
+    assert page.count("img") == 0
+
+
+@pytest.mark.usefixtures("quick_figures")
+def test_results_are_read_from_the_folder(results, tmp_path):
+    with pytest.raises(UserError, match=r"results\.json"):
+        write_html(None, tmp_path)
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert "85.7" in write_html(None, tmp_path).read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("quick_figures")
+def test_a_write_cut_short_keeps_the_old_page(results, tmp_path, monkeypatch):
+    path = write_html(results, tmp_path)
+    before = path.read_bytes()
+
+    def disk_full(self, text, **_):
+        self.write_bytes(text[:100].encode())
+        raise OSError("no space left on device")
+
+    write_text, written = Path.write_text, []
+    monkeypatch.setattr(
+        Path, "write_text", lambda self, *a, **k: (written.append(self), write_text(self, *a, **k))
+    )
+    write_html(results, tmp_path)
+    assert written and path not in written, "the page appears by a rename"
+    monkeypatch.setattr(Path, "write_text", disk_full)
+    with pytest.raises(OSError, match="no space"):
+        write_html(results, tmp_path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "–"),
+        (8.44, "8.4 s"),
+        (59.97, "1 min 00 s"),
+        (125, "2 min 05 s"),
+        (3599.7, "1 h 00 min"),
+        (11220, "3 h 07 min"),
+    ],
+)
+def test_duration(seconds, text):
+    assert duration(seconds) == text

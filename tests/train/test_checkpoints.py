@@ -1,0 +1,422 @@
+"""Checkpoints survive kills, flipped bits and other device counts, and come back bit for bit."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from occinv.schema import UserError
+from occinv.train.checkpoints import MANIFEST, Checkpoints
+
+
+@flax.struct.dataclass
+class Centre:
+    mean: jax.Array
+    counts: tuple
+
+
+def make_state(step: int) -> dict:
+    """Every dtype and container that a run has, with content that follows from the step."""
+    rng = np.random.default_rng(step)
+    weight = rng.normal(size=(6, 8)).astype(np.float32)
+    weight[0, :5] = [np.nan, -0.0, np.inf, -np.inf, 1e-45]
+    params = {
+        "encoder": {"block_0": {"kernel": jnp.asarray(weight)}, "scale": jnp.float32(step)},
+        "head": {"bias": jnp.asarray(rng.normal(size=8), jnp.bfloat16)},
+    }
+    return {
+        "params": params,
+        "optimizer": optax.chain(optax.clip(1.0), optax.adamw(1e-3)).init(params),
+        "state": Centre(jnp.arange(3) + step, (jnp.array(True), [jnp.uint32(2**32 - 1)])),
+        "empty": {},
+        "step": jnp.int32(step),
+    }
+
+
+def assert_same(actual, expected) -> None:
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert (a.dtype, a.shape) == (e.dtype, e.shape)
+        assert np.asarray(a).tobytes() == np.asarray(e).tobytes()
+
+
+def write(folder: Path, steps, keep: int = 3) -> None:
+    with Checkpoints(folder, keep=keep) as checkpoints:
+        for step in steps:
+            assert checkpoints.save(step, make_state(step), {"seed": step})
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("written") / "checkpoints"
+    write(folder, [100, 200, 300])
+    return folder
+
+
+@pytest.fixture
+def folder(written, tmp_path) -> Path:
+    """Steps 100, 200 and 300, to be damaged."""
+    return Path(shutil.copytree(written, tmp_path / "checkpoints"))
+
+
+def template() -> dict:
+    return jax.eval_shape(lambda: make_state(0))
+
+
+def damage(path: Path, at: int = -1) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def payload(folder: Path, step: int, item: str) -> Path:
+    """The largest file of an item: where its arrays are."""
+    files = [p for p in (folder / str(step) / item).rglob("*") if p.is_file()]
+    return max(files, key=lambda p: p.stat().st_size)
+
+
+def test_every_bit_and_every_container_comes_back(folder):
+    with Checkpoints(folder) as checkpoints:
+        for wanted in (make_state(0), template()):
+            step, state = checkpoints.restore(wanted)
+            assert step == 300
+            assert_same(state, make_state(300))
+            assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(state))
+        step, state = checkpoints.restore(template(), step=100)
+        assert step == 100
+        assert_same(state, make_state(100))
+
+
+def test_params_alone_need_neither_template_nor_optimizer(folder):
+    shutil.rmtree(folder / "300" / "optimizer")
+    (folder / "300" / MANIFEST).unlink()
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        step, params = checkpoints.restore_params()
+        assert step == 300
+        assert_same(params, make_state(300)["params"])
+        assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(params))
+
+
+def test_metadata_and_the_list_of_steps(folder):
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        assert checkpoints.steps() == [100, 200, 300]
+        assert checkpoints.latest() == 300
+        assert checkpoints.metadata() == {"seed": 300}
+        assert checkpoints.metadata(100) == {"seed": 100}
+
+
+def test_only_the_newest_stay(tmp_path):
+    write(tmp_path, range(1, 6), keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["4", "5"]
+
+
+def test_a_step_that_is_there_is_left_alone(folder):
+    before = (folder / "300" / MANIFEST).read_bytes()
+    with Checkpoints(folder) as checkpoints:
+        assert not checkpoints.save(300, make_state(1), {})
+        # Going on from an older step on purpose must not be ignored, as Orbax would by default.
+        assert checkpoints.save(250, make_state(250), {})
+    assert (folder / "300" / MANIFEST).read_bytes() == before
+
+
+def test_what_is_saved_is_the_state_at_the_call(tmp_path):
+    size = 1 << 21
+    array, host = jnp.arange(size, dtype=jnp.float32), np.arange(size)
+    overwrite = jax.jit(lambda x: x * 0 - 1, donate_argnums=0)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {"params": {"a": array, "b": host}}, {})
+        array, host[:] = overwrite(array), -1
+        _, params = checkpoints.restore_params()
+    assert_same(params, {"a": np.arange(size, dtype=np.float32), "b": np.arange(size)})
+
+
+def test_any_flipped_byte_is_noticed_and_the_step_before_is_used(folder, caplog):
+    rng = random.Random(0)
+    files = sorted(p for p in (folder / "300").rglob("*") if p.stat().st_size and p.is_file())
+    picks = files + rng.choices(files, k=max(0, 60 - len(files)))
+    picks += [folder / "300" / MANIFEST] * 10
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        for path in picks:
+            intact = path.read_bytes()
+            broken = bytearray(intact)
+            broken[rng.randrange(len(broken))] ^= 1 << rng.randrange(8)
+            path.write_bytes(broken)
+            caplog.clear()
+            step, state = checkpoints.restore(template())
+            assert step == 200, path
+            assert_same(state, make_state(200))
+            name = path.relative_to(folder / "300").as_posix()
+            # A byte changed in the manifest may read as a change of the file that it speaks of.
+            told = "" if name == MANIFEST else name + ": "
+            assert f"checkpoint 300 is damaged ({told}" in caplog.text
+            assert "); using 200" in caplog.text
+            path.write_bytes(intact)
+        assert checkpoints.restore(template())[0] == 300
+
+
+@pytest.mark.parametrize("change", ["missing", "shorter", "added"])
+def test_files_missing_cut_or_added_are_noticed(folder, caplog, change):
+    path = payload(folder, 300, "params")
+    if change == "missing":
+        path.unlink()
+    elif change == "shorter":
+        path.write_bytes(path.read_bytes()[:-3])
+    else:
+        (path.parent / "more").write_bytes(b"x")
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.restore_params()[0] == 200
+    assert "checkpoint 300 is damaged (params/" in caplog.text
+
+
+def test_a_damaged_step_is_put_aside_and_can_be_saved_again(folder):
+    for step in (200, 300):
+        damage(payload(folder, step, "params"))
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.restore(template())[0] == 100
+        assert checkpoints.steps() == [100]
+        assert checkpoints.save(200, make_state(200), {})
+        assert checkpoints.save(300, make_state(300), {})
+        step, state = checkpoints.restore(template())
+    assert step == 300
+    assert_same(state, make_state(300))
+    names = sorted(p.name for p in folder.iterdir())
+    assert names == ["100", "200", "200.damaged", "300", "300.damaged"]
+
+
+def test_nothing_good_is_an_error_and_never_a_new_start(folder):
+    for step in (100, 200, 300):
+        damage(payload(folder, step, "optimizer"))
+    with Checkpoints(folder) as checkpoints:
+        with pytest.raises(
+            UserError, match=r"no undamaged checkpoint .*\[300, 200, 100\].*checksum"
+        ):
+            checkpoints.restore(template())
+        assert checkpoints.steps() == [100, 200, 300]
+
+
+def test_a_step_asked_for_has_nothing_to_fall_back_to(folder):
+    damage(payload(folder, 200, "params"))
+    with Checkpoints(folder) as checkpoints:
+        with pytest.raises(UserError, match=r"of \[200\]; 200: .*checksum"):
+            checkpoints.restore(template(), step=200)
+        with pytest.raises(UserError, match=r"no checkpoint of step 250 .*found \[100, 200, 300\]"):
+            checkpoints.restore(template(), step=250)
+
+
+def test_without_a_manifest_a_step_is_used_and_said_so(folder, caplog):
+    (folder / "300" / MANIFEST).unlink()
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.restore(template())[0] == 300
+    assert f"checkpoint 300 has no {MANIFEST}: used unchecked" in caplog.text
+
+
+def test_without_a_manifest_a_step_that_does_not_load_is_passed_over(folder, caplog):
+    (folder / "300" / MANIFEST).unlink()
+    payload(folder, 300, "params").unlink()
+    shutil.rmtree(folder / "300" / "params" / "d")
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.restore(template())[0] == 200
+    assert "checkpoint 300 is damaged (does not load: " in caplog.text
+
+
+def test_another_model_is_an_error_and_not_damage(folder):
+    def changed(**params):
+        return template() | {"params": template()["params"] | params}
+
+    spec = jax.ShapeDtypeStruct
+    with Checkpoints(folder) as checkpoints:
+        with pytest.raises(UserError, match=r"params/head/bias of bfloat16\[8\].*bfloat16\[9\]"):
+            checkpoints.restore(changed(head={"bias": spec((9,), jnp.bfloat16)}))
+        with pytest.raises(UserError, match=r"bfloat16\[8\].*expects .*float32\[8\]"):
+            checkpoints.restore(changed(head={"bias": spec((8,), jnp.float32)}))
+        with pytest.raises(UserError, match=r"no params/head/biases.*nearest.*params/head/bias"):
+            checkpoints.restore(changed(head={"biases": spec((8,), jnp.bfloat16)}))
+        with pytest.raises(UserError, match="expects no params/head/bias"):
+            checkpoints.restore(changed(head={}))
+        with pytest.raises(UserError, match="no item 'momentum'"):
+            checkpoints.restore({"momentum": template()["params"]})
+        assert checkpoints.steps() == [100, 200, 300]
+
+
+def test_reading_writes_nothing(folder):
+    (folder / "400.orbax-checkpoint-tmp").mkdir()
+    damage(payload(folder, 300, "params"))
+    before = sorted(folder.rglob("*"))
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        assert checkpoints.restore(template())[0] == 200
+        with pytest.raises(ValueError, match="read-only"):
+            checkpoints.save(500, make_state(500), {})
+    assert sorted(folder.rglob("*")) == before
+    with Checkpoints(folder / "nowhere", read_only=True) as checkpoints:
+        assert checkpoints.latest() is None
+        with pytest.raises(UserError, match="no checkpoint in"):
+            checkpoints.restore_params()
+    assert not (folder / "nowhere").exists()
+
+
+def test_unfinished_folders_are_removed(folder):
+    (folder / "350.orbax-checkpoint-tmp" / "params").mkdir(parents=True)
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.latest() == 300
+        checkpoints.save(400, make_state(400), {})
+    assert sorted(p.name for p in folder.iterdir()) == ["200", "300", "400"]
+
+
+def test_what_cannot_be_kept_is_refused_before_anything_is_written(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(TypeError, match="key is key<fry>"):
+            checkpoints.save(1, {"params": {"key": jax.random.key(0)}}, {})
+        with pytest.raises(ValueError, match=r"x is empty, shape \(0, 3\)"):
+            checkpoints.save(1, {"params": {"x": jnp.zeros((0, 3))}}, {})
+        with pytest.raises(TypeError, match="JSON"):
+            checkpoints.save(1, make_state(1), {"config": object()})
+        with pytest.raises(ValueError, match="'about'"):
+            checkpoints.save(1, {"about": jnp.int32(1)}, {})
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match="keep = 0"):
+        Checkpoints(tmp_path, keep=0)
+
+
+def test_a_failed_save_is_raised_and_the_steps_before_stay(folder, monkeypatch):
+    def full(self):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Checkpoints, "_seal", full)
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(400, make_state(400), {})
+    with pytest.raises(OSError, match="no space left"):
+        checkpoints.wait()
+    assert checkpoints.restore(template())[0] == 300
+    checkpoints.close()
+    monkeypatch.undo()
+    write(folder, [400])
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.restore(template())[0] == 400
+
+
+def test_other_users_of_absl_logging_are_still_heard(caplog):
+    from absl import logging as absl_logging
+
+    with caplog.at_level(logging.INFO, logger="absl"):
+        absl_logging.warning("from elsewhere")
+    assert "from elsewhere" in caplog.text
+
+
+DEVICES = """
+import os, sys
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=" + sys.argv[2]
+import jax, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from occinv.train.checkpoints import Checkpoints
+
+mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+split, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
+full = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+with Checkpoints(sys.argv[1]) as checkpoints:
+    if checkpoints.latest() is None:
+        params = {"split": jax.device_put(full, split), "whole": jax.device_put(full, whole)}
+        checkpoints.save(1, {"params": params}, {})
+    else:
+        spec = jax.ShapeDtypeStruct
+        wanted = {"split": spec((8, 3), np.float32, sharding=whole),
+                  "whole": spec((8, 3), np.float32, sharding=split)}
+        _, state = checkpoints.restore({"params": wanted})
+        for name in wanted:
+            assert state["params"][name].sharding == wanted[name].sharding, name
+            assert np.array_equal(state["params"][name], full), name
+    assert np.array_equal(checkpoints.restore_params()[1]["split"], full)
+print(jax.device_count())
+"""
+
+
+def test_restored_on_another_number_of_devices_and_silently(tmp_path):
+    for devices in ("4", "2"):
+        ran = subprocess.run(
+            [sys.executable, "-c", DEVICES, str(tmp_path / "c"), devices],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        # Orbax's own log stays off the terminal.
+        assert (ran.returncode, ran.stdout, ran.stderr) == (0, devices + "\n", "")
+
+
+# Forks before JAX has started its threads: eight runs for one import. A run takes up where the
+# one before was killed, and tells after each save that the step before is on disk.
+KILLED = """
+import os, sys, time, signal
+import jax, numpy as np
+from occinv.train.checkpoints import Checkpoints
+
+def run(out):
+    with Checkpoints(sys.argv[1], keep=2) as checkpoints:
+        step = checkpoints.latest() or 0
+        while True:
+            step += 1
+            arrays = {str(i): np.full((64, 256), step + i / 16, np.float32) for i in range(16)}
+            checkpoints.save(step, {"params": arrays, "step": np.int32(step)}, {"step": step})
+            os.write(out, b"%d\\n" % step)
+
+for line in sys.stdin:
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        run(write)
+    os.close(write)
+    first = os.read(read, 4096)
+    time.sleep(float(line))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    told = first
+    while more := os.read(read, 4096):
+        told += more
+    print(int(told.split()[-1]) - 1, flush=True)
+"""
+
+
+def test_killed_at_any_moment_the_newest_complete_step_is_there(tmp_path, caplog):
+    rng = random.Random(1)
+    folder = tmp_path / "checkpoints"
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", KILLED, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    leftovers = 0
+    try:
+        for _ in range(8):
+            process.stdin.write(f"{rng.uniform(0.05, 1.5)}\n")
+            process.stdin.flush()
+            committed = int(process.stdout.readline())
+            leftovers += any("tmp" in p.name for p in folder.iterdir())
+            with Checkpoints(folder, read_only=True) as checkpoints:
+                if checkpoints.latest() is None:
+                    assert committed == 0
+                    continue
+                step, params = checkpoints.restore_params()
+                assert step >= committed
+                assert checkpoints.metadata() == {"step": step}
+            expected = {str(i): np.full((64, 256), step + i / 16, np.float32) for i in range(16)}
+            assert_same(params, expected)
+    finally:
+        _, errors = process.communicate(timeout=60)
+    assert errors == ""
+    assert step > 8
+    # The manifest appears together with the step, so no kill leaves a step unchecked or damaged.
+    assert not caplog.records
+    assert leftovers, "no kill fell into a save: the test has lost its point"
+    assert json.loads((folder / str(step) / MANIFEST).read_bytes())["files"]

@@ -1,0 +1,181 @@
+"""What writers write can be read back, also after a kill and a resume."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from occinv.train.writers import JsonlWriter, MultiWriter, TensorBoardWriter, read_scalars
+
+
+def write_steps(folder, steps, **options):
+    writer = JsonlWriter(folder, **options)
+    for step in steps:
+        writer.write_scalars(step, {"loss": step / 2})
+    writer.close()
+
+
+def test_scalars_of_every_kind_come_back(tmp_path):
+    writer = JsonlWriter(tmp_path)
+    scalars = {
+        "python": 0.1,
+        "count": 7,
+        "float32": np.float32(0.1),
+        "device": jnp.float32(2.5),
+        "bfloat16": jnp.bfloat16(1.5),
+        "one": jnp.ones((1,)),
+    }
+    start = time.time()
+    writer.write_scalars(jnp.int32(3), scalars)
+    # Whole lines are in the file before it is flushed or closed: a reader may look at any time.
+    (line,) = read_scalars(tmp_path)
+    assert line.pop("step") == 3
+    assert start - 1 <= line.pop("time") <= time.time() + 1
+    expected = {"python": 0.1, "count": 7, "float32": float(np.float32(0.1)), "device": 2.5}
+    assert line == expected | {"bfloat16": 1.5, "one": 1.0}
+    assert isinstance(line["count"], int)
+    writer.flush()
+    writer.close()
+    writer.close()
+    assert read_scalars(tmp_path / "metrics.jsonl") == read_scalars(tmp_path)
+
+
+def test_not_finite_is_still_json(tmp_path):
+    writer = JsonlWriter(tmp_path)
+    writer.write_scalars(1, {"a": np.nan, "b": jnp.inf, "c": -np.inf})
+    writer.close()
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    text = (tmp_path / "metrics.jsonl").read_text()
+    line = json.loads(text, parse_constant=refuse)
+    assert (line["a"], line["b"], line["c"]) == ("NaN", "Infinity", "-Infinity")
+    (line,) = read_scalars(tmp_path)
+    assert np.isnan(line["a"])
+    assert (line["b"], line["c"]) == (np.inf, -np.inf)
+
+
+def test_after_a_resume_no_step_stands_twice(tmp_path):
+    write_steps(tmp_path, [10, 20, 30, 40])
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 50, "ti')
+    assert [x["step"] for x in read_scalars(tmp_path)] == [10, 20, 30, 40]
+    write_steps(tmp_path, [30, 40, 50], resume_step=20)
+    assert [x["step"] for x in read_scalars(tmp_path)] == [10, 20, 30, 40, 50]
+    write_steps(tmp_path, [10], resume_step=0)
+    assert [x["step"] for x in read_scalars(tmp_path)] == [10]
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_going_on_without_a_step_adds_after_the_last_whole_line(tmp_path):
+    write_steps(tmp_path, [1, 2])
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text() + '{"step": 3, "loss": 1}')  # no newline: not written whole
+    write_steps(tmp_path, [3])
+    assert [x["step"] for x in read_scalars(path)] == [1, 2, 3]
+    assert read_scalars(path)[-1]["loss"] == 1.5
+
+
+def test_not_finite_survives_a_resume(tmp_path):
+    writer = JsonlWriter(tmp_path)
+    writer.write_scalars(1, {"loss": np.nan})
+    writer.close()
+    write_steps(tmp_path, [2], resume_step=1)
+    assert np.isnan(read_scalars(tmp_path)[0]["loss"])
+
+
+def test_what_is_no_scalar_or_no_json_is_an_error(tmp_path):
+    writer = JsonlWriter(tmp_path)
+    with pytest.raises(ValueError, match=r"shape \(2,\)"):
+        writer.write_scalars(1, {"loss": np.ones(2)})
+    with pytest.raises(ValueError, match="one number"):
+        writer.write_scalars(1, {"loss": "high"})
+    with pytest.raises(ValueError, match="called step"):
+        writer.write_scalars(1, {"step": 2})
+    writer.close()
+    assert read_scalars(tmp_path) == []
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is not JSON"):
+        read_scalars(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        read_scalars(tmp_path / "nowhere")
+
+
+class Recorder:
+    def __init__(self):
+        self.calls = []
+
+    def __getattr__(self, name):
+        return lambda *arguments: self.calls.append((name, *arguments))
+
+
+def test_every_writer_gets_every_call():
+    first, second = Recorder(), Recorder()
+    both = MultiWriter([first, second])
+    both.write_scalars(1, {"loss": 0.5})
+    both.write_images(1, {"x": np.zeros((1, 2, 2, 3))})
+    both.write_texts(1, {"note": "text"})
+    both.write_hparams({"lr": 0.1})
+    both.flush()
+    both.close()
+    names = ["write_scalars", "write_images", "write_texts", "write_hparams", "flush", "close"]
+    assert [call[0] for call in first.calls] == names
+    assert str(first.calls) == str(second.calls)
+    assert first.calls[0] == ("write_scalars", 1, {"loss": 0.5})
+
+
+def events(folder):
+    """Tag -> [(step, value message)] of the event files, oldest first."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found: dict = {}
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        # A record: length (8 bytes), its checksum (4), the event, its checksum (4).
+        while content:
+            size = int.from_bytes(content[:8], "little")
+            event = Event.FromString(content[12 : 12 + size])
+            content = content[16 + size :]
+            for value in event.summary.value:
+                found.setdefault(value.tag, []).append((event.step, value))
+    return found
+
+
+def test_tensorboard_gets_scalars_images_and_texts(tmp_path):
+    from io import BytesIO
+
+    from PIL import Image
+
+    writer = TensorBoardWriter(tmp_path, resume_step=6)
+    writer.write_scalars(7, {"loss": jnp.float32(0.25), "worst": np.nan})
+    ramp = np.linspace(-0.5, 1.5, 4 * 4 * 3, dtype=np.float32).reshape(1, 4, 4, 3)
+    dark = np.full((1, 4, 4, 3), 2, np.uint8)
+    writer.write_images(7, {"ramp": ramp, "dark": dark, "grey": jnp.ones((1, 4, 4, 1))})
+    writer.write_texts(7, {"note": "hello"})
+    writer.write_hparams({"lr": 0.1})
+    with pytest.raises(ValueError, match=r"'flat' have shape \(4, 4, 3\)"):
+        writer.write_images(7, {"flat": ramp[0]})
+    writer.flush()
+    writer.close()
+    found = events(tmp_path)
+    ((step, value),) = found["loss"]
+    assert (step, value.simple_value) == (7, 0.25)
+    assert np.isnan(found["worst"][0][1].simple_value)
+
+    def pixels(tag):
+        encoded = found[tag][0][1].image.encoded_image_string
+        return np.asarray(Image.open(BytesIO(encoded)).convert("RGB"))
+
+    assert np.array_equal(pixels("ramp"), np.rint(ramp[0].clip(0, 1) * 255))
+    assert np.array_equal(pixels("dark"), dark[0])
+    assert (pixels("grey") == 255).all()
+    texts = {
+        tag: v[0][1].tensor.string_val[0].decode() for tag, v in found.items() if "text" in tag
+    }
+    assert any("hello" in text for text in texts.values())
+    assert any('"lr": 0.1' in text for text in texts.values())
