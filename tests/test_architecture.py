@@ -16,6 +16,7 @@ LIBRARY = REPOSITORY / "occinv"
 # Lowest first. A part imports itself and the parts before it, and nothing else of occinv.
 LAYERS = (
     "schema",
+    "configuration",
     "data",
     "transform",
     "encoder",

@@ -134,7 +134,7 @@ def cka_curves(
         values, number = fetch(
             _hsic(used, put_batch(mesh, batch), seed, plain, tuple(ratios), tokens, mesh)
         )
-        count = round(float(number))
+        count = round(number.item())
         if count < FEWEST:
             left_out += count
             continue
@@ -168,11 +168,11 @@ def _check(encoder: ViT, ratios: Sequence[float], tokens: str, removed: str) -> 
         kept_patches(encoder.num_patches, ratio)
 
 
-@functools.partial(jax.jit, static_argnames=("encoder", "ratios", "tokens", "mesh"))
+@functools.partial(jax.jit, static_argnames=("seed", "encoder", "ratios", "tokens", "mesh"))
 def _hsic(
     params: Any,
     batch: Batch,
-    seed: jax.Array,
+    seed: int,
     encoder: ViT,
     ratios: tuple[float, ...],
     tokens: Tokens,
@@ -180,7 +180,7 @@ def _hsic(
 ) -> tuple[jax.Array, jax.Array]:
     """HSIC₁ of (full, occluded), (full, full), (occluded, occluded): [3, R, depth]; and n []."""
     pixels = normalise(unit_range(batch.image))
-    real = batch.weight > 0
+    real = (batch.weight > 0).astype(jnp.float32)
     key = jax.random.key(seed)
     full = encoder.apply({"params": params}, pixels).blocks  # type: ignore[union-attr]
     terms = []
@@ -192,7 +192,8 @@ def _hsic(
         second = centred_gram(features(occluded, ids, tokens), real)
         terms.append([hsic(first, second), hsic(first, first), hsic(second, second)])
     values = jnp.stack([jnp.stack(column) for column in zip(*terms, strict=True)])
-    result = values / unbiased_count(real), real.sum()
+    count = real.sum()
+    result = values / jnp.maximum(count * (count - 3), 1), count
     return jax.lax.with_sharding_constraint(result, replicated(mesh))
 
 
@@ -218,34 +219,25 @@ def features(blocks: jax.Array, ids: jax.Array, tokens: Tokens) -> jax.Array:
 def centred_gram(x: jax.Array, real: jax.Array) -> jax.Array:
     """The U-centred Gram matrix of features [depth, B, F]: [depth, B, B], 0 for padding.
 
-    Its off-diagonal rows sum to 0 (Székely and Rizzo 2014); HSIC₁ is then a mere product, which
-    float32 bears, where Song's three terms nearly cancel.
+    Its rows sum to 0 without the diagonal, which is 0 (Székely and Rizzo 2014). HSIC₁ is then a
+    mere product, which float32 bears, where Song's three terms nearly cancel.
+
+    Args:
+      real: float32 [B], 1 for an image and 0 for padding.
     """
     count = real.sum()
     # HSIC₁ does not see the mean; without it the Gram matrix keeps its digits for what varies.
     mean = (x * real[:, None]).sum(1, keepdims=True) / count
-    x = jnp.where(real[:, None], x - mean, 0.0)
+    x = (x - mean) * real[:, None]
     gram = jnp.einsum("dif,djf->dij", x, x, precision=jax.lax.Precision.HIGHEST)
-    pairs = (real[:, None] & real[None, :]) & ~jnp.eye(len(real), dtype=bool)
-    gram = jnp.where(pairs, gram, 0.0)
+    pairs = real[:, None] * real[None, :] * (1 - jnp.eye(len(real)))
+    gram = gram * pairs
     rows = gram.sum(2)
-    total = rows.sum(1)
-    by_row = jnp.maximum(count - 2, 1)
-    by_total = jnp.maximum((count - 1) * (count - 2), 1)
-    centred = (
-        gram
-        - (rows[:, :, None] + rows[:, None, :]) / by_row
-        + (total / by_total)[:, None, None]
-    )
-    return jnp.where(pairs, centred, 0.0)
+    total = rows.sum(1)[:, None, None] / jnp.maximum((count - 1) * (count - 2), 1)
+    by_row = (rows[:, :, None] + rows[:, None, :]) / jnp.maximum(count - 2, 1)
+    return (gram - by_row + total) * pairs
 
 
 def hsic(first: jax.Array, second: jax.Array) -> jax.Array:
     """n (n - 3) · HSIC₁ of two U-centred Gram matrices [depth, B, B]: [depth]."""
     return (first * second).sum((1, 2))
-
-
-def unbiased_count(real: jax.Array) -> jax.Array:
-    """n (n - 3) of the real images, at least 1."""
-    count = real.sum()
-    return jnp.maximum(count * (count - 3), 1)

@@ -15,7 +15,7 @@ from occinv.encoder.patches import patchify
 from occinv.encoder.vit import ViT
 from occinv.evaluate.occlusion import draw_visible
 from occinv.measure.losses import mean_over
-from occinv.objective import Objective
+from occinv.objective.base import Objective
 from occinv.objective.reconstruction import Reconstruction
 from occinv.parallel import fetch, make_mesh, put_batch, replicated
 from occinv.schema import UserError

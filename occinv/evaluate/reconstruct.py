@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from occinv.data.batch import Batch
 from occinv.evaluate.occlusion import draw_visible
 from occinv.evaluate.psnr import reconstructing
-from occinv.objective import Objective
+from occinv.objective.base import Objective
 from occinv.transform.view import unit_range
 
 GAP, HEADER = 4, 18  # pixels of the grid

@@ -8,10 +8,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -170,6 +172,9 @@ def train(experiment: Experiment, workdir: Path, watch: Watch | None = None) -> 
     run = prepare(experiment)
     if jax.process_index() == 0:
         files.claim(workdir, experiment, run.classes)
+    if (workdir / files.RESULT).exists():
+        finished = json.loads((workdir / files.RESULT).read_text())
+        return Outcome(finished["step"], run.steps, finished["metrics"], None)
     with (
         StopRequest() as stop,
         Checkpoints(workdir / files.CHECKPOINTS, keep=experiment.train.keep) as checkpoints,
@@ -225,7 +230,7 @@ def run_steps(
     """Steps `done` + 1 to the last, or to a stop: (steps taken, last evaluation)."""
     settings = run.experiment.train
     everywhere, parted = parallel.replicated(run.mesh), parallel.by_image(run.mesh)
-    step_function = jax.jit(
+    step_function: Any = jax.jit(
         make_step(run.objective, run.optimizer, run.experiment.seed, settings.accumulate),
         in_shardings=(everywhere, parted),
         out_shardings=everywhere,
@@ -234,10 +239,13 @@ def run_steps(
     evaluate = make_evaluation(run)
     log_every, save_every = run.every(settings.log_every), run.every(settings.checkpoint_every)
     evaluate_every = run.every(settings.evaluate_every)
+    if done < run.steps:  # compiled here, so that it does not count as training time
+        step_function = step_function.lower(state, batch_shapes(run)).compile()
     batches = run.loader.batches(done, run.steps)
     recent: list[dict[str, jax.Array]] = []  # metrics of the steps since the last log
     metrics: dict[str, float] = {}
-    step, since, waited, saved = done, time.monotonic(), 0.0, done
+    step, saved = done, done
+    clock = Clock()
 
     def save() -> None:
         nonlocal saved
@@ -247,23 +255,21 @@ def run_steps(
             saved = step
 
     while step < run.steps:
-        asked = time.monotonic()
-        batch = parallel.put_batch(run.mesh, next(batches))
-        waited += time.monotonic() - asked
+        with clock.waiting():
+            batch = parallel.put_batch(run.mesh, next(batches))
         state, of_step = step_function(state, batch)
         step += 1
+        clock.steps += 1
         recent.append(of_step)
         if len(recent) > 2:  # do not run ahead of the device: batches would pile up on it
             jax.block_until_ready(recent[-3])
         logged = None
         if step % log_every == 0 or step == run.steps:
             logged = _mean(recent)
-            seconds = time.monotonic() - since
             logged["learning_rate"] = float(run.schedule(step - 1))
-            logged["images_per_second"] = len(recent) * settings.batch_size / seconds
-            logged["data_wait_fraction"] = waited / seconds
+            logged |= clock.rates(settings.batch_size)
             writer.write_scalars(step, logged)
-            recent, since, waited = [], time.monotonic(), 0.0
+            recent, clock = [], Clock()
             raise_if_not_finite(state, run, checkpoints)
         if watch is not None:
             watch(step, run.steps, logged)
@@ -271,15 +277,39 @@ def run_steps(
             metrics = evaluate(state)
             writer.write_scalars(step, {f"eval/{name}": value for name, value in metrics.items()})
             writer.write_images(step, pictures(run, state))
-            since = time.monotonic()
+            clock = Clock()
         if step % save_every == 0 or step == run.steps:
             save()
         if stop.requested is not None:
             save()
             break
-    if done == run.steps:
+    if done == run.steps:  # killed between the last checkpoint and result.json
         metrics = evaluate(state)
     return step, metrics
+
+
+class Clock:
+    """Speed since it was made: of steps alone, without compiling or evaluating."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self._start = time.monotonic()
+        self._waited = 0.0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """What runs in this block is waiting for data."""
+        asked = time.monotonic()
+        yield
+        self._waited += time.monotonic() - asked
+
+    def rates(self, batch_size: int) -> dict[str, float]:
+        """Images a second, and the share of the time that was spent waiting for data."""
+        seconds = time.monotonic() - self._start
+        return {
+            "images_per_second": self.steps * batch_size / seconds,
+            "data_wait_fraction": self._waited / seconds,
+        }
 
 
 def _mean(recent: list[dict[str, jax.Array]]) -> dict[str, float]:
@@ -334,8 +364,19 @@ def pictures(run: Run, state: TrainState) -> dict[str, np.ndarray]:
         return {}
     batch = jax.tree.map(lambda x: x[:8], run.held_out.batch(0))
     keys = image_keys(jax.random.key(0), jnp.int32(0), batch.label.shape[0])
-    shown = run.objective.pictures(parallel.fetch(state.params), batch, keys)
+    shown = jax.jit(run.objective.pictures)(parallel.fetch(state.params), batch, keys)
     return {name: np.asarray(images) for name, images in shown.items()}
+
+
+def batch_shapes(run: Run) -> Batch:
+    """The shapes and dtypes of a global batch."""
+    count, size = run.experiment.train.batch_size, run.experiment.data.image_size
+    return Batch(
+        image=jax.ShapeDtypeStruct((count, size, size, 3), jnp.uint8),
+        label=jax.ShapeDtypeStruct((count,), jnp.int32),
+        index=jax.ShapeDtypeStruct((count,), jnp.int32),
+        weight=jax.ShapeDtypeStruct((count,), jnp.float32),
+    )
 
 
 def make_writer(workdir: Path, done: int) -> Writer:
@@ -355,9 +396,8 @@ def summarise(run: Run, state: TrainState, writer: Writer, done: int) -> None:
     sizes = {
         name: sum(x.size for x in jax.tree.leaves(part)) for name, part in state.params.items()
     }
-    batch = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, run.loader.batch(0)))
     step = make_step(run.objective, run.optimizer, run.experiment.seed)
-    flops = matmul_flops(step, state, batch) / batch.label.shape[0]
+    flops = matmul_flops(step, state, batch_shapes(run)) / run.experiment.train.batch_size
     log.info(
         "%s: %s; %.3g GFLOP an image and step in matrix products; %s; steps %d to %d of %d images "
         "on %d %s device(s)",
@@ -371,4 +411,5 @@ def summarise(run: Run, state: TrainState, writer: Writer, done: int) -> None:
         run.mesh.size,
         jax.default_backend(),
     )
-    writer.write_hparams({"parameters": sum(sizes.values()), "flops_per_image": flops})
+    if done == 0:
+        writer.write_scalars(0, {"parameters": sum(sizes.values()), "flops_per_image": flops})

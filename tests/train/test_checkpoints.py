@@ -224,8 +224,7 @@ def test_without_a_manifest_a_step_is_used_and_said_so(folder, caplog):
 
 def test_without_a_manifest_a_step_that_does_not_load_is_passed_over(folder, caplog):
     (folder / "300" / MANIFEST).unlink()
-    payload(folder, 300, "params").unlink()
-    shutil.rmtree(folder / "300" / "params" / "d")
+    (folder / "300" / "about" / "metadata").write_text('{"layout": ')
     with Checkpoints(folder) as checkpoints:
         assert checkpoints.restore(template())[0] == 200
     assert "checkpoint 300 is damaged (does not load: " in caplog.text

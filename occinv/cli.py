@@ -1,0 +1,181 @@
+"""The command line: parse, resolve, call. Heavy imports wait until a command needs them.
+
+Exit status: 0 done; 1 the run failed (a loss that is no number); 2 a mistake in what was given;
+130 and 143 stopped by Ctrl-C and SIGTERM after saving: the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from occinv import schema
+from occinv.configuration import CONFIGS, load
+from occinv.objective import OBJECTIVES
+from occinv.schema import UserError, nearest
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def _choices() -> str:
+    encoders = typing.get_args(typing.get_type_hints(schema.Encoder)["name"])
+    configs = [p.name for p in sorted(CONFIGS.glob("*.py"))]
+    return "\n".join(
+        [
+            "what can be chosen:",
+            f"  configs      {', '.join(configs)} in configs/, each with :smoke",
+            f"  objectives   {', '.join(OBJECTIVES)}, or module:Class of your own",
+            f"  encoders     {', '.join(encoders)}",
+            "  data.source  photos, digits, folder:PATH, tfds:NAME[:SPLIT]",
+            "",
+            "  occinv train --config configs/mae.py:smoke --workdir runs/try",
+            "  occinv train --config configs/mae.py --workdir runs/own \\",
+            "      --config.data.source=folder:PATH --config.train.batch_size=256",
+            "",
+            "exit status: 0 done, 1 failed, 2 wrong input (nothing written), 130 or 143 stopped",
+            "by Ctrl-C or SIGTERM after saving: run the same command again to go on.",
+        ]
+    )
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of every command."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(
+        prog="occinv",
+        description="Occlusion-invariant and siamese pretraining of vision transformers in JAX.",
+        epilog=_choices(),
+        formatter_class=form,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="pretrain, fine-tune or train from scratch",
+                                epilog=_choices(), formatter_class=form)  # fmt: skip
+    train.add_argument("--config", required=True, metavar="FILE[:VARIANT]")
+    train.add_argument("--workdir", required=True, type=Path)
+    train.add_argument("--config.FIELD=VALUE", dest="_", help="set a field of the config")
+    train.add_argument("--distributed", action="store_true",
+                       help="one process of several (Cloud TPU and SLURM are recognised)")  # fmt: skip
+
+    evaluate = commands.add_parser("evaluate", help="measure trained encoders")
+    measures = evaluate.add_subparsers(dest="measure", required=True, metavar="MEASURE")
+    for name, text in (
+        ("cka", "linear CKA of occluded and full images, by block and drop ratio (Figure 1)"),
+        ("psnr", "quality of reconstructions in dB (Table 1)"),
+        ("reconstruct", "pictures: original, masked, reconstructed"),
+    ):
+        measure = measures.add_parser(name, help=text)
+        many = "+" if name == "cka" else None
+        measure.add_argument("--workdir", required=True, type=Path, nargs=many)
+        measure.add_argument("--source", help="other images than the run's own held-out ones")
+        measure.add_argument("--seed", type=int, default=0)
+        if name == "reconstruct":
+            measure.add_argument("--count", type=int, default=8)
+        else:
+            measure.add_argument("--num-images", type=int, help="only the first so many")
+        if name == "cka":
+            measure.add_argument("--tokens", choices=("visible", "mean", "class"), default="visible")
+            measure.add_argument("--removed", choices=("drop", "mask_token"), default="drop",
+                                 help="how removed patches enter the encoder")  # fmt: skip
+
+    reproduce = commands.add_parser("reproduce", help="a table of the paper, as one command")
+    reproduce.add_argument("table", choices=("quickstart",))
+    reproduce.add_argument("--workdir", required=True, type=Path)
+    reproduce.add_argument("--seeds", type=int, default=1, help="how many seeds for every row")
+    reproduce.add_argument("--rows", help="only these, separated by commas")
+
+    report = commands.add_parser("report", help="print and draw what `reproduce` has measured")
+    report.add_argument("workdir", type=Path)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("occinv").setLevel(logging.INFO)
+    try:
+        options, rest = make_parser().parse_known_args(arguments)
+        unknown = [a for a in rest if not a.startswith("--config.")]
+        if unknown or (rest and options.command != "train"):
+            known = ("--config", "--workdir", "--source", "--seed", "--seeds", "--rows")
+            word = (unknown or rest)[0]
+            raise UserError(f"unknown argument {word!r}{nearest(word.split('=')[0], known)}")
+        return _COMMANDS[options.command](options, rest)
+    except UserError as error:
+        print(f"occinv: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("occinv: interrupted at once; what was saved before stays", file=sys.stderr)
+        return 130
+
+
+def _train(options: argparse.Namespace, overrides: list[str]) -> int:
+    experiment = schema.resolve(load(options.config, overrides))
+    from occinv.progress import Progress
+    from occinv.train.loop import NonFinite, train
+
+    if options.distributed:
+        import jax
+
+        jax.distributed.initialize()
+    try:
+        with Progress() as progress:
+            outcome = train(experiment, options.workdir, progress.stage(options.workdir.name))
+    except NonFinite as error:
+        print(f"occinv: {error}", file=sys.stderr)
+        return 1
+    if outcome.stopped_by is not None:
+        print(
+            f"stopped and saved at step {outcome.step} of {outcome.steps} in {options.workdir}; "
+            "run the same command to go on"
+        )
+        return 128 + outcome.stopped_by
+    measured = ", ".join(f"{name} {value:.4g}" for name, value in outcome.metrics.items())
+    print(f"{options.workdir}: {outcome.step} steps done" + (f"; {measured}" if measured else ""))
+    return 0
+
+
+def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
+    from occinv.evaluate import run
+
+    chosen: dict[str, Any] = {"source": options.source, "seed": options.seed}
+    if options.measure == "reconstruct":
+        print(run.evaluate_reconstruct(options.workdir, options.count, **chosen))
+        return 0
+    chosen["num_images"] = options.num_images
+    if options.measure == "psnr":
+        found = run.evaluate_psnr(options.workdir, **chosen)
+    else:
+        found = run.evaluate_cka(
+            options.workdir, tokens=options.tokens, removed=options.removed, **chosen
+        )
+    print(found)
+    return 0
+
+
+def _reproduce(options: argparse.Namespace, rest: list[str]) -> int:
+    from occinv.reproduce.quickstart import reproduce
+
+    return reproduce(options.workdir, seeds=options.seeds, rows=options.rows)
+
+
+def _report(options: argparse.Namespace, rest: list[str]) -> int:
+    from occinv.report.html import write_html
+    from occinv.report.results import load_results
+    from occinv.report.table import print_table
+
+    results = load_results(options.workdir)
+    print_table(results)
+    print(write_html(results, options.workdir))
+    return 0
+
+
+_COMMANDS = {"train": _train, "evaluate": _evaluate, "reproduce": _reproduce, "report": _report}

@@ -1,0 +1,205 @@
+"""What the `evaluate` commands do: a run's checkpoint in, numbers and pictures in files out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from occinv.data.batch import Batch
+from occinv.data.loader import EvalLoader
+from occinv.data.sample import Source
+from occinv.data.sources import Subset, open_source
+from occinv.evaluate.cka import RATIOS, Removed, Tokens, cka_curves
+from occinv.evaluate.psnr import reconstruction_psnr
+from occinv.evaluate.reconstruct import save_grid, save_triples, triples
+from occinv.parallel import make_mesh
+from occinv.schema import UserError
+from occinv.train.workdir import CONFIG, Trained, load, write_json
+
+BATCH = 128  # images at once, rounded up to a multiple of the devices
+
+
+def evaluate_cka(
+    workdirs: Sequence[str | Path],
+    *,
+    source: str | None = None,
+    num_images: int | None = None,
+    ratios: Sequence[float] = RATIOS,
+    tokens: Tokens = "visible",
+    removed: Removed = "drop",
+    seed: int = 0,
+    batch_size: int = BATCH,
+    out: str | Path | None = None,
+) -> dict[str, Any]:
+    """Occlusion invariance of each run's encoder: see `cka_curves`.
+
+    Args:
+      workdirs: runs, each as `occinv.train.workdir.load` takes it.
+      source: images to measure on, as `data.source`; None: each run's own held-out images.
+      num_images: measure on so many, spread evenly over the source; None: all.
+      batch_size: of the minibatch estimator; rounded up to a multiple of the devices.
+      out: file for all models together; None: `evaluate/cka.json` in the first run's workdir.
+
+    Returns:
+      What is written: the settings, and under `models` for each run its workdir, objective, step,
+      source and `ratios`, `blocks`, `values`, `images` of `Curves`.
+
+    Raises:
+      UserError: no run given, or one that cannot be read or measured.
+    """
+    if not workdirs:
+        raise UserError("no workdir given, expected one or more")
+    mesh = make_mesh()
+    models = []
+    for path in workdirs:
+        trained = load(path)
+        images = choose_images(trained, source, num_images)
+        curves = cka_curves(
+            trained.objective.encoder,
+            trained.params["encoder"],
+            batches(trained, images, mesh, batch_size),
+            ratios,
+            tokens=tokens,
+            removed=removed,
+            seed=seed,
+            mesh=mesh,
+        )
+        models.append(_about(path, trained, images) | curves.as_json())
+    settings = {"tokens": tokens, "removed": removed, "seed": seed, "batch_size": batch_size}
+    return _write(out or folder(workdirs[0]) / "cka.json", {**settings, "models": models})
+
+
+def evaluate_psnr(
+    workdir: str | Path,
+    *,
+    source: str | None = None,
+    num_images: int | None = None,
+    seed: int = 0,
+    batch_size: int = BATCH,
+    out: str | Path | None = None,
+) -> dict[str, Any]:
+    """How well a run's model reconstructs removed patches: see `reconstruction_psnr`.
+
+    Arguments as `evaluate_cka`; `out` defaults to `evaluate/psnr.json` in the workdir.
+
+    Returns:
+      What is written: workdir, objective, step, source, seed, and the fields of `Psnr`.
+
+    Raises:
+      UserError: the run cannot be read, or its objective does not reconstruct pixels.
+    """
+    mesh = make_mesh()
+    trained = load(workdir)
+    images = choose_images(trained, source, num_images)
+    result = reconstruction_psnr(
+        trained.objective,
+        trained.params,
+        batches(trained, images, mesh, batch_size),
+        seed=seed,
+        mesh=mesh,
+    )
+    content = _about(workdir, trained, images) | {"seed": seed} | result._asdict()
+    return _write(out or folder(workdir) / "psnr.json", content)
+
+
+def evaluate_reconstruct(
+    workdir: str | Path,
+    count: int = 8,
+    *,
+    source: str | None = None,
+    seed: int = 0,
+    scale: int | None = None,
+    out: str | Path | None = None,
+) -> Path:
+    """Pictures of `count` images, original, masked and reconstructed, spread over the source.
+
+    Args:
+      scale: by which pixels are enlarged; None: so that images have about 128 pixels a side.
+      out: the grid; None: `evaluate/reconstructions.png` in the workdir. The single pictures go
+        into a folder beside it, of its name without the suffix.
+
+    Returns:
+      The path of the grid.
+
+    Raises:
+      UserError: as `evaluate_psnr`, or a count or scale below 1.
+    """
+    trained = load(workdir)
+    images = choose_images(trained, source, count)
+    size = trained.experiment.data.image_size
+    scale = max(1, round(128 / size)) if scale is None else scale
+    if scale < 1:
+        raise UserError(f"scale={scale}, expected 1 or more")
+    # On one device: pictures are few.
+    loader = _loader(trained, images, len(images))
+    found = triples(trained.objective, trained.params, loader.batch(0), seed)
+    path = Path(out) if out else folder(workdir) / "reconstructions.png"
+    if jax.process_index() == 0:
+        save_triples(path.with_suffix(""), found, scale)
+        save_grid(path, found, scale)
+    return path
+
+
+def choose_images(trained: Trained, source: str | None, num_images: int | None) -> Source:
+    """The images to evaluate on: see `evaluate_cka`. A run without held-out images has its own."""
+    data = trained.experiment.data
+    spec = source or data.eval_source or data.source
+    opened = open_source(spec, train=False, data_dir=data.data_dir)
+    if num_images is None:
+        return opened
+    if not 1 <= num_images <= len(opened):
+        raise UserError(
+            f"{num_images} images asked for, expected 1 to {len(opened)}: {opened.name}"
+        )
+    # Sources are often sorted by class: the first images would be all of one.
+    return Subset(opened, np.arange(num_images) * len(opened) // num_images)
+
+
+def batches(
+    trained: Trained, images: Source, mesh: Mesh, batch_size: int = BATCH
+) -> Iterator[Batch]:
+    """This process's rows of every image, as the run's own evaluation crops them."""
+    if batch_size < 1:
+        raise UserError(f"batch_size={batch_size}, expected 1 or more")
+    shared = -(-batch_size // mesh.size) * mesh.size
+    rows = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    return _loader(trained, images, shared, **rows).batches()
+
+
+def _loader(trained: Trained, images: Source, batch_size: int, **rows: int) -> EvalLoader:
+    data = trained.experiment.data
+    return EvalLoader(
+        images,
+        batch_size=batch_size,
+        image_size=data.image_size,
+        resize_ratio=data.resize_ratio,
+        num_threads=data.num_threads,
+        max_corrupt=data.max_corrupt,
+        **rows,
+    )
+
+
+def folder(path: str | Path) -> Path:
+    """`<workdir>/evaluate`, for a workdir or a path in it that `load` has accepted."""
+    path = Path(path).expanduser().absolute()
+    return next(p for p in (path, *path.parents) if (p / CONFIG).exists()) / "evaluate"
+
+
+def _about(path: str | Path, trained: Trained, images: Source) -> dict[str, Any]:
+    return {
+        "workdir": str(path),
+        "objective": str(trained.experiment.objective["name"]),
+        "step": trained.step,
+        "source": images.name,
+    }
+
+
+def _write(path: str | Path, content: dict[str, Any]) -> dict[str, Any]:
+    if jax.process_index() == 0:
+        write_json(Path(path), content)
+    return content

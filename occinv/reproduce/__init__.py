@@ -1,0 +1,1 @@
+"""The paper's comparisons as one command each: rows of configs, run, measured and reported."""

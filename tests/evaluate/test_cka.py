@@ -1,0 +1,222 @@
+"""CKA against formulas written out in float64, and what must not change it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from example_models import DECODER, DEPTH, N, encoder_of, images, padded, rows
+
+from occinv.evaluate.cka import centred_gram, cka_curves, hsic, linear_cka
+from occinv.evaluate.occlusion import draw_visible
+from occinv.parallel import make_mesh
+from occinv.schema import UserError
+from occinv.transform.view import normalise, unit_range
+
+MAE = {"name": "mae", **DECODER}
+CMAE = {"name": "cmae", "head_hidden": 8, "head_out": 8}
+RATIOS = (0.25, 0.75)
+
+
+def song(x: np.ndarray, y: np.ndarray) -> float:
+    """HSIC_1 of Song et al., Eq. 5, term by term in float64."""
+    n = len(x)
+    k, l = (f.astype(np.float64) @ f.astype(np.float64).T for f in (x, y))  # noqa: E741
+    np.fill_diagonal(k, 0)
+    np.fill_diagonal(l, 0)
+    one = np.ones(n)
+    trace = np.trace(k @ l)
+    totals = (one @ k @ one) * (one @ l @ one) / ((n - 1) * (n - 2))
+    cross = 2 / (n - 2) * (one @ k @ l @ one)
+    return float((trace + totals - cross) / (n * (n - 3)))
+
+
+def hsic1(x: np.ndarray, y: np.ndarray, real: np.ndarray | None = None) -> float:
+    """The library's HSIC_1 of features [n, F]."""
+    real = np.ones(len(x), np.float32) if real is None else real
+    n = real.sum()
+    first, second = (centred_gram(jnp.asarray(f, "float32")[None], real) for f in (x, y))
+    return float(hsic(first, second)[0] / (n * (n - 3)))
+
+
+def cka1(x: np.ndarray, y: np.ndarray, estimate: Callable[..., float] = hsic1) -> float:
+    return estimate(x, y) / np.sqrt(estimate(x, x) * estimate(y, y))
+
+
+@pytest.fixture
+def pair() -> tuple[np.ndarray, np.ndarray]:
+    """Features that have something in common, with a mean far larger than what varies."""
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(24, 10))
+    y = x[:, :6] + 0.7 * generator.normal(size=(24, 6))
+    return x + 30, y - 20
+
+
+def test_hsic_equals_song_term_by_term(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    x, y = pair
+    assert hsic1(x, y) == pytest.approx(song(x, y), rel=1e-5)
+    assert hsic1(x, x) == pytest.approx(song(x, x), rel=1e-5)
+
+
+def test_hsic_does_not_see_padding(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    x, y = (np.concatenate([f, np.full((5, f.shape[1]), 99.0)]) for f in pair)
+    real = (np.arange(29) < 24).astype(np.float32)
+    assert hsic1(x, y, real) == pytest.approx(song(*pair), rel=1e-5)
+
+
+def test_hsic_of_unrelated_features_is_zero_on_average() -> None:
+    """Which is what unbiased means; plain CKA of the same features is far from 0."""
+    generator = np.random.default_rng(0)
+    draws = generator.normal(size=(300, 2, 8, 20))
+    values = [cka1(x, y) for x, y in draws]
+    assert abs(np.mean(values)) < 0.03
+    assert np.mean([linear_cka(x, y) for x, y in draws]) > 0.5
+
+
+@pytest.mark.parametrize("cka", [cka1, linear_cka])
+def test_cka_does_not_see_rotation_scale_and_shift(
+    cka: Callable[..., float], pair: tuple[np.ndarray, np.ndarray]
+) -> None:
+    x, y = pair
+    rotation, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(10, 10)))
+    assert cka(x, x @ rotation * 7 + 3) == pytest.approx(1, abs=1e-5)
+    assert cka(x @ rotation * 7 + 3, y) == pytest.approx(cka(x, y), abs=1e-5)
+    assert cka(x, y) < 0.9
+    assert cka(x, x) == pytest.approx(1, abs=1e-6)
+
+
+def test_linear_cka_is_the_published_ratio_of_norms(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    x, y = (f - f.mean(0) for f in pair)
+    norm = np.linalg.norm
+    expected = norm(y.T @ x) ** 2 / (norm(x.T @ x) * norm(y.T @ y))
+    assert linear_cka(*pair) == pytest.approx(expected, rel=1e-9)
+
+
+def features(section: dict, batch, ratio: float, tokens: str, mask_token: bool = False) -> tuple:
+    """[depth] pairs of features [n, F], full and occluded, image by image through the encoder."""
+    encoder, params = encoder_of(section)
+    encoder = encoder.clone(mask_token=mask_token)
+    visible, kept = draw_visible(jax.random.key(5), batch.index, N, ratio)
+    full, occluded = [], []
+    for row in range(len(batch.label)):
+        pixels = normalise(unit_range(jnp.asarray(batch.image[row : row + 1])))
+        seen = np.asarray(visible[row])
+        whole = np.asarray(encoder.apply({"params": params}, pixels).blocks)[:, 0]
+        part = encoder.apply({"params": params}, pixels, visible[row : row + 1], kept).blocks
+        part = np.asarray(part)[:, 0]
+        if tokens == "visible":
+            part = part[:, 1:][:, seen] if mask_token else part[:, 1:]
+            pick = (whole[:, 1:][:, seen], part)
+        elif tokens == "mean":
+            pick = (whole[:, 1:].mean(1), part[:, 1:].mean(1))
+        else:
+            pick = (whole[:, 0], part[:, 0])
+        full.append(pick[0].reshape(DEPTH, -1))
+        occluded.append(pick[1].reshape(DEPTH, -1))
+    return np.stack(full, 1), np.stack(occluded, 1)
+
+
+@pytest.mark.parametrize(
+    ("section", "tokens", "removed"),
+    [
+        (MAE, "visible", "drop"),
+        (MAE, "mean", "drop"),
+        (MAE, "class", "drop"),
+        (CMAE, "visible", "drop"),
+        (CMAE, "visible", "mask_token"),
+        (CMAE, "mean", "mask_token"),
+    ],
+)
+def test_curves_are_the_published_estimate_of_features_taken_one_image_at_a_time(
+    section: dict, tokens: str, removed: str
+) -> None:
+    batches = [images(12), images(7, first=12)]
+    curves = cka_curves(
+        *encoder_of(section), batches, RATIOS, tokens=tokens, removed=removed, seed=5
+    )
+    assert (curves.ratios, curves.blocks, curves.images) == (RATIOS, (1, 2), 19)
+    for ratio, values in zip(RATIOS, curves.values, strict=True):
+        sums = np.zeros((3, DEPTH))
+        for batch in batches:
+            full, occluded = features(section, batch, ratio, tokens, removed == "mask_token")
+            for block in range(DEPTH):
+                x, y = full[block], occluded[block]
+                sums[:, block] += len(x) * np.array([song(x, y), song(x, x), song(y, y)])
+        np.testing.assert_allclose(values, sums[0] / np.sqrt(sums[1] * sums[2]), atol=2e-5)
+    assert (curves.values < 0.999).all()
+
+
+def test_an_encoder_that_cannot_see_the_other_patches_has_a_cka_of_1() -> None:
+    """With attention switched off, visible tokens are alike in the full and the occluded image."""
+    encoder, params = encoder_of(MAE)
+    out = params["blocks"]["scan"]["attention"]["out"]
+    params["blocks"]["scan"]["attention"]["out"] = jax.tree.map(np.zeros_like, out)
+    curves = cka_curves(encoder, params, [images(16)], (0.1, 0.5, 0.9))
+    np.testing.assert_allclose(curves.values, 1, atol=1e-6)
+
+
+def test_curves_do_not_depend_on_order_padding_or_devices() -> None:
+    encoder, params = encoder_of(MAE)
+    expected = cka_curves(encoder, params, [images(16), images(8, 16)], RATIOS).values
+    shuffled = np.random.default_rng(0).permutation(16)
+    batches = [padded(images(8, 16), 8), rows(images(16), shuffled)]
+    for mesh in (None, make_mesh(), make_mesh(jax.devices()[:4])):
+        found = cka_curves(encoder, params, batches, RATIOS, mesh=mesh)
+        np.testing.assert_allclose(found.values, expected, atol=2e-5)
+        assert found.images == 24
+    other = cka_curves(encoder, params, batches, RATIOS, seed=1).values
+    assert abs(other - expected).max() > 1e-4
+
+
+def test_what_is_removed_follows_from_the_image_and_the_ratio() -> None:
+    key, index = jax.random.key(0), np.arange(40, dtype=np.int32)
+    first, kept = draw_visible(key, index, N, 0.75)
+    again, _ = draw_visible(key, index[::-1].copy(), N, 0.75)
+    np.testing.assert_array_equal(first, again[::-1])
+    assert kept == 4
+    assert (np.asarray(first).sum(1) == 4).all()
+    assert len(np.unique(np.asarray(first), axis=0)) > 30
+    more, _ = draw_visible(key, index, N, 0.5)
+    nested = (np.asarray(more) | ~np.asarray(first)).all(1)  # shared noise would nest them all
+    assert nested.mean() < 0.5
+
+
+def test_a_batch_of_fewer_than_four_images_is_left_out_aloud(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    encoder, params = encoder_of(MAE)
+    expected = cka_curves(encoder, params, [images(12)], RATIOS)
+    with caplog.at_level(logging.WARNING, "occinv.evaluate"):
+        found = cka_curves(encoder, params, [images(12), padded(images(3, 12), 9)], RATIOS)
+    np.testing.assert_array_equal(found.values, expected.values)
+    assert found.images == 12
+    assert "leaves out 3 images" in caplog.text
+    with pytest.raises(UserError, match="4 images or more, found 3"):
+        cka_curves(encoder, params, [images(3)], RATIOS)
+
+
+def test_features_that_do_not_vary_have_no_cka() -> None:
+    encoder, params = encoder_of(MAE)
+    same = rows(images(1), np.zeros(8, int))
+    curves = cka_curves(encoder, jax.tree.map(np.zeros_like, params), [same], RATIOS)
+    assert np.isnan(curves.values).all()
+    assert curves.as_json()["values"] == [[None, None], [None, None]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokens": "visble"}, "tokens='visble'.*did you mean 'visible'"),
+        ({"removed": "mask"}, "removed='mask'.*did you mean 'mask_token'"),
+        ({"removed": "mask_token"}, "trained without a mask token"),
+        ({"ratios": (0.5, 1.0)}, "mask ratio 1.0"),
+        ({"ratios": ()}, "no drop ratio"),
+    ],
+)
+def test_a_choice_that_cannot_be_is_an_error_before_any_image(change: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        cka_curves(*encoder_of(MAE), iter([None]), **change)

@@ -1,0 +1,140 @@
+"""PSNR by its definition, image by image, and the pictures it is the measure of."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from example_models import DECODER, PATCH, SIZE, N, images, make, padded, rows
+from PIL import Image
+
+from occinv.evaluate.occlusion import draw_visible
+from occinv.evaluate.psnr import reconstruction_psnr
+from occinv.evaluate.reconstruct import Triple, save_grid, save_triples, triples
+from occinv.objective.reconstruction import MaskedAutoencoder
+from occinv.parallel import make_mesh
+from occinv.schema import UserError
+
+MAE = {"name": "mae", **DECODER}
+
+
+def patches(picture: np.ndarray) -> np.ndarray:
+    """[H, W, 3] to [N, P], by slicing."""
+    side = SIZE // PATCH
+    cut = [
+        picture[r * PATCH : (r + 1) * PATCH, c * PATCH : (c + 1) * PATCH].ravel()
+        for r in range(side)
+        for c in range(side)
+    ]
+    return np.stack(cut)
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+def test_psnr_is_its_definition_image_by_image(normalised: bool) -> None:
+    objective, params = make({**MAE, "normalise_target": normalised})
+    whole, removed = [], []
+    for number in range(12):
+        batch = images(1, first=number)
+        visible, _ = draw_visible(jax.random.key(2), batch.index, N, 0.75)
+        pixels = batch.image[0].astype(np.float64) / 255
+        shown = objective.reconstruct(params, (batch.image / np.float32(255)), visible)
+        squared = (patches(np.asarray(shown.reconstructed[0], np.float64)) - patches(pixels)) ** 2
+        assert not squared[np.asarray(visible[0])].any()
+        whole.append(-10 * np.log10(squared.mean()))
+        removed.append(-10 * np.log10(squared[~np.asarray(visible[0])].mean()))
+    found = reconstruction_psnr(objective, params, [images(8), padded(images(4, 8), 4)], seed=2)
+    assert found.whole == pytest.approx(np.mean(whole), abs=1e-3)
+    assert found.removed == pytest.approx(np.mean(removed), abs=1e-3)
+    assert found.whole - found.removed == pytest.approx(10 * np.log10(16 / 12), abs=1e-3)
+    assert (found.images, found.mask_ratio) == (12, 0.75)
+    assert found.normalised_target is normalised
+
+
+def test_psnr_does_not_depend_on_order_padding_or_devices() -> None:
+    objective, params = make({"name": "rmae", "t2": "independent", **DECODER})
+    expected = reconstruction_psnr(objective, params, [images(16)])
+    shuffled = padded(rows(images(16), np.random.default_rng(0).permutation(16)), 8)
+    found = reconstruction_psnr(objective, params, [shuffled], mesh=make_mesh())
+    assert found == pytest.approx(expected, abs=1e-4)
+    other = reconstruction_psnr(objective, params, [images(16)], seed=1)
+    assert abs(other.whole - expected.whole) > 1e-3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Oracle(MaskedAutoencoder):
+    """Knows the image, up to a constant."""
+
+    error: float = 0.0
+
+    def reconstruct(self, params, pixels, visible):
+        found = super().reconstruct(params, pixels, visible)
+        return found._replace(reconstructed=pixels + self.error)
+
+
+def test_psnr_of_a_known_error_and_of_none() -> None:
+    objective, params = make(MAE)
+    oracle = Oracle(setting=objective.setting, error=0.1)
+    assert reconstruction_psnr(oracle, params, [images(4)])[:2] == pytest.approx((20, 20), abs=1e-3)
+    oracle = Oracle(setting=objective.setting)
+    assert reconstruction_psnr(oracle, params, [images(4)])[:2] == pytest.approx((100, 100))
+
+
+@pytest.mark.parametrize("section", [{"name": "classification"}, {"name": "cmae"}])
+def test_an_objective_without_a_decoder_has_no_psnr_and_no_pictures(section: dict) -> None:
+    objective, params = make(section)
+    for function in (reconstruction_psnr, triples):
+        with pytest.raises(UserError, match="does not reconstruct pixels"):
+            function(objective, params, images(4))
+
+
+def test_no_image_is_an_error() -> None:
+    with pytest.raises(UserError, match="found none"):
+        reconstruction_psnr(*make(MAE), [rows(padded(images(1), 4), slice(1, None))])
+
+
+def test_triples_show_what_psnr_measures() -> None:
+    objective, params = make(MAE)
+    batch = images(5)
+    found = triples(objective, params, padded(batch, 3), seed=2)
+    visible = np.asarray(draw_visible(jax.random.key(2), batch.index, N, 0.75)[0])
+    assert len(found) == 5
+    decibels = []
+    for row, triple in enumerate(found):
+        np.testing.assert_array_equal(triple.original, batch.image[row])
+        masked, shown, true = map(patches, (triple.masked, triple.reconstructed, triple.original))
+        assert (masked[~visible[row]] == 128).all()
+        np.testing.assert_array_equal(masked[visible[row]], true[visible[row]])
+        np.testing.assert_array_equal(shown[visible[row]], true[visible[row]])
+        decibels.append(-10 * np.log10(((shown / 255 - true / 255) ** 2).mean()))
+    expected = reconstruction_psnr(objective, params, [batch], seed=2).whole
+    assert np.mean(decibels) == pytest.approx(expected, abs=0.01)  # pictures are rounded
+
+
+@pytest.mark.parametrize("scale", [1, 4])
+def test_files_hold_the_pictures(tmp_path: Path, scale: int) -> None:
+    generator = np.random.default_rng(0)
+    made = [Triple(*generator.integers(0, 256, (3, SIZE, SIZE, 3), np.uint8)) for _ in range(2)]
+    files = save_triples(tmp_path / "single", made, scale)
+    big = np.asarray(Image.open(files[1]["masked"]))
+    np.testing.assert_array_equal(big, made[1].masked.repeat(scale, 0).repeat(scale, 1))
+    save_grid(tmp_path / "grid.png", made, scale)
+    grid = np.asarray(Image.open(tmp_path / "grid.png"))
+    for line in range(2):
+        for picture in made[line]:
+            assert _contains(grid, picture.repeat(scale, 0).repeat(scale, 1))
+    assert (grid[:18] < 128).any(), "the columns have no labels"
+    with pytest.raises(ValueError, match="0 triples"):
+        save_grid(tmp_path / "none.png", [])
+
+
+def _contains(grid: np.ndarray, picture: np.ndarray) -> bool:
+    height, width = picture.shape[:2]
+    corners = np.argwhere((grid == picture[0, 0]).all(2))
+    return any(
+        (grid[y : y + height, x : x + width] == picture).all()
+        for y, x in corners
+        if (y + height <= grid.shape[0] and x + width <= grid.shape[1])
+    )
