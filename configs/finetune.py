@@ -1,6 +1,7 @@
 """Fine-tuning an encoder on labels, end to end.
 
-    occinv train --config configs/finetune.py --workdir runs/mae-finetuned --config.init_from=runs/mae
+    occinv train --config configs/finetune.py --workdir runs/mae-finetuned \\
+        --config.init_from=runs/mae
 
 The paper's settings but for RandAugment, mixup, cutmix and random erasing, which this version does
 not have yet: expect less than the 83.1 % of Table 1 for MAE at this length.

@@ -1,9 +1,9 @@
 """What MAE, R-MAE and C-MAE share: data, encoder, optimizer and length, in each variant.
 
-    imagenet        the paper: ViT-B/16, 224², batch 1024, 100 epochs, 20 of warm-up
-    tiny_imagenet   ViT-tiny on 64² images of a folder, patch 8
-    quickstart      32² tiles of the photographs in scikit-image, on two CPU cores
-    smoke           the quickstart's model for a handful of steps
+imagenet        the paper: ViT-B/16, 224², batch 1024, 100 epochs, 20 of warm-up
+tiny_imagenet   ViT-tiny on 64² images of a folder, patch 8
+quickstart      32² tiles of the photographs in scikit-image, on two CPU cores
+smoke           the quickstart's model for a handful of steps
 """
 
 from ml_collections import ConfigDict
@@ -21,7 +21,11 @@ def pretraining(variant: str, base_lr: float) -> ConfigDict:
     config = ConfigDict({"seed": 0})
     config.data = {
         "imagenet": {"source": "tfds:imagenet2012", "image_size": 224},
-        "tiny_imagenet": {"source": "folder:tiny_imagenet_20", "image_size": 64, "resize_ratio": 1.0},
+        "tiny_imagenet": {
+            "source": "folder:tiny_imagenet_20",
+            "image_size": 64,
+            "resize_ratio": 1.0,
+        },
         "quickstart": {"source": "photos", "image_size": 32, "resize_ratio": 1.0},
         "smoke": {"source": "photos", "image_size": 32, "resize_ratio": 1.0},
     }[variant]

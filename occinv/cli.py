@@ -63,7 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
     train.add_argument("--workdir", required=True, type=Path)
     train.add_argument("--config.FIELD=VALUE", dest="_", help="set a field of the config")
     train.add_argument("--distributed", action="store_true",
-                       help="one process of several (Cloud TPU and SLURM are recognised)")  # fmt: skip
+                       help="one process of several (on Cloud TPU or SLURM)")  # fmt: skip
 
     evaluate = commands.add_parser("evaluate", help="measure trained encoders")
     measures = evaluate.add_subparsers(dest="measure", required=True, metavar="MEASURE")
@@ -82,7 +82,9 @@ def make_parser() -> argparse.ArgumentParser:
         else:
             measure.add_argument("--num-images", type=int, help="only the first so many")
         if name == "cka":
-            measure.add_argument("--tokens", choices=("visible", "mean", "class"), default="visible")
+            measure.add_argument(
+                "--tokens", choices=("visible", "mean", "class"), default="visible"
+            )
             measure.add_argument("--removed", choices=("drop", "mask_token"), default="drop",
                                  help="how removed patches enter the encoder")  # fmt: skip
 

@@ -44,7 +44,7 @@ class Duration:
             both = " and ".join(f"{path}.{k}={v}" for k, v in given.items())
             unset = next(iter(given))
             raise UserError(
-                f"{both} are both given; give one (unset the other with --config.{path}.{unset}=None)"
+                f"{both} are both given; give one (--config.{path}.{unset}=None unsets the other)"
             )
         if not given:
             raise UserError(f"{path} has no length: set one of {path}.steps, .examples, .epochs")
@@ -208,7 +208,9 @@ def resolve(config: Mapping[str, Any]) -> Experiment:
         f"a divisor of train.batch_size={train.batch_size}",
     )
     low, high = data.crop_scale
-    _require(0 < low <= high <= 1, "data.crop_scale", data.crop_scale, "0 < smallest <= largest <= 1")
+    _require(
+        0 < low <= high <= 1, "data.crop_scale", data.crop_scale, "0 < smallest <= largest <= 1"
+    )
     if data.per_class is not None and data.fraction is not None:
         raise UserError(
             f"data.per_class={data.per_class} and data.fraction={data.fraction} are both given; "

@@ -16,7 +16,6 @@ if "jax" in sys.modules:
 for name in [name for name in os.environ if name.startswith("JAX_")]:
     del os.environ[name]  # the user's settings; tests see JAX's defaults but for these:
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["XLA_FLAGS"] = " ".join(
     [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
 ).strip()
@@ -33,13 +32,11 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def reference() -> Path:
-    """The folder of arrays that the official code computed: $OCCINV_REFERENCE, or shared/reference
-    beside the checkout. A test that asks for it fails where it is missing: it never skips."""
-    beside = REPOSITORY.parent / "shared" / "reference"
-    folder = Path(os.environ.get("OCCINV_REFERENCE", beside))
+    """The folder of arrays that the official code computed: $OCCINV_REFERENCE, or tests/reference.
+
+    A test that asks for it fails where it is missing: it never skips.
+    """
+    folder = Path(os.environ.get("OCCINV_REFERENCE", REPOSITORY / "tests" / "reference"))
     if not (folder / "mae_pretrain.npz").is_file():
-        pytest.fail(
-            f"no reference arrays (mae_pretrain.npz and others) in {folder}: set the path "
-            "of their folder in OCCINV_REFERENCE"
-        )
+        pytest.fail(f"no reference arrays (mae_pretrain.npz and others) in {folder}")
     return folder

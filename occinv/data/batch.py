@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import flax.struct
-import jax
-import numpy as np
+from typing import Any
 
-Array = np.ndarray | jax.Array
+import flax.struct
 
 
 @flax.struct.dataclass
@@ -21,7 +19,7 @@ class Batch:
             are exact.
     """
 
-    image: Array
-    label: Array
-    index: Array
-    weight: Array
+    image: Any
+    label: Any
+    index: Any
+    weight: Any

@@ -93,9 +93,7 @@ class Blocks(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, keys: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, x: jax.Array, keys: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """[B, n, D] to the last block's output and every block's: [B, n, D], [depth, B, n, D].
 
         `keys` [B] draw drop path; None is evaluation.
@@ -112,6 +110,4 @@ class Blocks(nn.Module):
         rates = jnp.linspace(0.0, self.drop_path, self.depth)
         if not self.drop_path:
             keys = None
-        return scanned(self.heads, self.dtype, name="scan")(
-            x, jnp.arange(self.depth), rates, keys
-        )
+        return scanned(self.heads, self.dtype, name="scan")(x, jnp.arange(self.depth), rates, keys)

@@ -6,7 +6,7 @@ import jax
 
 
 def patchify(images: jax.Array, patch_size: int) -> jax.Array:
-    """[B, H, W, C] to [B, N, p·p·C]: patches in raster order, each flattened by row, column, channel.
+    """[B, H, W, C] to [B, N, p·p·C]: patches in raster order, flattened by row, column, channel.
 
     The order of `patchify` in models_mae.py. H and W must be multiples of `patch_size`.
     """

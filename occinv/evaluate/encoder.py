@@ -118,7 +118,9 @@ def _encode(
     """Of the class token and the `kept` visible patches of each image: [L, B, 1 + kept, D]."""
     found: Any = encoder.apply({"params": params}, normalise(pixels), visible, kept)
     values = found.tokens[None] if what == "tokens" else found.blocks.astype(jnp.float32)
-    if encoder.mask_token and kept is not None and visible is not None:  # then removed patches have features, too
+    if (
+        encoder.mask_token and kept is not None and visible is not None
+    ):  # then removed patches have features, too
         ids = 1 + visible_ids(visible, kept)
         ids = jnp.concatenate([jnp.zeros_like(ids[:, :1]), ids], axis=1)
         values = jnp.take_along_axis(values, ids[None, :, :, None], axis=2)

@@ -54,7 +54,7 @@ class Decoder(nn.Module):
 
 
 def restore(tokens: jax.Array, visible: jax.Array, missing: jax.Array) -> jax.Array:
-    """Puts the n visible tokens [B, n, D] back at their places of [B, N, D], `missing` elsewhere."""
+    """The n visible tokens [B, n, D] at their places of [B, N, D], `missing` elsewhere."""
     place = jnp.cumsum(visible, axis=1) - 1  # of a visible patch among the visible ones
     place = jnp.clip(place, 0, tokens.shape[1] - 1)
     spread = jnp.take_along_axis(tokens, place[..., None], axis=1)

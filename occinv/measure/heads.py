@@ -53,7 +53,7 @@ class BatchNorm(nn.Module):
 
 
 class ClassifierHead(nn.Module):
-    """A linear classifier of the mean patch token, through a norm of its own, or of the class token.
+    """Linear classifier of the mean patch token, through a norm of its own, or of the class token.
 
     `models_vit.py` of the official MAE: with `pooling="mean"` the norm is new, so that fine-tuning
     starts from a fresh one.

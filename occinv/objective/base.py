@@ -126,7 +126,8 @@ class Objective(ABC):
         state = self.advance(params, state, step)
         views = self.transform(unit_range(batch.image), transform_keys)
         z1 = {
-            i: self.encode(params, views[i], fold(encode_keys, i)) for i in {i for i, _ in self.pairs}
+            i: self.encode(params, views[i], fold(encode_keys, i))
+            for i in {i for i, _ in self.pairs}
         }
         z2 = {
             j: self.target(params, state, views[j], batch, fold(target_keys, j))
@@ -141,7 +142,7 @@ class Objective(ABC):
     def loss(
         self, params: Params, state: State, batch: Batch, keys: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, tuple[State, dict[str, jax.Array]]]:
-        """The mean of `terms` over the batch, weighted by `batch.weight`: loss [], (state, metrics).
+        """The mean of `terms`, weighted by `batch.weight`: loss [], (state, metrics).
 
         This is what the train step differentiates.
         """
@@ -160,9 +161,7 @@ class Objective(ABC):
             "count": batch.weight.sum()
         }
 
-    def pictures(
-        self, params: Params, batch: Batch, keys: jax.Array
-    ) -> dict[str, jax.Array]:
+    def pictures(self, params: Params, batch: Batch, keys: jax.Array) -> dict[str, jax.Array]:
         """What is worth looking at: named images float32 [B, H, W, 3] in [0, 1], or nothing."""
         del params, batch, keys
         return {}

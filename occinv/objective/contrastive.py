@@ -62,8 +62,8 @@ class ContrastiveAutoencoder(Objective):
         kept_patches(self.encoder.num_patches, self.mask_ratio)
         if not self.mask_token and "patch" in self.tokens:
             raise schema.UserError(
-                f"objective.tokens={self.tokens!r} with objective.mask_token=False: T1 and T2 share "
-                "no patch to compare; use objective.tokens='mean' or 'class'"
+                f"objective.tokens={self.tokens!r} with objective.mask_token=False: T1 and T2 "
+                "share no patch to compare; use objective.tokens='mean' or 'class'"
             )
         if (
             self.similarity == "infonce"

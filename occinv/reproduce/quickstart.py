@@ -191,10 +191,10 @@ def run_row(row: Row, workdir: Path, seed: int, variant: str, progress: Progress
             continue
         if not (stage.workdir / "evaluate" / "cka.json").exists():
             measure.evaluate_cka([stage.workdir])
-        if stage is before and row.reconstructs:
-            if not (stage.workdir / "evaluate" / "psnr.json").exists():
-                measure.evaluate_reconstruct(stage.workdir, 6)
-                measure.evaluate_psnr(stage.workdir)
+        is_pictured = (stage.workdir / "evaluate" / "psnr.json").exists()
+        if stage is before and row.reconstructs and not is_pictured:
+            measure.evaluate_reconstruct(stage.workdir, 6)
+            measure.evaluate_psnr(stage.workdir)
     progress.done(MEASURING)
     return None
 
@@ -217,8 +217,8 @@ def collect(
         f"Python {platform.python_version()}",
         "seconds": seconds,
         "settings": {
-            "data": f"{some.data.source}: {len(source.classes)} classes, {len(source)} training and "
-            f"{len(test)} test images of {some.data.image_size}² pixels",
+            "data": f"{some.data.source}: {len(source.classes)} classes, {len(source)} training "
+            f"and {len(test)} test images of {some.data.image_size}² pixels",
             "num_test": len(test),
             "encoder": f"ViT of {size.depth} blocks, {size.width} wide, patches of "
             f"{size.patch_size}² pixels",

@@ -1,9 +1,9 @@
 """A whole training run, from top to bottom: prepare, start or resume, step, finish.
 
-    prepare   every check of the config against the machine and the data; nothing is written
-    resume    the newest good checkpoint, or a fresh state (from another run's encoder)
-    step      batch -> step, and now and then: log, evaluate, save
-    finish    the last evaluation and checkpoint, and result.json
+prepare   every check of the config against the machine and the data; nothing is written
+resume    the newest good checkpoint, or a fresh state (from another run's encoder)
+step      batch -> step, and now and then: log, evaluate, save
+finish    the last evaluation and checkpoint, and result.json
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from occinv import parallel, schema
+from occinv import parallel
 from occinv.data.batch import Batch
 from occinv.data.loader import EvalLoader, TrainLoader
 from occinv.data.sample import Source
@@ -97,7 +97,7 @@ def prepare(experiment: Experiment) -> Run:
         source = subset(
             source, per_class=data.per_class, fraction=data.fraction, seed=experiment.seed
         )
-    share = {
+    share: dict[str, Any] = {
         "batch_size": train.batch_size,
         "image_size": data.image_size,
         "num_threads": data.num_threads,
@@ -142,7 +142,9 @@ def prepare(experiment: Experiment) -> Run:
         optimizer=make_optimizer(experiment.optimizer, schedule),
         schedule=schedule,
         loader=loader,
-        held_out=held_out and EvalLoader(held_out, resize_ratio=data.resize_ratio, **share),
+        held_out=None
+        if held_out is None
+        else EvalLoader(held_out, resize_ratio=data.resize_ratio, **share),
         classes=tuple(source.classes),
         steps=steps,
         pretrained=pretrained,

@@ -1,9 +1,9 @@
 """What lies in a workdir, and how a finished or running run is read back from it.
 
-    <workdir>/config.json    the experiment, field by field, and the names of its classes
-    <workdir>/checkpoints/   see checkpoints.py
-    <workdir>/metrics.jsonl  one line for each time metrics were written
-    <workdir>/result.json    what a finished run came to
+<workdir>/config.json    the experiment, field by field, and the names of its classes
+<workdir>/checkpoints/   see checkpoints.py
+<workdir>/metrics.jsonl  one line for each time metrics were written
+<workdir>/result.json    what a finished run came to
 """
 
 from __future__ import annotations
@@ -24,8 +24,15 @@ from occinv.train.checkpoints import Checkpoints
 CONFIG, CHECKPOINTS, METRICS, RESULT = "config.json", "checkpoints", "metrics.jsonl", "result.json"
 
 # What may change when a run goes on, for it has no influence on what the run computes.
-FREE = ("train.log_every", "train.evaluate_every", "train.checkpoint_every", "train.keep")
-FREE += ("data.num_threads", "data.max_corrupt", "data.data_dir")
+FREE = (
+    "train.log_every",
+    "train.evaluate_every",
+    "train.checkpoint_every",
+    "train.keep",
+    "data.num_threads",
+    "data.max_corrupt",
+    "data.data_dir",
+)
 
 
 @dataclasses.dataclass(frozen=True)

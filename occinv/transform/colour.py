@@ -60,7 +60,7 @@ def grey(pixels: jax.Array) -> jax.Array:
 
 
 def blend(pixels: jax.Array, other: jax.Array, factor: jax.Array) -> jax.Array:
-    """`other` + factor · (pixels - other), clipped to [0, 1]: 1 changes nothing, 0 gives `other`."""
+    """`other` + factor · (pixels - other), clipped to [0, 1]: 1 gives `pixels`, 0 `other`."""
     return jnp.clip(other + factor * (pixels - other), 0, 1)
 
 

@@ -1,0 +1,506 @@
+"""Eqs. 3, 5, 6, 8, 9 and 10 of the paper against loops over images, patches, tokens and values.
+
+The loops are float64 NumPy, written from the paper. They get from the library what the equations
+take as given (features z, decoded patches d(z), the views that were drawn), and nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from occinv import schema
+from occinv.data.batch import Batch
+from occinv.encoder import vit
+from occinv.objective.base import Objective, Setting, build
+from occinv.transform.keys import image_keys
+
+PATCH, SIDE, IMAGES = 4, 4, 5
+COUNT = SIDE * SIDE
+KEPT = COUNT // 4  # mask ratio 0.75
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+DECODER = {"decoder_width": 8, "decoder_depth": 1, "decoder_heads": 2}
+HEADS = {"head_hidden": 12, "head_out": 8}
+TOLERANCE = 1e-5
+# Compiling is most of the time of these tests, and LLVM's effort most of compiling.
+FAST_COMPILE = {"xla_backend_optimization_level": 0}
+
+
+def make(name: str, **fields: Any) -> Objective:
+    encoder = schema.Encoder(name="micro", patch_size=PATCH, width=16, depth=1, heads=2)
+    setting = Setting(vit.build(encoder, SIDE * PATCH), num_classes=3, total_steps=100)
+    return build({"name": name, **fields}, setting)
+
+
+def make_batch(images: int = IMAGES) -> Batch:
+    rng = np.random.default_rng(0)
+    size = SIDE * PATCH
+    # Squared, so that patches differ in mean and deviation.
+    values = rng.random((images, size, size, 3)) ** 2 * rng.random((images, size, 1, 1)) * 255
+    return Batch(
+        image=values.astype(np.uint8),
+        label=np.zeros(images, np.int32),
+        index=np.arange(images, dtype=np.int32),
+        weight=np.ones(images, np.float32),
+    )
+
+
+def perturbed(tree: Any, seed: int, scale: float = 0.1) -> Any:
+    """Weights away from their start, where biases are 0, tokens tiny and the target is f itself."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda x: x + scale * rng.standard_normal(x.shape).astype(np.float32), jax.device_get(tree)
+    )
+
+
+def start(objective: Objective) -> tuple[Any, Any]:
+    params, state = jax.jit(objective.init, compiler_options=FAST_COMPILE)(jax.random.key(1))
+    return perturbed(params, 2), perturbed(state, 3)
+
+
+def recording(objective: Objective) -> tuple[Objective, list[Any]]:
+    """The same objective, which also notes every view that its T1 and T2 return."""
+    views: list[Any] = []
+
+    class Recording(type(objective)):  # type: ignore[misc]
+        def transform(self, pixels: Any, keys: Any) -> Any:
+            found = super().transform(pixels, keys)
+            views[:] = found
+            return found
+
+    fields = {f.name: getattr(objective, f.name) for f in dataclasses.fields(objective)}
+    return Recording(**fields), views
+
+
+def run(objective: Objective, rest: Callable[..., Any], *, step: int = 3) -> dict[str, Any]:
+    """`terms` of the batch, the views they were computed from, and `rest(params, state, views)`."""
+    params, state = start(objective)
+    recorder, views = recording(objective)
+
+    def everything(params: Any, state: Any, batch: Batch) -> dict[str, Any]:
+        keys = image_keys(jax.random.key(7), jnp.int32(step), IMAGES)
+        terms = recorder.terms(params, state, batch, keys, jnp.int32(step))
+        return {
+            "loss": terms.loss,
+            "metrics": terms.metrics,
+            "state": terms.state,
+            "pixels": [view.pixels for view in views],
+            "visible": [view.visible for view in views],
+            "rest": rest(params, terms.state, views),
+        }
+
+    batch = make_batch()
+    found = jax.device_get(jax.jit(everything, compiler_options=FAST_COMPILE)(params, state, batch))
+    return {**found, "image": batch.image, "params": params, "before": state}
+
+
+def target_patches(image: np.ndarray, *, per_patch: bool) -> np.ndarray:
+    """One uint8 image [H, W, 3] to what the decoder should say of it: [N, p·p·3]."""
+    patches = []
+    for row in range(SIDE):
+        for column in range(SIDE):
+            values = []
+            for y in range(row * PATCH, (row + 1) * PATCH):
+                for x in range(column * PATCH, (column + 1) * PATCH):
+                    for c in range(3):
+                        values.append((float(image[y, x, c]) / 255 - MEAN[c]) / DEVIATION[c])
+            if per_patch:
+                mean = sum(values) / len(values)
+                variance = sum((v - mean) ** 2 for v in values) / (len(values) - 1)
+                values = [(v - mean) / math.sqrt(variance + 1e-6) for v in values]
+            patches.append(values)
+    return np.array(patches, np.float64)
+
+
+def squared_distance(first: np.ndarray, second: np.ndarray, counts: list[bool]) -> float:
+    """The mean over the patches that count of the mean squared difference of their values."""
+    total, patches = 0.0, 0
+    for n, counted in enumerate(counts):
+        if counted:
+            values = [(float(a) - float(b)) ** 2 for a, b in zip(first[n], second[n], strict=True)]
+            total += sum(values) / len(values)
+            patches += 1
+    return total / patches
+
+
+def check_removed_share(visible: np.ndarray, kept: int) -> None:
+    assert [int(row.sum()) for row in visible] == [kept] * IMAGES
+
+
+# Eqs. (2), (3): MAE
+
+
+@pytest.mark.parametrize("per_patch", [True, False])
+def test_equation_3_mae(per_patch: bool) -> None:
+    objective = make("mae", normalise_target=per_patch, **DECODER)
+
+    def rest(params: Any, state: Any, views: Any) -> Any:
+        return objective.decode(params, objective.encode(params, views[0]), views[0])
+
+    found = run(objective, rest)
+    visible, decoded = found["visible"][0], found["rest"]
+    check_removed_share(visible, KEPT)
+    for b in range(IMAGES):
+        target = target_patches(found["image"][b], per_patch=per_patch)
+        removed = [not seen for seen in visible[b]]
+        expected = squared_distance(decoded[b], target, removed)
+        assert found["loss"][b] == pytest.approx(expected, rel=TOLERANCE)
+
+
+# Eqs. (5), (6), (8): R-MAE
+
+VARIANTS = {
+    "complement": {"t2": "complement"},
+    "independent": {"t2": "independent"},
+    "identity": {"t2": "identity", "constraint_region": "all"},
+    "identity, removed": {"t2": "identity", "constraint_region": "removed"},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_equations_5_6_8_rmae(variant: str) -> None:
+    weight = 0.3
+    objective = make("rmae", constraint_weight=weight, **VARIANTS[variant], **DECODER)
+
+    def rest(params: Any, state: Any, views: Any) -> Any:
+        return [objective.decode(params, objective.encode(params, view), view) for view in views]
+
+    found = run(objective, rest)
+    first_visible, second_visible = found["visible"]
+    first, second = found["rest"]
+    check_removed_share(first_visible, KEPT)
+    for b in range(IMAGES):
+        target = target_patches(found["image"][b], per_patch=True)
+        region = []
+        for n in range(COUNT):
+            removed_by_t1, shown_by_t2 = not first_visible[b, n], bool(second_visible[b, n])
+            if variant == "complement":  # Eq. (6)
+                assert shown_by_t2 == removed_by_t1
+            if variant.startswith("identity"):
+                assert shown_by_t2
+            region.append(removed_by_t1 and shown_by_t2)
+        distance = squared_distance(first[b], second[b], region)  # Eq. (5)
+        every = variant == "identity"
+        constraint = squared_distance(second[b], target, [True] * COUNT if every else region)
+        assert found["metrics"]["distance"][b] == pytest.approx(distance, rel=TOLERANCE)
+        assert found["metrics"]["constraint"][b] == pytest.approx(constraint, rel=TOLERANCE)
+        expected = distance + weight * constraint  # Eq. (8)
+        assert found["loss"][b] == pytest.approx(expected, rel=TOLERANCE)
+    if variant == "independent":
+        check_removed_share(second_visible, COUNT - KEPT)
+
+
+# Eqs. (9), (10), (11): C-MAE
+
+CHOICES = (
+    {
+        f"{tokens}, {negatives}": {"tokens": tokens, "negatives": negatives}
+        for tokens in ("patch", "class", "mean", "patch+class")
+        for negatives in ("position", "image", "batch")
+        if not (negatives == "image" and tokens in ("class", "mean"))
+    }
+    | {f"{tokens}, BYOL": {"tokens": tokens, "similarity": "byol"} for tokens in ("patch", "class")}
+    | {
+        "one way": {"symmetric": False},
+        "colder": {"temperature": 0.05, "symmetric": False},
+    }
+)
+MOMENTUM = 0.6
+
+
+def dense(x: list[float], layer: Any) -> list[float]:
+    kernel, bias = np.asarray(layer["kernel"], float), np.asarray(layer["bias"], float)
+    return [sum(x[i] * kernel[i, o] for i in range(len(x))) + bias[o] for o in range(len(bias))]
+
+
+def head(x: np.ndarray, params: Any) -> list[float]:
+    """Two layers with the exact GELU between them."""
+    hidden = dense([float(v) for v in x], params["in"])
+    hidden = [v * 0.5 * (1 + math.erf(v / math.sqrt(2))) for v in hidden]
+    return dense(hidden, params["out"])
+
+
+def cosine(first: list[float], second: list[float]) -> float:
+    dot = sum(a * b for a, b in zip(first, second, strict=True))
+    return dot / math.sqrt(sum(a * a for a in first)) / math.sqrt(sum(b * b for b in second))
+
+
+def chosen_tokens(z: np.ndarray, tokens: str) -> list[np.ndarray]:
+    """Of [1 + N, D], class token first: what the loss is taken on."""
+    z = z.astype(np.float64)
+    return {
+        "class": [z[0]],
+        "patch": list(z[1:]),
+        "mean": [sum(z[1:]) / len(z[1:])],
+        "patch+class": list(z),
+    }[tokens]
+
+
+def contrast(queries: list, keys: list, fields: dict[str, Any]) -> list[float]:
+    """Eq. (9) of each image, from q(p(z1)) and p'(z2) as nested lists [B][T] of vectors."""
+    losses = []
+    for b in range(len(queries)):
+        total = 0.0
+        for t, query in enumerate(queries[b]):
+            positive = cosine(query, keys[b][t])
+            if fields.get("similarity") == "byol":
+                total += 2 - 2 * positive
+                continue
+            temperature = fields.get("temperature", 0.2)
+            denominator = 0.0
+            for j in range(len(keys)):
+                for u in range(len(keys[j])):
+                    counts = {"position": u == t, "image": j == b, "batch": True}
+                    if counts[fields.get("negatives", "position")]:
+                        denominator += math.exp(cosine(query, keys[j][u]) / temperature)
+            total += -math.log(math.exp(positive / temperature) / denominator)
+        losses.append(total / len(queries[b]))
+    return losses
+
+
+def check_contrast(found: dict[str, Any], objective: Any, fields: dict[str, Any]) -> None:
+    tokens = fields.get("tokens", "patch")
+    online, target = found["rest"]
+    heads, kept_heads = found["params"], found["state"]["target"]
+
+    def queries(view: int) -> list:
+        return [
+            [
+                head(np.array(head(z, heads["projector"])), heads["predictor"])
+                for z in chosen_tokens(online[view][b], tokens)
+            ]
+            for b in range(IMAGES)
+        ]
+
+    def keys(view: int) -> list:
+        return [
+            [head(z, kept_heads["projector"]) for z in chosen_tokens(target[view][b], tokens)]
+            for b in range(IMAGES)
+        ]
+
+    expected = contrast(queries(0), keys(1), fields)
+    if fields.get("symmetric", True):
+        swapped = contrast(queries(1), keys(0), fields)
+        expected = [(a + b) / 2 for a, b in zip(expected, swapped, strict=True)]
+    np.testing.assert_allclose(found["loss"], expected, rtol=TOLERANCE)
+
+
+def run_contrastive(variants: dict[str, dict[str, Any]], **fields: Any) -> dict[str, Any]:
+    """All `variants` of one encoder in one program, which then encodes the views only once."""
+    objectives = {
+        name: make("cmae", momentum=MOMENTUM, **HEADS, **fields, **choice)
+        for name, choice in variants.items()
+    }
+    first = next(iter(objectives.values()))
+
+    def rest(params: Any, state: Any, views: Any) -> Any:
+        keys = image_keys(jax.random.key(7), jnp.int32(3), IMAGES)
+        encoded = [
+            [first.encode(weights, view).tokens for view in views]
+            for weights in (params, state["target"])
+        ]
+        return encoded, keys
+
+    params, state = start(first)
+    batch = make_batch()
+
+    def everything(params: Any, state: Any) -> Any:
+        recorder, views = recording(first)
+        keys = image_keys(jax.random.key(7), jnp.int32(3), IMAGES)
+        terms = {
+            name: objective.terms(params, state, batch, keys, jnp.int32(3))
+            for name, objective in objectives.items()
+        }
+        after = recorder.terms(params, state, batch, keys, jnp.int32(3)).state
+        return {
+            "loss": {name: term.loss for name, term in terms.items()},
+            "state": after,
+            "visible": [view.visible for view in views],
+            "rest": rest(params, after, views)[0],
+        }
+
+    found = jax.device_get(jax.jit(everything, compiler_options=FAST_COMPILE)(params, state))
+    return {**found, "params": params, "before": state, "objectives": objectives}
+
+
+@pytest.fixture(scope="module")
+def contrastive() -> dict[str, Any]:
+    return run_contrastive(CHOICES)
+
+
+@pytest.fixture(scope="module")
+def contrastive_of_dropped_patches() -> dict[str, Any]:
+    return run_contrastive(WITHOUT_MASK_TOKEN, mask_token=False)
+
+
+WITHOUT_MASK_TOKEN = {"mean": {"tokens": "mean"}, "class, BYOL": CHOICES["class, BYOL"]}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_equations_9_10_cmae(contrastive: dict[str, Any], choice: str) -> None:
+    found = {**contrastive, "loss": contrastive["loss"][choice]}
+    check_contrast(found, contrastive["objectives"][choice], CHOICES[choice])
+
+
+@pytest.mark.parametrize("choice", WITHOUT_MASK_TOKEN)
+def test_equations_9_10_cmae_without_mask_token(
+    contrastive_of_dropped_patches: dict[str, Any], choice: str
+) -> None:
+    shared = contrastive_of_dropped_patches
+    online, _ = shared["rest"]
+    assert [z.shape[1] for z in online] == [1 + KEPT, 1 + COUNT - KEPT]
+    found = {**shared, "loss": shared["loss"][choice]}
+    check_contrast(found, shared["objectives"][choice], WITHOUT_MASK_TOKEN[choice])
+
+
+def test_equation_6_cmae_halves(contrastive: dict[str, Any]) -> None:
+    first, second = contrastive["visible"]
+    check_removed_share(first, KEPT)
+    for b in range(IMAGES):
+        for n in range(COUNT):
+            assert bool(first[b, n]) != bool(second[b, n])
+
+
+def test_the_target_of_cmae_moves_before_the_forward_pass(contrastive: dict[str, Any]) -> None:
+    online = {name: contrastive["params"][name] for name in ("encoder", "projector")}
+    expected = jax.tree.map(
+        lambda old, new: MOMENTUM * old.astype(float) + (1 - MOMENTUM) * new.astype(float),
+        contrastive["before"]["target"],
+        online,
+    )
+    jax.tree.map(
+        lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7),
+        contrastive["state"]["target"],
+        expected,
+    )
+
+
+# Gradients: the formulation has no stop-gradient but that of C-MAE's target
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("mae", DECODER),
+        ("rmae", DECODER),
+        ("rmae", {"t2": "identity", **DECODER}),
+        # A target that stands still: what is left depends on the online branch alone.
+        ("cmae", {"momentum": 1.0, **HEADS}),
+    ],
+    ids=["mae", "rmae", "rmae identity", "cmae"],
+)
+def test_gradient_is_the_slope_of_the_loss(name: str, fields: dict[str, Any]) -> None:
+    """A stop-gradient changes the gradient and not the slope."""
+    objective = make(name, **fields)
+    params, state = start(objective)
+    batch = make_batch()
+
+    def loss(params: Any) -> jax.Array:
+        keys = image_keys(jax.random.key(7), jnp.int32(3), IMAGES)
+        return objective.loss(params, state, batch, keys, jnp.int32(3))[0]
+
+    both = jax.jit(jax.value_and_grad(loss), compiler_options=FAST_COMPILE)
+    _, gradient = jax.device_get(both(params))
+    # Component by component: f and d each must have all of their slope.
+    for component in params:
+        length = math.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(gradient[component])))
+        step = 2e-2 / length  # along the gradient, so that rounding is small beside the change
+
+        def moved(sign: int, component: str = component, step: float = step) -> float:
+            changed = jax.tree.map(
+                lambda p, g: (p + sign * step * g).astype(np.float32),
+                params[component],
+                gradient[component],
+            )
+            if component == "encoder":  # it does not learn: no slope is claimed for it
+                changed["position"] = params[component]["position"]
+            return float(both({**params, component: changed})[0])
+
+        slope = (moved(1) - moved(-1)) / (2 * step * length)
+        assert slope == pytest.approx(length, rel=1e-2), component
+
+
+def test_no_gradient_flows_through_the_target_of_cmae() -> None:
+    objective = make("cmae", momentum=0.5, **HEADS)
+    params, state = start(objective)
+    batch = make_batch()
+
+    def loss(state: Any) -> jax.Array:
+        keys = image_keys(jax.random.key(7), jnp.int32(3), IMAGES)
+        return objective.loss(params, state, batch, keys, jnp.int32(3))[0]
+
+    gradient = jax.jit(jax.grad(loss), compiler_options=FAST_COMPILE)(state)
+    assert all(not np.asarray(g).any() for g in jax.tree.leaves(gradient))
+
+
+# Randomness: what a reused key would show in
+
+MANY = 64
+
+
+def many_views(objective: Objective, pixels: Any = None, step: int = 0) -> Any:
+    def draw(pixels: Any) -> Any:
+        return objective.transform(pixels, image_keys(jax.random.key(7), jnp.int32(step), MANY))
+
+    if pixels is None:
+        pixels = jnp.zeros((MANY, SIDE * PATCH, SIDE * PATCH, 3))
+    return jax.jit(draw, compiler_options=FAST_COMPILE)(pixels)
+
+
+@pytest.mark.parametrize("name", ["mae", "rmae", "cmae"])
+def test_every_image_of_every_step_has_a_mask_of_its_own(name: str) -> None:
+    fields = HEADS if name == "cmae" else DECODER
+    objective = make(name, **fields)
+    masks = [np.asarray(many_views(objective, step=step)[0].visible) for step in (0, 1)]
+    # 1820 masks are possible: 64 draws repeat one now and then, not often.
+    assert all(len({row.tobytes() for row in mask}) > MANY * 3 / 4 for mask in masks)
+    assert (masks[0] != masks[1]).any(axis=1).mean() > 0.9
+    # Each patch is as likely as the other.
+    share = np.concatenate(masks).mean(0)
+    assert np.abs(share - 0.25).max() < 0.15
+
+
+def test_an_independent_t2_does_not_know_t1() -> None:
+    first, second = many_views(make("rmae", t2="independent", **DECODER))
+    seen_again = np.asarray(second.visible)[np.asarray(first.visible)].mean()
+    assert seen_again == pytest.approx(0.75, abs=0.1)
+
+
+def test_each_view_of_each_image_has_a_jitter_of_its_own() -> None:
+    brightness = {"brightness": 0.4, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
+    colour = {**brightness, "probability": 1.0, "grey": 0.0}
+    objective = make("cmae", colour=colour, **HEADS)
+    views = many_views(objective, jnp.full((MANY, SIDE * PATCH, SIDE * PATCH, 3), 0.5))
+    factors = []
+    for view in views:
+        red = np.asarray(view.pixels)[..., 0] * DEVIATION[0] + MEAN[0]
+        grid = np.asarray(view.visible).reshape(MANY, SIDE, SIDE)
+        seen = grid.repeat(PATCH, 1).repeat(PATCH, 2)
+        values = [red[b][seen[b]] for b in range(MANY)]
+        assert all(np.ptp(v) < 1e-6 for v in values)  # one factor an image
+        factors.append(np.array([v[0] for v in values]) / 0.5)
+    for factor in factors:
+        assert 0.6 <= factor.min() < 0.7 and 1.3 < factor.max() <= 1.4
+        assert len(np.unique(factor.round(6))) > MANY * 3 / 4
+    assert abs(np.corrcoef(factors)[0, 1]) < 0.4
+
+
+def test_the_jitter_of_a_half_knows_nothing_of_the_other_half() -> None:
+    """Contrast and hue are of what T1 shows: colour statistics of the rest would leak."""
+    objective = make("cmae", colour={"probability": 1.0, "grey": 0.0}, **HEADS)
+    rng = np.random.default_rng(0)
+    pixels = rng.random((MANY, SIDE * PATCH, SIDE * PATCH, 3)).astype(np.float32)
+    visible = np.asarray(many_views(objective, pixels)[0].visible)
+    grid = visible.reshape(MANY, SIDE, SIDE).repeat(PATCH, 1).repeat(PATCH, 2)[..., None]
+    repainted = np.where(grid, pixels, 1 - pixels)
+    before, after = (np.asarray(many_views(objective, p)[0].pixels) for p in (pixels, repainted))
+    np.testing.assert_array_equal(np.where(grid, before, 0), np.where(grid, after, 0))
+    unchanged = np.asarray(MEAN)
+    assert not np.allclose(before * DEVIATION + unchanged, pixels, atol=0.05)
