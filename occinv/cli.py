@@ -134,7 +134,7 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     except NonFinite as error:
         print(f"occinv: {error}", file=sys.stderr)
         return 1
-    if outcome.stopped_by is not None:
+    if outcome.stopped_by is not None and outcome.step < outcome.steps:
         print(
             f"stopped and saved at step {outcome.step} of {outcome.steps} in {options.workdir}; "
             "run the same command to go on"

@@ -15,10 +15,11 @@ def matmul_flops(function: Callable[..., Any], *arguments: Any) -> int:
     A product [m, k] · [k, n] counts 2·m·k·n; a scanned body counts once for each turn, which the
     compiler's own estimate does not do. Arguments may be arrays or shapes.
     """
-    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return traced_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
-def _count(jaxpr: Any) -> int:
+def traced_flops(jaxpr: Any) -> int:
+    """`matmul_flops` of a program that has been traced already."""
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
@@ -30,5 +31,5 @@ def _count(jaxpr: Any) -> int:
             for inner in value if isinstance(value, (tuple, list)) else (value,):
                 inner = getattr(inner, "jaxpr", inner)
                 if hasattr(inner, "eqns"):
-                    total += turns * _count(inner)
+                    total += turns * traced_flops(inner)
     return total

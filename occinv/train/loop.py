@@ -32,7 +32,7 @@ from occinv.objective.base import Objective, Setting, build
 from occinv.schema import Duration, Experiment, UserError
 from occinv.train import workdir as files
 from occinv.train.checkpoints import Checkpoints
-from occinv.train.flops import matmul_flops
+from occinv.train.flops import traced_flops
 from occinv.train.optimizer import learning_rate, make_optimizer
 from occinv.train.signals import StopRequest
 from occinv.train.step import TrainState, init_state, make_step
@@ -78,7 +78,7 @@ class Outcome(NamedTuple):
     step: int
     steps: int
     metrics: dict[str, float]  # of the last evaluation, empty if there was none
-    stopped_by: int | None  # the signal that asked to stop, None when the run is finished
+    stopped_by: int | None  # the signal that asked to stop, if one did (perhaps at the last step)
 
 
 def prepare(experiment: Experiment) -> Run:
@@ -185,15 +185,14 @@ def train(experiment: Experiment, workdir: Path, watch: Watch | None = None) -> 
         done = int(state.step)
         writer = make_writer(workdir, done)
         try:
-            summarise(run, state, writer, done)
-            step, metrics = run_steps(run, state, done, checkpoints, writer, stop, watch)
+            program = trace_step(run, state)
+            summarise(run, state, program, writer, done)
+            step, metrics = run_steps(run, state, program, checkpoints, writer, stop, watch)
         finally:
             writer.close()
-    if stop.requested is not None and step < run.steps:
-        return Outcome(step, run.steps, metrics, int(stop.requested))
-    if jax.process_index() == 0:
+    if step == run.steps and jax.process_index() == 0:
         files.write_json(workdir / files.RESULT, {"step": step, "metrics": metrics})
-    return Outcome(step, run.steps, metrics, None)
+    return Outcome(step, run.steps, metrics, stop.requested and int(stop.requested))
 
 
 def start_or_resume(run: Run, checkpoints: Checkpoints) -> TrainState:
@@ -223,26 +222,19 @@ def _rest(state: TrainState) -> dict[str, Any]:
 def run_steps(
     run: Run,
     state: TrainState,
-    done: int,
+    program: Any,
     checkpoints: Checkpoints,
     writer: Writer,
     stop: StopRequest,
     watch: Watch | None,
 ) -> tuple[int, dict[str, float]]:
-    """Steps `done` + 1 to the last, or to a stop: (steps taken, last evaluation)."""
+    """The steps from `state` to the last, or to a stop: (steps taken, last evaluation)."""
     settings = run.experiment.train
-    everywhere, parted = parallel.replicated(run.mesh), parallel.by_image(run.mesh)
-    step_function: Any = jax.jit(
-        make_step(run.objective, run.optimizer, run.experiment.seed, settings.accumulate),
-        in_shardings=(everywhere, parted),
-        out_shardings=everywhere,
-        donate_argnums=0,
-    )
+    done = int(state.step)
     evaluate = make_evaluation(run)
     log_every, save_every = run.every(settings.log_every), run.every(settings.checkpoint_every)
     evaluate_every = run.every(settings.evaluate_every)
-    if done < run.steps:  # compiled here, so that it does not count as training time
-        step_function = step_function.lower(state, batch_shapes(run)).compile()
+    take_step: Any = None if done == run.steps else program.lower().compile()
     batches = run.loader.batches(done, run.steps)
     recent: list[dict[str, jax.Array]] = []  # metrics of the steps since the last log
     metrics: dict[str, float] = {}
@@ -259,7 +251,7 @@ def run_steps(
     while step < run.steps:
         with clock.waiting():
             batch = parallel.put_batch(run.mesh, next(batches))
-        state, of_step = step_function(state, batch)
+        state, of_step = take_step(state, batch)
         step += 1
         clock.steps += 1
         recent.append(of_step)
@@ -393,13 +385,24 @@ def make_writer(workdir: Path, done: int) -> Writer:
     )
 
 
-def summarise(run: Run, state: TrainState, writer: Writer, done: int) -> None:
+def trace_step(run: Run, state: TrainState) -> Any:
+    """The train step for the global batch on the mesh, traced: it can be counted and compiled."""
+    everywhere, parted = parallel.replicated(run.mesh), parallel.by_image(run.mesh)
+    accumulate = run.experiment.train.accumulate
+    return jax.jit(
+        make_step(run.objective, run.optimizer, run.experiment.seed, accumulate),
+        in_shardings=(everywhere, parted),
+        out_shardings=everywhere,
+        donate_argnums=0,
+    ).trace(state, batch_shapes(run))
+
+
+def summarise(run: Run, state: TrainState, program: Any, writer: Writer, done: int) -> None:
     """Logs what is about to run: its parameters, arithmetic, data and devices."""
     sizes = {
         name: sum(x.size for x in jax.tree.leaves(part)) for name, part in state.params.items()
     }
-    step = make_step(run.objective, run.optimizer, run.experiment.seed)
-    flops = matmul_flops(step, state, batch_shapes(run)) / run.experiment.train.batch_size
+    flops = traced_flops(program.jaxpr.jaxpr) / run.experiment.train.batch_size
     log.info(
         "%s: %s; %.3g GFLOP an image and step in matrix products; %s; steps %d to %d of %d images "
         "on %d %s device(s)",
