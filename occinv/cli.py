@@ -155,11 +155,19 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
     chosen["num_images"] = options.num_images
     if options.measure == "psnr":
         found = run.evaluate_psnr(options.workdir, **chosen)
-    else:
-        found = run.evaluate_cka(
-            options.workdir, tokens=options.tokens, removed=options.removed, **chosen
+        print(
+            f"{options.workdir}: {found['whole']:.2f} dB (visible patches pasted), "
+            f"{found['removed']:.2f} dB over removed patches alone; {found['images']} images"
         )
-    print(found)
+        return 0
+    found = run.evaluate_cka(
+        options.workdir, tokens=options.tokens, removed=options.removed, **chosen
+    )
+    from occinv.report.figures import save_cka
+    from occinv.report.table import print_cka
+
+    print_cka(found["models"])
+    print(save_cka(found["models"], run.folder(options.workdir[0]) / "cka.png"))
     return 0
 
 

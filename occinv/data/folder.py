@@ -52,7 +52,7 @@ def open_folder(path: str, *, train: bool) -> FolderSource:
     PATH holds either one sub-folder per class (labels by sorted name, images at any depth within)
     or images alone, which then have no label. If PATH holds a sub-folder `train`, training takes
     that and evaluation its neighbour `val`, `validation` or `test`, whose classes must be among
-    those of `train`; else both take all of PATH. Hidden files and folders are ignored.
+    those of `train`. Where nothing is held out, both have the same images and `name`. Hidden files and folders are ignored.
 
     Raises: UserError naming the folder that is missing, unreadable, empty or ambiguous.
     """
@@ -63,13 +63,8 @@ def open_folder(path: str, *, train: bool) -> FolderSource:
             return _labelled(root, _classes(root))
         held_out = [root / name for name in HELD_OUT if (root / name).is_dir()]
         classes = _classes(root / "train")
-        if train:
+        if train or not held_out:
             return _labelled(root / "train", classes)
-        if not held_out:
-            raise UserError(
-                f"{root} has a sub-folder 'train' but nothing to evaluate on: expected one of "
-                f"{', '.join(HELD_OUT)} beside it"
-            )
         for name in _classes(held_out[0]):
             if classes and name not in classes:
                 raise UserError(

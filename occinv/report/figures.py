@@ -10,6 +10,7 @@ import base64
 import io
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -115,17 +116,19 @@ def cka_by_block(results: Results) -> Figure | None:
         return None
     ramp = colormaps["viridis_r"](np.linspace(0.12, 1.0, len(ratios)))
     colour = dict(zip(ratios, ramp, strict=True))
-    figure = Figure(figsize=(1.75 * len(rows) + 1.0, 4.6), layout="constrained")
-    grid = figure.subplots(len(STAGES), len(rows), sharey=True, squeeze=False)
+    stages = [s for s in STAGES if s == "pretrained" or any(cka_curves(row, s) for row in rows)]
+    size = (1.75 * len(rows) + 1.0, 2.3 * len(stages))
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(stages), len(rows), sharey=True, squeeze=False)
     low = lowest_cka(results)
-    for line_of_panels, (stage, stage_name) in zip(grid, STAGES.items(), strict=True):
+    for line_of_panels, stage in zip(grid, stages, strict=True):
         for axes, row in zip(line_of_panels, rows, strict=True):
-            is_first, is_last_stage = axes is line_of_panels[0], stage == "finetuned"
+            is_first, is_last_stage = axes is line_of_panels[0], stage == stages[-1]
             _dress(
                 axes,
-                row["name"] if not is_last_stage else "",
+                row["name"] if stage == stages[0] else "",
                 "block" if is_last_stage else "",
-                f"{stage_name}\nCKA" if is_first else "",
+                f"{STAGES[stage]}\nCKA" if is_first else "",
             )
             axes.set_ylim(low, 1 + 0.02 * (1 - low))
             curves = cka_curves(row, stage)
@@ -146,6 +149,24 @@ def cka_by_block(results: Results) -> Figure | None:
             axes.set_xticks(curves["blocks"][::step])
     _ratio_bar(figure, grid, ratios, ramp)
     return figure
+
+
+def save_cka(models: list[dict[str, Any]], path: Path) -> Path:
+    """Draws what `occinv evaluate cka` has measured, a panel for each model, as a PNG at `path`."""
+    rows = [
+        {
+            "name": Path(model["workdir"]).name,
+            "status": "done",
+            "pretrain": {},
+            "cka": {"pretrained": model, "finetuned": None},
+        }
+        for model in models
+    ]
+    figure = cka_by_block({"rows": rows})
+    if figure is None:
+        raise ValueError(f"no model among {models}, expected one or more")
+    figure.savefig(path, dpi=150)
+    return path
 
 
 def _ratio_bar(figure: Figure, grid: np.ndarray, ratios: list[float], ramp: np.ndarray) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Console
@@ -169,3 +169,17 @@ def markdown_table(results: Results) -> str:
         escaped = (cell.replace("|", "\\|").replace("\n", " ") for cell in cells(row))
         lines.append("| " + " | ".join(escaped) + " |")
     return "\n".join(lines) + f"\n\n{caption(results)}\n"
+
+
+def print_cka(models: list[dict[str, Any]], console: Console | None = None) -> None:
+    """Print what `occinv evaluate cka` has measured: for each model, drop ratios by blocks."""
+    console = console or Console()
+    for model in models:
+        about = f"{model['workdir']}, step {model['step']}, {model['images']} images"
+        table = Table("dropped", title=about, box=box.SIMPLE if console.is_terminal else box.ASCII2)
+        for block in model["blocks"]:
+            table.add_column(f"block {block}", justify="right")
+        for ratio, values in zip(model["ratios"], model["values"], strict=True):
+            shown = ["–" if value is None else f"{value:.3f}" for value in values]
+            table.add_row(percent(ratio), *shown)
+        console.print(table)

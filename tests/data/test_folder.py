@@ -55,11 +55,11 @@ def test_train_and_val(tmp_path):
         open_folder(str(tmp_path), train=False)
 
 
-def test_train_without_val_cannot_evaluate(tmp_path):
+def test_without_val_both_parts_are_the_same_by_name(tmp_path):
     save(tmp_path / "train/a/1.png")
     assert len(open_folder(str(tmp_path), train=True)) == 1
-    with pytest.raises(UserError, match="nothing to evaluate on"):
-        open_folder(str(tmp_path), train=False)
+    names = {open_folder(str(tmp_path), train=train).name for train in (True, False)}
+    assert len(names) == 1
     save(tmp_path / "test/a/1.png")
     assert open_folder(str(tmp_path), train=False).name.endswith("/test")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from occinv.encoder.vit import build as build_encoder
 from occinv.objective.base import Objective, Setting, build
 from occinv.train.checkpoints import Checkpoints
 from occinv.train.workdir import claim
+from occinv.transform.view import normalise
 
 SIZE, PATCH, N, WIDTH, DEPTH = 32, 8, 16, 16, 2
 DECODER = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
@@ -25,7 +27,7 @@ def make(section: dict[str, Any], seed: int = 0) -> tuple[Objective, dict[str, A
     sizes = schema.Encoder(name="micro", patch_size=PATCH, width=WIDTH, depth=DEPTH, heads=2)
     encoder = build_encoder(sizes, SIZE)
     objective = build(section, Setting(encoder, num_classes=3, total_steps=1))
-    params, _ = objective.init(jax.random.key(seed))
+    params, _ = jax.jit(objective.init)(jax.random.key(seed))
     generator = np.random.default_rng(seed)
     noisy = jax.tree.map(lambda x: x + 0.1 * generator.normal(size=x.shape).astype("f4"), params)
     return objective, jax.tree.map(np.asarray, noisy)
@@ -35,6 +37,14 @@ def encoder_of(section: dict[str, Any]) -> tuple[ViT, dict[str, Any]]:
     """f of `make`, and its parameters."""
     objective, params = make(section)
     return objective.encoder, params["encoder"]
+
+
+@functools.partial(jax.jit, static_argnames=("encoder", "kept"))
+def encode(
+    encoder: ViT, params: Any, pixels: jax.Array, visible: Any = None, kept: int | None = None
+) -> Any:
+    """`Features` of pixels in [0, 1], by the module itself."""
+    return encoder.apply({"params": params}, normalise(pixels), visible, kept)
 
 
 def images(count: int, first: int = 0) -> Batch:

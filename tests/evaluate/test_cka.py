@@ -9,13 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from example_models import DECODER, DEPTH, N, encoder_of, images, padded, rows
+from example_models import DECODER, DEPTH, N, encode, encoder_of, images, padded, rows
 
 from occinv.evaluate.cka import centred_gram, cka_curves, hsic, linear_cka
 from occinv.evaluate.occlusion import draw_visible
 from occinv.parallel import make_mesh
 from occinv.schema import UserError
-from occinv.transform.view import normalise, unit_range
 
 MAE = {"name": "mae", **DECODER}
 CMAE = {"name": "cmae", "head_hidden": 8, "head_out": 8}
@@ -103,10 +102,10 @@ def features(section: dict, batch, ratio: float, tokens: str, mask_token: bool =
     visible, kept = draw_visible(jax.random.key(5), batch.index, N, ratio)
     full, occluded = [], []
     for row in range(len(batch.label)):
-        pixels = normalise(unit_range(jnp.asarray(batch.image[row : row + 1])))
+        pixels = jnp.asarray(batch.image[row : row + 1] / np.float32(255))
         seen = np.asarray(visible[row])
-        whole = np.asarray(encoder.apply({"params": params}, pixels).blocks)[:, 0]
-        part = encoder.apply({"params": params}, pixels, visible[row : row + 1], kept).blocks
+        whole = np.asarray(encode(encoder, params, pixels).blocks)[:, 0]
+        part = encode(encoder, params, pixels, visible[row : row + 1], kept).blocks
         part = np.asarray(part)[:, 0]
         if tokens == "visible":
             part = part[:, 1:][:, seen] if mask_token else part[:, 1:]

@@ -6,15 +6,25 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from example_models import DECODER, DEPTH, PATCH, SIZE, WIDTH, N, encoder_of, images, make, save_run
+from example_models import (
+    DECODER,
+    DEPTH,
+    PATCH,
+    SIZE,
+    WIDTH,
+    N,
+    encode,
+    encoder_of,
+    images,
+    make,
+    save_run,
+)
 
 import occinv
 from occinv.evaluate.encoder import LoadedEncoder
 from occinv.schema import UserError
-from occinv.transform.view import normalise
 
 MAE = {"name": "mae", **DECODER}
 CMAE = {"name": "cmae", "head_hidden": 8, "head_out": 8}
@@ -40,8 +50,7 @@ def test_it_knows_its_sizes(encoder: LoadedEncoder) -> None:
 
 def test_features_of_whole_images_are_the_module_s(encoder: LoadedEncoder) -> None:
     batch = images(5)
-    pixels = normalise(jnp.asarray(batch.image / np.float32(255)))
-    expected = encoder.encoder.apply({"params": encoder.params}, pixels)
+    expected = encode(encoder.encoder, encoder.params, batch.image / np.float32(255))
     features, blocks = encoder.features(batch.image), encoder.blocks(batch.image)
     assert features.dtype == blocks.dtype == np.float32
     assert features.shape == (5, 1 + N, WIDTH)
@@ -67,9 +76,8 @@ def test_each_image_has_its_own_visible_patches(encoder: LoadedEncoder) -> None:
     visible[3], visible[1, :3] = True, True
     features, blocks = encoder.features(batch.image, visible), encoder.blocks(batch.image, visible)
     for row, seen in enumerate(visible):
-        pixels = normalise(jnp.asarray(batch.image[row : row + 1] / np.float32(255)))
-        variables = {"params": encoder.params}
-        alone = encoder.encoder.apply(variables, pixels, seen[None], int(seen.sum()))
+        pixels = batch.image[row : row + 1] / np.float32(255)
+        alone = encode(encoder.encoder, encoder.params, pixels, seen[None], int(seen.sum()))
         rows = np.flatnonzero(np.insert(seen, 0, True))
         tokens, levels = np.asarray(alone.tokens)[0], np.asarray(alone.blocks)[:, 0]
         if encoder.encoder.mask_token:
