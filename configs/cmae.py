@@ -7,8 +7,10 @@
         --config.objective.mask_token=False --config.objective.tokens=mean
 
 Paper: Table 2, 100 epochs: 82.9 % after fine-tuning. Tables 3 and 4 vary `tokens`, `mask_token`
-and `similarity`. Variants: configs/pretraining.py.
+and `similarity`. Variants: configs/scales.py.
 """
+
+from ml_collections import ConfigDict
 
 from configs.pretraining import pretraining
 
@@ -20,7 +22,7 @@ HEADS = {
 }
 
 
-def get_config(variant: str = "imagenet"):
+def get_config(variant: str = "imagenet") -> ConfigDict:
     config = pretraining(variant, base_lr=1.5e-4)
     config.objective = {
         "name": "cmae",

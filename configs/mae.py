@@ -4,13 +4,15 @@
     occinv train --config configs/mae.py:smoke --workdir runs/mae-smoke
 
 Paper: Table 1, "MAE (our impl.)", 100 epochs: 83.1 % after fine-tuning, PSNR 22.2 dB.
-Variants: configs/pretraining.py.
+Variants: configs/scales.py.
 """
+
+from ml_collections import ConfigDict
 
 from configs.pretraining import DECODER, pretraining
 
 
-def get_config(variant: str = "imagenet"):
+def get_config(variant: str = "imagenet") -> ConfigDict:
     config = pretraining(variant, base_lr=1.5e-4)
     config.objective = {
         "name": "mae",

@@ -5,13 +5,15 @@
         --config.objective.t2=independent            # R-MAE†; identity is R-MAE‡
 
 Paper: Table 1, 100 epochs: R-MAE 82.7 %, 23.7 dB; † 82.8 %, 23.0 dB; ‡ 82.7 %, 22.9 dB.
-Variants: configs/pretraining.py.
+Variants: configs/scales.py.
 """
+
+from ml_collections import ConfigDict
 
 from configs.pretraining import DECODER, pretraining
 
 
-def get_config(variant: str = "imagenet"):
+def get_config(variant: str = "imagenet") -> ConfigDict:
     config = pretraining(variant, base_lr=3.0e-4)
     config.objective = {
         "name": "rmae",

@@ -6,10 +6,12 @@ The settings are those of configs/finetune.py, as in the paper (Table 1, "Random
 100 epochs, 82.1 % after 300), but no layer learns slower than another. Variants: the same.
 """
 
+from ml_collections import ConfigDict
+
 from configs import finetune
 
 
-def get_config(variant: str = "imagenet"):
+def get_config(variant: str = "imagenet") -> ConfigDict:
     config = finetune.get_config(variant)
     config.optimizer.layer_decay = 1.0
     return config

@@ -27,7 +27,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _choices() -> str:
     encoders = typing.get_args(typing.get_type_hints(schema.Encoder)["name"])
-    configs = [p.name for p in sorted(CONFIGS.glob("*.py"))]
+    configs = [p.name for p in sorted(CONFIGS.glob("*.py")) if "get_config" in p.read_text()]
     return "\n".join(
         [
             "what can be chosen:",

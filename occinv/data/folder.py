@@ -52,7 +52,8 @@ def open_folder(path: str, *, train: bool) -> FolderSource:
     PATH holds either one sub-folder per class (labels by sorted name, images at any depth within)
     or images alone, which then have no label. If PATH holds a sub-folder `train`, training takes
     that and evaluation its neighbour `val`, `validation` or `test`, whose classes must be among
-    those of `train`. Where nothing is held out, both have the same images and `name`. Hidden files and folders are ignored.
+    those of `train`. Where nothing is held out, both have the same images and `name`. Hidden files
+    and folders are ignored.
 
     Raises: UserError naming the folder that is missing, unreadable, empty or ambiguous.
     """

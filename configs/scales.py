@@ -1,0 +1,35 @@
+"""The images and the encoder of each variant, the same for pretraining and fine-tuning.
+
+imagenet        the paper's: ViT-B/16 on ImageNet at 224²
+tiny_imagenet   ViT-tiny with patch 8 on a folder of 64² images
+quickstart      four small blocks on scikit-learn's digits at 32², for two CPU cores
+smoke           the same for a handful of steps
+"""
+
+from ml_collections import ConfigDict
+
+DIGITS = {
+    "source": "digits",
+    "image_size": 32,
+    "resize_ratio": 1.0,
+    # A mirrored or severely cropped digit is another one, or none.
+    "crop_scale": (0.5, 1.0),
+    "flip": False,
+}
+DATA = {
+    "imagenet": {"source": "tfds:imagenet2012", "image_size": 224},
+    "tiny_imagenet": {"source": "folder:tiny_imagenet_20", "image_size": 64, "resize_ratio": 1.0},
+    "quickstart": DIGITS,
+    "smoke": DIGITS,
+}
+ENCODER = {
+    "imagenet": {"name": "base", "patch_size": 16},
+    "tiny_imagenet": {"name": "tiny", "patch_size": 8},
+    "quickstart": {"name": "micro", "patch_size": 8},
+    "smoke": {"name": "micro", "patch_size": 8},
+}
+
+
+def scale(variant: str) -> ConfigDict:
+    """The sections `data` and `encoder`, and a seed."""
+    return ConfigDict({"seed": 0, "data": DATA[variant], "encoder": ENCODER[variant]})
