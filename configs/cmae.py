@@ -13,6 +13,9 @@ and `similarity`. Variants: configs/scales.py.
 from ml_collections import ConfigDict
 
 from configs.pretraining import pretraining
+from configs.scales import VARIANTS
+
+__all__ = ["VARIANTS", "get_config"]
 
 HEADS = {
     "imagenet": {"head_hidden": 2048, "head_out": 768},

@@ -11,7 +11,9 @@ not have yet: expect less than the 83.1 % of Table 1 for MAE at this length.
 
 from ml_collections import ConfigDict
 
-from configs.scales import scale
+from configs.scales import VARIANTS, scale
+
+__all__ = ["VARIANTS", "get_config"]
 
 ADAMW = {"betas": (0.9, 0.999), "min_lr": 1e-6, "decay_tokens": False}
 

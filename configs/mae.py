@@ -10,6 +10,9 @@ Variants: configs/scales.py.
 from ml_collections import ConfigDict
 
 from configs.pretraining import DECODER, pretraining
+from configs.scales import VARIANTS
+
+__all__ = ["VARIANTS", "get_config"]
 
 
 def get_config(variant: str = "imagenet") -> ConfigDict:

@@ -28,6 +28,7 @@ ENCODER = {
     "quickstart": {"name": "micro", "patch_size": 8},
     "smoke": {"name": "micro", "patch_size": 8},
 }
+VARIANTS = tuple(DATA)
 
 
 def scale(variant: str) -> ConfigDict:

@@ -9,6 +9,9 @@ The settings are those of configs/finetune.py, as in the paper (Table 1, "Random
 from ml_collections import ConfigDict
 
 from configs import finetune
+from configs.scales import VARIANTS
+
+__all__ = ["VARIANTS", "get_config"]
 
 
 def get_config(variant: str = "imagenet") -> ConfigDict:

@@ -18,7 +18,8 @@ def load(spec: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
     """The config that `spec` names, with overrides applied, as plain dicts.
 
     Args:
-      spec: `PATH` or `PATH:VARIANT`; the file's `get_config(variant)` is called.
+      spec: `PATH` or `PATH:VARIANT`; the file's `get_config(variant)` is called. If the file names
+        its `VARIANTS`, another one is an error.
       overrides: arguments `--config.section.field=value`.
 
     Raises UserError for a file, variant or override that cannot be used.
@@ -42,19 +43,19 @@ def _get_config(spec: str) -> Any:
         raise UserError(f"--config {name!r} is not a Python file")
     module = importlib.util.module_from_spec(module_spec)
     # Configs import each other as `configs.other`; one's own modules are found where one stands.
-    places = [str(path.resolve().parent.parent), str(Path.cwd())]
-    sys.path[:0] = places
+    before, here = list(sys.path), str(Path.cwd())
+    sys.path[:0] = [str(path.resolve().parent.parent), here]
     try:
         module_spec.loader.exec_module(module)
     finally:
         # What stands here stays importable: an objective may be named `module:Class`.
-        sys.path[:2] = [places[1]]
+        sys.path[:] = before if here in before else [here, *before]
     if not hasattr(module, "get_config"):
         raise UserError(f"--config {name!r} has no function get_config")
-    try:
-        return module.get_config(variant) if variant else module.get_config()
-    except KeyError as error:
-        raise UserError(f"--config {spec!r} has no variant {error}") from error
+    variants = getattr(module, "VARIANTS", ())
+    if variant and variants and variant not in variants:
+        raise UserError(f"--config {name!r} has no variant {variant!r}{nearest(variant, variants)}")
+    return module.get_config(variant) if variant else module.get_config()
 
 
 def _apply(config: dict[str, Any], override: str) -> None:

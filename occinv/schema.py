@@ -195,12 +195,29 @@ def resolve(config: Mapping[str, Any]) -> Experiment:
     """The experiment that a config describes. Raises UserError where it makes no sense."""
     experiment = build(Experiment, plain(config), "")
     data, encoder, train = experiment.data, experiment.encoder, experiment.train
+    optimizer = experiment.optimizer
+    for path, value, least in (
+        ("seed", experiment.seed, 0),
+        ("data.image_size", data.image_size, 1),
+        ("data.num_threads", data.num_threads, 0),
+        ("data.max_corrupt", data.max_corrupt, 0),
+        ("encoder.patch_size", encoder.patch_size, 1),
+        ("encoder.width", encoder.width, 1),
+        ("encoder.depth", encoder.depth, 1),
+        ("encoder.heads", encoder.heads, 1),
+        ("train.batch_size", train.batch_size, 1),
+        ("train.keep", train.keep, 1),
+        ("train.max_nonfinite", train.max_nonfinite, 0),
+        ("optimizer.base_lr", optimizer.base_lr, 0),
+        ("optimizer.min_lr", optimizer.min_lr, 0),
+        ("optimizer.weight_decay", optimizer.weight_decay, 0),
+    ):
+        _require(value is None or value >= least, path, value, f"{least} or more")
     if data.image_size % encoder.patch_size:
         raise UserError(
             f"data.image_size={data.image_size} is not divisible by "
             f"encoder.patch_size={encoder.patch_size}"
         )
-    _require(train.batch_size >= 1, "train.batch_size", train.batch_size, "1 or more")
     _require(
         train.accumulate >= 1 and train.batch_size % train.accumulate == 0,
         "train.accumulate",
@@ -220,11 +237,15 @@ def resolve(config: Mapping[str, Any]) -> Experiment:
         _require(0 < data.fraction <= 1, "data.fraction", data.fraction, "a number in (0, 1]")
     _require(0 <= encoder.drop_path < 1, "encoder.drop_path", encoder.drop_path, "a rate in [0, 1)")
     _require(
-        0 < experiment.optimizer.layer_decay <= 1,
+        0 < optimizer.layer_decay <= 1,
         "optimizer.layer_decay",
-        experiment.optimizer.layer_decay,
+        optimizer.layer_decay,
         "a factor in (0, 1]",
     )
+    betas = optimizer.betas
+    _require(all(0 <= b < 1 for b in betas), "optimizer.betas", betas, "two rates in [0, 1)")
+    norm = optimizer.clip_norm
+    _require(norm is None or norm > 0, "optimizer.clip_norm", norm, "a norm above 0")
     return experiment
 
 

@@ -126,13 +126,13 @@ def cka_curves(
     )
     unused = {"norm"} if plain.mask_token else {"norm", "mask_token"}
     used = {name: value for name, value in params.items() if name not in unused}
-    used = jax.device_put(used, replicated(mesh))
+    used, key = jax.device_put((used, jax.random.key(seed)), replicated(mesh))
 
     sums = np.zeros((3, len(ratios), encoder.depth))
     images = left_out = 0
     for batch in batches:
         values, number = fetch(
-            _hsic(used, put_batch(mesh, batch), seed, plain, tuple(ratios), tokens, mesh)
+            _hsic(used, put_batch(mesh, batch), key, plain, tuple(ratios), tokens, mesh)
         )
         count = round(number.item())
         if count < FEWEST:
@@ -168,11 +168,11 @@ def _check(encoder: ViT, ratios: Sequence[float], tokens: str, removed: str) -> 
         kept_patches(encoder.num_patches, ratio)
 
 
-@functools.partial(jax.jit, static_argnames=("seed", "encoder", "ratios", "tokens", "mesh"))
+@functools.partial(jax.jit, static_argnames=("encoder", "ratios", "tokens", "mesh"))
 def _hsic(
     params: Any,
     batch: Batch,
-    seed: int,
+    key: jax.Array,
     encoder: ViT,
     ratios: tuple[float, ...],
     tokens: Tokens,
@@ -181,19 +181,15 @@ def _hsic(
     """HSIC₁ of (full, occluded), (full, full), (occluded, occluded): [3, R, depth]; and n []."""
     pixels = normalise(unit_range(batch.image))
     real = (batch.weight > 0).astype(jnp.float32)
-    key = jax.random.key(seed)
     full = encoder.apply({"params": params}, pixels).blocks  # type: ignore[union-attr]
-    terms = []
-    for ratio in ratios:
-        visible, kept = draw_visible(key, batch.index, encoder.num_patches, ratio)
-        occluded = encoder.apply({"params": params}, pixels, visible, kept).blocks  # type: ignore[union-attr]
-        ids = visible_ids(visible, kept)
-        first = centred_gram(features(full, ids, tokens), real)
-        second = centred_gram(features(occluded, ids, tokens), real)
-        terms.append([hsic(first, second), hsic(first, first), hsic(second, second)])
-    values = jnp.stack([jnp.stack(column) for column in zip(*terms, strict=True)])
-    count = real.sum()
-    result = values / jnp.maximum(count * (count - 3), 1), count
+    visible, kept = draw_visible(key, batch.index, encoder.num_patches, ratios)
+    grams = []
+    for seen, count in zip(visible, kept, strict=True):
+        occluded = encoder.apply({"params": params}, pixels, seen, count).blocks  # type: ignore[union-attr]
+        ids = visible_ids(seen, count)
+        grams += [gram(features(blocks, ids, tokens), real) for blocks in (full, occluded)]
+    centred = u_centred(jnp.stack(grams), real)
+    result = jnp.stack(hsic(centred[0::2], centred[1::2], real)), real.sum()
     return jax.lax.with_sharding_constraint(result, replicated(mesh))
 
 
@@ -216,28 +212,40 @@ def features(blocks: jax.Array, ids: jax.Array, tokens: Tokens) -> jax.Array:
     return patches.reshape(*patches.shape[:2], -1)
 
 
-def centred_gram(x: jax.Array, real: jax.Array) -> jax.Array:
-    """The U-centred Gram matrix of features [depth, B, F]: [depth, B, B], 0 for padding.
+def gram(x: jax.Array, real: jax.Array) -> jax.Array:
+    """X Xᵀ of features [depth, B, F] less their mean: [depth, B, B], 0 for padding.
 
-    Its rows sum to 0 without the diagonal, which is 0 (Székely and Rizzo 2014). HSIC₁ is then a
-    mere product, which float32 bears, where Song's three terms nearly cancel.
+    HSIC₁ does not see the mean; without it float32 keeps its digits for what varies.
 
     Args:
       real: float32 [B], 1 for an image and 0 for padding.
     """
-    count = real.sum()
-    # HSIC₁ does not see the mean; without it the Gram matrix keeps its digits for what varies.
-    mean = (x * real[:, None]).sum(1, keepdims=True) / count
+    mean = (x * real[:, None]).sum(1, keepdims=True) / real.sum()
     x = (x - mean) * real[:, None]
-    gram = jnp.einsum("dif,djf->dij", x, x, precision=jax.lax.Precision.HIGHEST)
+    return jnp.einsum("dif,djf->dij", x, x, precision=jax.lax.Precision.HIGHEST)
+
+
+def u_centred(grams: jax.Array, real: jax.Array) -> jax.Array:
+    """Gram matrices [..., B, B], U-centred: rows sum to 0 and so does the diagonal, entry by entry.
+
+    HSIC₁ of two such is a mere product (Székely and Rizzo 2014), which float32 bears, where Song's
+    three terms nearly cancel.
+    """
+    count = real.sum()
     pairs = real[:, None] * real[None, :] * (1 - jnp.eye(len(real)))
-    gram = gram * pairs
-    rows = gram.sum(2)
-    total = rows.sum(1)[:, None, None] / jnp.maximum((count - 1) * (count - 2), 1)
-    by_row = (rows[:, :, None] + rows[:, None, :]) / jnp.maximum(count - 2, 1)
-    return (gram - by_row + total) * pairs
+    grams = grams * pairs
+    rows = grams.sum(-1)
+    total = rows.sum(-1)[..., None, None] / jnp.maximum((count - 1) * (count - 2), 1)
+    by_row = (rows[..., :, None] + rows[..., None, :]) / jnp.maximum(count - 2, 1)
+    return (grams - by_row + total) * pairs
 
 
-def hsic(first: jax.Array, second: jax.Array) -> jax.Array:
-    """n (n - 3) · HSIC₁ of two U-centred Gram matrices [depth, B, B]: [depth]."""
-    return (first * second).sum((1, 2))
+def hsic(
+    first: jax.Array, second: jax.Array, real: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """HSIC₁ of (first, second), (first, first), (second, second), U-centred [..., B, B]: [...]."""
+    count = real.sum()
+    scale = jnp.maximum(count * (count - 3), 1)
+    pairs = ((first, second), (first, first), (second, second))
+    between, of_first, of_second = ((x * y).sum((-2, -1)) / scale for x, y in pairs)
+    return between, of_first, of_second

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
-import jax
+from collections.abc import Sequence
 
-from occinv.transform.masking import kept_patches, random_visible
+import jax
+import jax.numpy as jnp
+
+from occinv.transform.masking import kept_patches
 
 
 def draw_visible(
-    key: jax.Array, index: jax.Array, num_patches: int, ratio: float
-) -> tuple[jax.Array, int]:
-    """What is visible of each image when `ratio` of its patches is removed: bool [B, N], and K.
+    key: jax.Array, index: jax.Array, num_patches: int, ratios: Sequence[float]
+) -> tuple[jax.Array, list[int]]:
+    """What is visible of each image when a share of its patches is removed: bool [R, B, N], and K.
 
     Follows from (key, ratio, the image's number in its source) alone, so that an evaluation does
-    not depend on batch size, order or devices.
+    not depend on batch size, order, devices or the other ratios.
 
     Args:
       key: scalar key array, of the evaluation's seed.
       index: int32 [B], `Batch.index`; padding may hold anything.
       num_patches: N.
-      ratio: in (0, 1). K, the number of visible patches, is the same for all images.
+      ratios: R shares in (0, 1). K[r] patches are visible in every image at ratio r.
 
     Raises:
       UserError: as `kept_patches`.
     """
-    kept = kept_patches(num_patches, ratio)
-    of_ratio = jax.random.fold_in(key, round(ratio * 1_000_000))
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(of_ratio, index)
-    return random_visible(keys, num_patches, kept), kept
+    kept = [kept_patches(num_patches, ratio) for ratio in ratios]
+    numbers = jnp.array([round(ratio * 1_000_000) for ratio in ratios])
+
+    def noise(number: jax.Array, image: jax.Array) -> jax.Array:
+        own = jax.random.fold_in(jax.random.fold_in(key, number), image)
+        return jax.random.uniform(own, (num_patches,))
+
+    # All ratios in one sort: XLA takes long to compile one.
+    drawn = jax.vmap(jax.vmap(noise, (None, 0)), (0, None))(numbers, index)
+    rank = jnp.argsort(jnp.argsort(drawn, axis=-1), axis=-1)
+    return rank < jnp.array(kept)[:, None, None], kept

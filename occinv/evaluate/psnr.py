@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -77,31 +78,30 @@ def reconstruction_psnr(
     """
     model = reconstructing(objective)
     mesh = mesh or make_mesh(jax.local_devices()[:1])
-
-    @jax.jit
-    def sums(params: Any, batch: Batch) -> jax.Array:
-        pixels = unit_range(batch.image)
-        patch_size, num_patches = model.encoder.patch_size, model.encoder.num_patches
-        key = jax.random.key(seed)
-        visible, _ = draw_visible(key, batch.index, num_patches, model.mask_ratio)
-        shown = model.reconstruct(params, pixels, visible).reconstructed
-        squared = patchify(jnp.square(shown - pixels), patch_size).mean(-1)
-        decibels = jnp.stack([psnr(squared.mean(1)), psnr(mean_over(squared, ~visible))])
-        real = batch.weight > 0
-        totals = jnp.where(real, decibels, 0.0).sum(1)
-        result = jnp.concatenate([totals, real.sum(keepdims=True).astype(totals.dtype)])
-        return jax.lax.with_sharding_constraint(result, replicated(mesh))
-
-    params = jax.device_put(params, replicated(mesh))
+    params, key = jax.device_put((params, jax.random.key(seed)), replicated(mesh))
     total = np.zeros(3)
     for batch in batches:
-        total += fetch(sums(params, put_batch(mesh, batch)))
+        total += fetch(_sums(params, put_batch(mesh, batch), key, model, mesh))
     whole, removed, count = total.tolist()
     if not count:
         raise UserError("PSNR needs an image or more, found none")
     return Psnr(
         whole / count, removed / count, round(count), model.mask_ratio, model.normalise_target
     )
+
+
+@functools.partial(jax.jit, static_argnames=("model", "mesh"))
+def _sums(params: Any, batch: Batch, key: jax.Array, model: Reconstructs, mesh: Mesh) -> jax.Array:
+    """Over the images of a batch: PSNR of the whole and of removed patches, and their number."""
+    pixels = unit_range(batch.image)
+    ratios = (model.mask_ratio,)
+    (visible,), _ = draw_visible(key, batch.index, model.encoder.num_patches, ratios)
+    shown = model.reconstruct(params, pixels, visible).reconstructed
+    squared = patchify(jnp.square(shown - pixels), model.encoder.patch_size).mean(-1)
+    decibels = [psnr(squared.mean(1)), psnr(mean_over(squared, ~visible))]
+    real = batch.weight > 0
+    sums = [jnp.where(real, value, 0.0).sum() for value in (*decibels, 1.0)]
+    return jax.lax.with_sharding_constraint(jnp.stack(sums), replicated(mesh))
 
 
 def psnr(mse: jax.Array) -> jax.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,8 +13,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from occinv.data.batch import Batch
 from occinv.evaluate.occlusion import draw_visible
-from occinv.evaluate.psnr import reconstructing
+from occinv.evaluate.psnr import Reconstructs, reconstructing
 from occinv.objective.base import Objective
+from occinv.objective.reconstruction import Reconstruction
 from occinv.transform.view import unit_range
 
 GAP, HEADER = 4, 18  # pixels of the grid
@@ -37,16 +39,17 @@ def triples(objective: Objective, params: Any, batch: Batch, seed: int = 0) -> l
       UserError: the objective does not reconstruct pixels.
     """
     model = reconstructing(objective)
-
-    @jax.jit
-    def show(params: Any, batch: Batch) -> tuple[jax.Array, ...]:
-        key = jax.random.key(seed)
-        visible, _ = draw_visible(key, batch.index, model.encoder.num_patches, model.mask_ratio)
-        return tuple(model.reconstruct(params, unit_range(batch.image), visible))
-
-    pictures = [np.rint(np.asarray(x) * 255).astype(np.uint8) for x in show(params, batch)]
+    shown = _show(params, batch, jax.random.key(seed), model)
+    pictures = [np.rint(np.asarray(x) * 255).astype(np.uint8) for x in shown]
     rows = np.flatnonzero(np.asarray(batch.weight) > 0)
     return [Triple(*(picture[row] for picture in pictures)) for row in rows]
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _show(params: Any, batch: Batch, key: jax.Array, model: Reconstructs) -> Reconstruction:
+    ratios = (model.mask_ratio,)
+    (visible,), _ = draw_visible(key, batch.index, model.encoder.num_patches, ratios)
+    return model.reconstruct(params, unit_range(batch.image), visible)
 
 
 def save_grid(path: Path, triples: Sequence[Triple], scale: int = 1) -> None:

@@ -30,7 +30,7 @@ from occinv.report.html import write_html
 from occinv.report.table import print_table
 from occinv.schema import UserError, nearest
 from occinv.train.loop import train
-from occinv.train.workdir import METRICS, RESULT, write_json
+from occinv.train.workdir import METRICS, RESULT, check_folder, write_json
 from occinv.train.writers import read_scalars
 
 CONFIGS = configuration.CONFIGS.name
@@ -137,9 +137,12 @@ def reproduce(
       rows: keys of rows, separated by commas; None: all.
       variant: of the configs.
 
-    Raises UserError for an unknown row.
+    Raises UserError for an unknown row, less than one seed, and a workdir that is a file.
     """
     chosen = choose(rows)
+    if seeds < 1:
+        raise UserError(f"--seeds {seeds}, expected 1 or more")
+    check_folder(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     # Fine-tuning is the same program in every row: compile it once, and never again on a restart.
     jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))

@@ -66,7 +66,7 @@ def make_step(
             return (loss, metrics, grads), state
 
         (loss, metrics, grads), state = mean_of_parts(part, (batch, keys), accumulate)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         updates, optimizer_state = optimizer.update(grads, train.optimizer, train.params)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         params, state, optimizer_state = jax.tree.map(

@@ -54,11 +54,20 @@ def write_json(path: Path, content: Any) -> None:
     os.replace(partial, path)
 
 
+def check_folder(workdir: Path) -> None:
+    """Raises UserError if a file stands where `workdir` or a folder above it should be."""
+    for path in (workdir, *workdir.parents):
+        if path.is_file():
+            raise UserError(f"--workdir {workdir}: {path} is a file, expected a folder")
+
+
 def claim(workdir: Path, experiment: schema.Experiment, classes: tuple[str, ...]) -> None:
     """Makes `workdir` this experiment's, or checks that it is.
 
-    Raises UserError, quoting the fields, when another experiment has begun there.
+    Raises UserError, quoting the fields, when another experiment has begun there, and when it
+    cannot be a folder.
     """
+    check_folder(workdir)
     path = workdir / CONFIG
     ours = {"experiment": schema.plain(dataclasses.asdict(experiment)), "classes": list(classes)}
     ours = json.loads(json.dumps(ours))

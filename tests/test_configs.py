@@ -1,0 +1,181 @@
+"""Every config file in every variant; the defaults are the paper's settings."""
+
+from pathlib import Path
+
+import pytest
+
+from occinv import schema
+from occinv.configuration import CONFIGS, load
+from occinv.encoder import vit
+from occinv.measure.decoder import Decoder
+from occinv.objective.base import Objective, Setting, build
+from occinv.schema import Duration, Experiment
+
+PRETRAINING = ("mae", "rmae", "cmae")
+NAMES = (*PRETRAINING, "finetune", "supervised")
+VARIANTS = ("imagenet", "tiny_imagenet", "quickstart", "smoke")
+
+
+def resolve(name: str, variant: str = "", *overrides: str) -> Experiment:
+    """The experiment of `configs/<name>.py:<variant>`."""
+    spec = str(CONFIGS / f"{name}.py") + (f":{variant}" if variant else "")
+    return schema.resolve(load(spec, overrides))
+
+
+def objective_of(experiment: Experiment) -> Objective:
+    """The objective, for ten classes and a hundred steps."""
+    encoder = vit.build(experiment.encoder, experiment.data.image_size)
+    return build(experiment.objective, Setting(encoder, 10, 100))
+
+
+def test_every_config_file_is_tested_here() -> None:
+    shared = {"pretraining", "scales"}
+    assert {path.stem for path in CONFIGS.glob("*.py")} - shared == set(NAMES)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_variant_resolves_and_builds(name: str, variant: str) -> None:
+    experiment = resolve(name, variant)
+    objective = objective_of(experiment)
+    assert all(objective.axes)
+    batch = experiment.train.batch_size
+    assert batch % 8 == 0  # a host of 8 devices, as in the tests, can run it
+    images = {"imagenet": 1_281_167, "tiny_imagenet": 10_000}.get(variant, 1400)
+    steps = experiment.train.duration.in_steps(batch, images)
+    assert 0 < experiment.optimizer.warmup.in_steps(batch, images) < steps
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_imagenet_is_what_a_config_says_without_a_variant(name: str) -> None:
+    assert resolve(name) == resolve(name, "imagenet")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_encoder_is_the_papers_in_every_default(name: str) -> None:
+    experiment = resolve(name)
+    assert experiment.data.source == "tfds:imagenet2012"
+    assert experiment.data.image_size == 224
+    encoder = objective_of(experiment).encoder
+    assert (encoder.width, encoder.depth, encoder.heads) == (768, 12, 12)
+    assert (encoder.patch_size, encoder.num_patches) == (16, 196)
+    assert experiment.train.precision == "auto"
+    assert experiment.train.accumulate == 1
+    assert experiment.optimizer.clip_norm is None
+    assert experiment.optimizer.weight_decay == 0.05
+
+
+@pytest.mark.parametrize(("name", "base_lr"), [("mae", 1.5e-4), ("rmae", 3e-4), ("cmae", 1.5e-4)])
+def test_pretraining_is_the_papers(name: str, base_lr: float) -> None:
+    experiment = resolve(name)
+    assert experiment.objective["name"] == name
+    assert experiment.objective["mask_ratio"] == 0.75
+    assert experiment.train.batch_size == 1024
+    assert experiment.train.duration == Duration(epochs=100)
+    optimizer = experiment.optimizer
+    assert optimizer.warmup == Duration(epochs=20)
+    assert optimizer.base_lr == base_lr
+    assert optimizer.betas == (0.9, 0.95)
+    assert optimizer.min_lr == 0
+    assert optimizer.layer_decay == 1
+    assert optimizer.decay_tokens
+    assert experiment.data.crop_scale == (0.2, 1.0)
+    assert experiment.data.flip
+    assert experiment.encoder.drop_path == 0
+    assert not experiment.encoder.train_position
+
+
+def test_the_peak_learning_rate_is_base_lr_by_batch_over_256() -> None:
+    from occinv.train.optimizer import learning_rate
+
+    experiment = resolve("mae")
+    schedule = learning_rate(experiment.optimizer, 1024, warmup=20, steps=100)
+    assert float(schedule(20)) == pytest.approx(1.5e-4 * 4)
+    assert float(schedule(10)) == pytest.approx(1.5e-4 * 2)
+    assert float(schedule(60)) == pytest.approx(1.5e-4 * 2)
+    assert float(schedule(100)) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["mae", "rmae"])
+def test_the_decoder_is_the_official_one(name: str) -> None:
+    objective = objective_of(resolve(name))
+    decoder = objective.decoder  # type: ignore[attr-defined]
+    assert isinstance(decoder, Decoder)
+    assert (decoder.width, decoder.depth, decoder.heads) == (512, 8, 16)
+    assert objective.normalise_target  # type: ignore[attr-defined]
+
+
+def test_rmae_is_the_papers() -> None:
+    objective = resolve("rmae").objective
+    assert objective["constraint_weight"] == 1.0
+    assert objective["t2"] == "complement"
+    assert objective["t2_mask_ratio"] == 0.25
+    assert objective["constraint_region"] == "all"
+    for t2 in ("independent", "identity"):
+        changed = resolve("rmae", "", f"--config.objective.t2={t2}")
+        assert objective_of(changed).t2 == t2  # type: ignore[attr-defined]
+
+
+def test_cmae_is_the_papers() -> None:
+    expected = {
+        "name": "cmae",
+        "mask_ratio": 0.75,
+        "tokens": "patch",
+        "similarity": "infonce",
+        "negatives": "position",
+        "mask_token": True,
+        "symmetric": True,
+        "temperature": 0.2,
+        "momentum": 0.996,
+        "momentum_schedule": "constant",
+        "head_norm": "none",
+        "head_hidden": 2048,
+        "head_out": 768,
+    }
+    experiment = resolve("cmae")
+    assert experiment.objective == expected
+    jitter = objective_of(experiment).colour  # type: ignore[attr-defined]
+    assert (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue) == (0.4,) * 3 + (
+        0.1,
+    )
+
+
+@pytest.mark.parametrize(("name", "layer_decay"), [("finetune", 0.65), ("supervised", 1.0)])
+def test_training_on_labels_is_the_papers(name: str, layer_decay: float) -> None:
+    experiment = resolve(name)
+    assert experiment.objective == {
+        "name": "classification",
+        "pooling": "mean",
+        "label_smoothing": 0.1,
+    }
+    assert experiment.train.batch_size == 1024
+    assert experiment.train.duration == Duration(epochs=100)
+    optimizer = experiment.optimizer
+    assert optimizer.warmup == Duration(epochs=5)
+    assert optimizer.base_lr == 1e-3
+    assert optimizer.betas == (0.9, 0.999)
+    assert optimizer.min_lr == 1e-6
+    assert optimizer.layer_decay == layer_decay
+    assert not optimizer.decay_tokens
+    assert experiment.encoder.drop_path == 0.1
+    assert experiment.data.crop_scale == (0.08, 1.0)
+    assert experiment.init_from is None
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_fine_tuning_takes_every_pretrained_encoder(variant: str) -> None:
+    """The same images and the same sizes, so that `init_from` fits."""
+    labels = resolve("finetune", variant)
+    for name in PRETRAINING:
+        before = resolve(name, variant)
+        assert before.data.source == labels.data.source
+        assert before.data.image_size == labels.data.image_size
+        for field in ("name", "patch_size", "width", "depth", "heads"):
+            assert getattr(before.encoder, field) == getattr(labels.encoder, field)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
+def test_config_files_import_only_ml_collections_and_each_other(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    imports = [line.split()[1] for line in lines if line.startswith(("import ", "from "))]
+    assert {name.split(".")[0] for name in imports} <= {"ml_collections", "configs"}

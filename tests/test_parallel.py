@@ -1,0 +1,118 @@
+"""The mesh, how a batch lies on it, and the same run on one device and on eight."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from tiny_runs import losses, make_images, overrides, start_python, tiny
+
+from occinv import parallel
+from occinv.data.batch import Batch
+from occinv.schema import UserError
+
+COUNTS = [1, 2, 4, 8]
+
+
+def make_batch(count: int) -> Batch:
+    """A batch as a loader makes it, every value of which says where it stands."""
+    number = np.arange(count, dtype=np.int32)
+    image = np.broadcast_to(number[:, None, None, None].astype(np.uint8), (count, 2, 2, 3)).copy()
+    return Batch(image, number + 100, number + 200, number.astype(np.float32))
+
+
+@pytest.mark.parametrize("devices", COUNTS)
+def test_a_batch_goes_to_the_devices_in_order(devices: int) -> None:
+    mesh = parallel.make_mesh(jax.devices()[:devices])
+    assert (mesh.size, mesh.axis_names) == (devices, ("data",))
+    assert mesh.axis_types == (AxisType.Auto,)
+    batch = make_batch(8)
+    there = parallel.put_batch(mesh, batch)
+    for sent, arrived in zip(jax.tree.leaves(batch), jax.tree.leaves(there), strict=True):
+        assert arrived.dtype == sent.dtype
+        np.testing.assert_array_equal(np.asarray(arrived), sent)
+        shards = arrived.addressable_shards
+        assert {shard.data.shape[0] for shard in shards} == {8 // devices}
+        for shard in shards:
+            np.testing.assert_array_equal(np.asarray(shard.data), sent[shard.index])
+        assert [shard.device for shard in shards] == list(mesh.devices)
+
+
+@pytest.mark.parametrize("devices", COUNTS)
+def test_what_is_fetched_is_the_whole(devices: int) -> None:
+    mesh = parallel.make_mesh(jax.devices()[:devices])
+    there = parallel.put_batch(mesh, make_batch(8))
+    weights = jax.jit(lambda b: {"w": b.weight, "sum": b.weight.sum()},
+                      out_shardings=parallel.replicated(mesh))(there)  # fmt: skip
+    fetched = parallel.fetch(weights)
+    assert all(isinstance(x, np.ndarray) for x in fetched.values())
+    np.testing.assert_array_equal(fetched["w"], np.arange(8))
+    assert fetched["sum"] == 28
+
+
+def test_a_mesh_takes_every_device() -> None:
+    assert list(parallel.make_mesh().devices) == jax.devices()
+
+
+@pytest.mark.parametrize(
+    ("devices", "batch_size", "said"),
+    [
+        (8, 12, r"^train\.batch_size=12 is not divisible by the 8 devices \(nearest: 8 or 16\)$"),
+        (8, 7, r"^train\.batch_size=7 is not divisible by the 8 devices \(nearest: 8\)$"),
+        (4, 6, r"=6 is not divisible by the 4 devices \(nearest: 4 or 8\)$"),
+    ],
+)
+def test_a_batch_that_cannot_be_shared(devices: int, batch_size: int, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        parallel.check_batch(parallel.make_mesh(jax.devices()[:devices]), batch_size)
+
+
+@pytest.mark.parametrize("devices", COUNTS)
+def test_a_batch_that_can_be_shared(devices: int) -> None:
+    mesh = parallel.make_mesh(jax.devices()[:devices])
+    parallel.check_batch(mesh, devices)
+    parallel.check_batch(mesh, 3 * devices)
+
+
+def test_the_computation_is_float32_on_cpu_unless_told() -> None:
+    assert parallel.compute_dtype("auto") == np.float32
+    assert parallel.compute_dtype("float32") == np.float32
+    assert parallel.compute_dtype("bfloat16") == jax.numpy.bfloat16
+
+
+OBJECTIVES = ("mae", "rmae", "cmae", "supervised")
+STEPS = ("train.duration.steps=3", "optimizer.warmup.steps=1")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Workdirs `<devices>/<objective>`, each trained from the command line on so many devices."""
+    folder = tmp_path_factory.mktemp("devices")
+    images = make_images(folder / "images")
+    shutil.rmtree(images / "val")  # evaluation is not the subject, and takes time to compile
+    processes = []
+    for devices in (1, 8):
+        # One process for all: importing JAX takes longer than a run.
+        lines = ["import sys", "from occinv.cli import main"]
+        for name in OBJECTIVES:
+            workdir = str(folder / str(devices) / name)
+            arguments = ["train", *tiny(name, images), "--workdir", workdir, *overrides(*STEPS)]
+            lines.append(f"assert main({arguments!r}) == 0")
+        processes.append(start_python(["-c", "\n".join(lines)], devices=devices))
+    for process in processes:
+        _, said = process.communicate()
+        assert process.returncode == 0, said
+    return folder
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_run_on_eight_devices_is_that_on_one(name: str, runs: Path) -> None:
+    """The same command; sums over the batch are added in another order, hence the tolerance."""
+    on_one, on_eight = losses(runs / "1" / name), losses(runs / "8" / name)
+    assert list(on_one) == list(on_eight) == [1, 2, 3]
+    np.testing.assert_allclose(list(on_eight.values()), list(on_one.values()), rtol=2e-5)
+    assert len(set(on_one.values())) == 3

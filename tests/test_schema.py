@@ -1,0 +1,154 @@
+"""What a config may say: types, ranges, durations, and the errors."""
+
+import dataclasses
+import typing
+
+import pytest
+
+from occinv import schema
+from occinv.schema import Duration, UserError, build, nearest, resolve
+
+SMALL = {
+    "objective": {"name": "mae"},
+    "data": {"source": "digits", "image_size": 32},
+    "encoder": {"patch_size": 8},
+    "train": {"batch_size": 16, "duration": {"steps": 4}},
+}
+
+
+def changed(path, value):
+    """SMALL with one field set."""
+    config = {k: dict(v) if isinstance(v, dict) else v for k, v in SMALL.items()}
+    section, _, field = path.rpartition(".")
+    (config.setdefault(section, {}) if section else config)[field] = value
+    return config
+
+
+def test_fields_not_given_have_their_defaults() -> None:
+    experiment = resolve(SMALL)
+    assert experiment.train == schema.Train(batch_size=16, duration=Duration(steps=4))
+    assert experiment.optimizer == schema.Optimizer()
+    assert experiment.data.crop_scale == (0.2, 1.0)
+    assert experiment.objective == {"name": "mae"}
+
+
+def test_lists_become_tuples_and_whole_numbers_floats() -> None:
+    experiment = resolve(changed("data.crop_scale", [1, 1]))
+    assert experiment.data.crop_scale == (1.0, 1.0)
+    assert isinstance(experiment.data.crop_scale[0], float)
+
+
+def test_an_experiment_survives_its_own_fields() -> None:
+    """config.json is written from `asdict` and read back by `resolve`."""
+    experiment = resolve(changed("train.evaluate_every", {"epochs": 2}))
+    assert resolve(dataclasses.asdict(experiment)) == experiment
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("sede", 1, "unknown field 'sede' (did you mean 'seed'?)"),
+        ("train.batch_sise", 8, "unknown field 'train.batch_sise' (did you mean 'batch_size'?)"),
+        ("train.duration", {"step": 8}, "'train.duration.step' (did you mean 'steps'?)"),
+        ("train.batch_size", "eight", "train.batch_size='eight' is str, expected int"),
+        ("train.batch_size", 8.0, "train.batch_size=8.0 is float, expected int"),
+        ("train.batch_size", True, "train.batch_size=True is bool, expected int"),
+        ("train.batch_size", None, "train.batch_size=None is NoneType, expected int"),
+        ("train.batch_size", 0, "train.batch_size=0, expected 1 or more"),
+        ("train.accumulate", 3, "train.accumulate=3, expected a divisor of train.batch_size=16"),
+        ("train.accumulate", 0, "train.accumulate=0"),
+        ("train.keep", 0, "train.keep=0, expected 1 or more"),
+        ("train.max_nonfinite", -1, "train.max_nonfinite=-1, expected 0 or more"),
+        ("train.precision", "float16", "train.precision='float16' is not a choice (did you mean"),
+        ("train.duration", 8, "train.duration=8 is int, expected Duration"),
+        ("train.duration", {"steps": 8, "epochs": 2.0}, "train.duration.steps=8 and"),
+        ("train.duration", {}, "train.duration has no length: set one of train.duration.steps"),
+        ("train.duration", {"steps": -8}, "-8 steps, expected a length of 0 or more"),
+        ("train.evaluate_every", {"steps": 1, "examples": 2}, "train.evaluate_every.examples=2"),
+        ("optimizer.warmup", {"steps": 1, "epochs": 1.0}, "optimizer.warmup.epochs=1.0"),
+        ("optimizer.betas", (0.9,), "optimizer.betas=(0.9,) is tuple, expected tuple[float"),
+        ("optimizer.betas", (0.9, 1.0), "optimizer.betas=(0.9, 1.0), expected two rates in [0, 1)"),
+        ("optimizer.betas", (0.9, "b"), "optimizer.betas[1]='b' is str, expected float"),
+        ("optimizer.base_lr", -1e-3, "optimizer.base_lr=-0.001, expected 0 or more"),
+        ("optimizer.base_lr", float("nan"), "optimizer.base_lr=nan, expected 0 or more"),
+        ("optimizer.weight_decay", -0.1, "optimizer.weight_decay=-0.1, expected 0 or more"),
+        ("optimizer.clip_norm", 0.0, "optimizer.clip_norm=0.0, expected a norm above 0"),
+        ("optimizer.layer_decay", 1.5, "optimizer.layer_decay=1.5, expected a factor in (0, 1]"),
+        ("data.image_size", 30, "data.image_size=30 is not divisible by encoder.patch_size=8"),
+        ("data.image_size", 0, "data.image_size=0, expected 1 or more"),
+        ("data.crop_scale", (0.0, 1.0), "data.crop_scale=(0.0, 1.0), expected 0 < smallest"),
+        ("data.crop_scale", (0.9, 0.5), "data.crop_scale=(0.9, 0.5)"),
+        ("data.fraction", 0.0, "data.fraction=0.0, expected a number in (0, 1]"),
+        ("data.fraction", 1.5, "data.fraction=1.5"),
+        ("data.num_threads", -1, "data.num_threads=-1, expected 0 or more"),
+        ("data.max_corrupt", -1, "data.max_corrupt=-1, expected 0 or more"),
+        ("encoder.patch_size", 0, "encoder.patch_size=0, expected 1 or more"),
+        ("encoder.depth", 0, "encoder.depth=0, expected 1 or more"),
+        ("encoder.width", -16, "encoder.width=-16, expected 1 or more"),
+        ("encoder.heads", 0, "encoder.heads=0, expected 1 or more"),
+        ("encoder.name", "bas", "encoder.name='bas' is not a choice (did you mean 'base'?)"),
+        ("encoder.drop_path", 1.0, "encoder.drop_path=1.0, expected a rate in [0, 1)"),
+        ("encoder", "base", "encoder='base' is str, expected Encoder"),
+        ("objective", "mae", "objective='mae' is str, expected"),
+        ("init_from", 3, "init_from=3 is int, expected str"),
+        ("seed", -1, "seed=-1, expected 0 or more"),
+    ],
+)
+def test_a_mistake_is_quoted(path: str, value: object, said: str) -> None:
+    with pytest.raises(UserError) as raised:
+        resolve(changed(path, value))
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_section_that_is_needed_is_missed() -> None:
+    with pytest.raises(UserError, match=r"^objective is missing$"):
+        resolve({"data": {"source": "digits"}})
+    with pytest.raises(UserError, match=r"^data\.source is missing$"):
+        resolve({"objective": {}, "data": {}})
+
+
+def test_both_parts_of_the_data_are_refused() -> None:
+    config = changed("data.per_class", 3)
+    config["data"]["fraction"] = 0.1
+    with pytest.raises(UserError, match=r"data\.per_class=3 and data\.fraction=0\.1 are both"):
+        resolve(config)
+
+
+@pytest.mark.parametrize(
+    ("duration", "steps"),
+    [
+        (Duration(steps=7), 7),
+        (Duration(examples=100), 10),
+        (Duration(examples=104), 10),
+        (Duration(epochs=2.0), 50),
+        (Duration(epochs=0.5), 12),  # 12.5: to even, as Python rounds
+        (Duration(epochs=0.0), 0),
+    ],
+)
+def test_a_duration_in_steps_of_10_over_250_images(duration: Duration, steps: int) -> None:
+    assert duration.in_steps(10, 250) == steps
+
+
+def test_nearest_names_one_or_lists_all() -> None:
+    assert nearest("rmea", ["mae", "rmae", "cmae"]) == " (did you mean 'rmae'?)"
+    assert nearest("xyz", ["b", "a"]) == " (expected one of: a, b)"
+
+
+def test_build_keeps_what_the_program_sets_from_the_config() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Section:
+        setting: int
+        size: int = 3
+
+    assert build(Section, {"size": 4}, "section", setting=1) == Section(1, 4)
+    with pytest.raises(UserError, match=r"unknown field 'section\.setting'"):
+        build(Section, {"setting": 2}, "section", setting=1)
+
+
+def test_every_field_has_a_type_that_can_be_checked() -> None:
+    """A field whose type `build` does not know would refuse every value."""
+    experiment = resolve(SMALL)
+    for section in (experiment.data, experiment.encoder, experiment.optimizer, experiment.train):
+        assert build(type(section), dataclasses.asdict(section), "section") == section
+        assert set(typing.get_type_hints(type(section))) == set(dataclasses.asdict(section))

@@ -1,0 +1,147 @@
+"""Runs so small that a test can have several: images, overrides, an objective, and processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from occinv.objective.base import Axes, Objective, Params, State, Terms
+from occinv.transform.view import View, whole
+
+TESTS = Path(__file__).resolve().parent
+CONFIGS = TESTS.parent / "configs"
+
+ENCODER = ("encoder.width=16", "encoder.depth=1", "encoder.heads=2")
+DECODER = tuple(
+    f"objective.decoder_{field}" for field in ("width=16", "depth=1", "heads=2")
+)  # fmt: skip
+HEADS = ("objective.head_hidden=16", "objective.head_out=8")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Toy(Objective):
+    """Compiles in no time, and notices everything that going on after a stop could get wrong.
+
+    The loss depends on the images and their order, the keys, the step and a state of its own.
+
+    Attributes:
+      nan_steps: numbers of steps, counted from 1, whose loss is NaN.
+    """
+
+    nan_steps: tuple[int, int] = (-1, -1)
+
+    @property
+    def axes(self) -> Axes:
+        return Axes("noise", "noise", "average", "L2")
+
+    def init(self, key: jax.Array, encoder: Params | None = None) -> tuple[Params, State]:
+        scale = jax.random.normal(key, (3,))
+        head = {"kernel": jnp.eye(3) + 0.1 * jax.random.normal(key, (3, 3))}
+        return {"encoder": encoder or {"scale": scale}, "head": head}, {"average": scale}
+
+    def advance(self, params: Params, state: State, step: jax.Array) -> State:
+        return {"average": 0.5 * state["average"] + 0.5 * params["encoder"]["scale"]}
+
+    def transform(self, pixels: jax.Array, keys: jax.Array) -> tuple[View, ...]:
+        noise = jax.vmap(lambda key: jax.random.normal(key, (3,)))(keys)
+        noisy = pixels + 0.1 * noise[:, None, None]
+        return whole(noisy, self.encoder.num_patches), whole(pixels, self.encoder.num_patches)
+
+    def encode(self, params: Params, view: View, keys: Any = None) -> Any:
+        return view.pixels.mean((1, 2)) * params["encoder"]["scale"] @ params["head"]["kernel"]
+
+    def target(self, params: Params, state: State, view: View, batch: Any, keys: Any) -> Any:
+        return view.pixels.mean((1, 2)) * state["average"] + 1
+
+    def measure(
+        self, params: Params, state: State, z1: Any, z2: Any, view1: View, view2: View
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        return ((z1 - z2) ** 2).sum(-1), {}
+
+    def terms(
+        self, params: Params, state: State, batch: Any, keys: jax.Array, step: jax.Array
+    ) -> Terms:
+        terms = super().terms(params, state, batch, keys, step)
+        is_bad = (step + 1 == self.nan_steps[0]) | (step + 1 == self.nan_steps[1])
+        return terms._replace(loss=jnp.where(is_bad, jnp.nan, terms.loss))
+
+
+def make_images(folder: Path) -> Path:
+    """24 images for training and 12 held out, 20² pixels, of two classes."""
+    draw = np.random.default_rng(0)
+    for part, count in (("train", 12), ("val", 6)):
+        for shade, name in enumerate(("dark", "light")):
+            (folder / part / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = draw.integers(60 * shade, 200 + 55 * shade, (20, 20, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / part / name / f"{number:02}.png")
+    return folder
+
+
+def toy_config(folder: Path) -> Path:
+    """A config file with the objective `Toy`, as a user may write one."""
+    path = folder / "toy.py"
+    path.write_text(
+        "def get_config(variant='plain'):\n"
+        "    return {\n"
+        "        'objective': {'name': 'tiny_runs:Toy'},\n"
+        "        'data': {'source': 'folder:' + variant, 'image_size': 16},\n"
+        "        'encoder': {'name': 'micro', 'patch_size': 8},\n"
+        "        'optimizer': {'base_lr': 1.0, 'warmup': {'steps': 2}},\n"
+        "        'train': {'batch_size': 8, 'duration': {'steps': 8}},\n"
+        "    }\n"
+    )
+    return path
+
+
+def overrides(*fields: str) -> list[str]:
+    """`a.b=c` as arguments of the command line."""
+    return [f"--config.{field}" for field in fields]
+
+
+def tiny(config: str, images: Path, *fields: str) -> list[str]:
+    """The arguments `--config …` of a smoke variant, made much smaller, on `images`."""
+    own = {"mae": DECODER, "rmae": DECODER, "cmae": HEADS}.get(config, ())
+    common = ("train.batch_size=8", "train.log_every.steps=1", "data.image_size=16",
+              f"data.source=folder:{images}", "data.num_threads=1")  # fmt: skip
+    spec = ["--config", str(CONFIGS / f"{config}.py:smoke")]
+    return [*spec, *overrides(*common, *ENCODER, *own, *fields)]
+
+
+def start_python(
+    arguments: Sequence[str], *, devices: int = 1, **variables: str
+) -> subprocess.Popen[str]:
+    """Python in a process of its own on so many devices, compiling fast rather than well."""
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    environment = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        env=environment | {"XLA_FLAGS": flags} | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def start(arguments: Sequence[str], **variables: Any) -> subprocess.Popen[str]:
+    """`python -m occinv …` as `start_python`."""
+    return start_python(["-m", "occinv", *arguments], **variables)
+
+
+def losses(workdir: Path) -> dict[int, float]:
+    """The loss of every logged step; a step that stands twice in the file fails."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if "loss" in line]
+    assert steps == sorted(set(steps))
+    return {line["step"]: float(line["loss"]) for line in lines if "loss" in line}

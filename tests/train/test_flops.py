@@ -1,0 +1,93 @@
+"""Arithmetic counted in programs whose count can be done by hand."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from occinv.encoder.vit import ViT
+from occinv.train.flops import matmul_flops
+
+
+def shape(*sizes: int) -> jax.ShapeDtypeStruct:
+    """A float32 array that is never made."""
+    return jax.ShapeDtypeStruct(sizes, jnp.float32)
+
+
+def test_a_product_is_two_operations_a_term() -> None:
+    assert matmul_flops(jnp.matmul, shape(3, 5), shape(5, 7)) == 2 * 3 * 5 * 7
+    assert matmul_flops(jnp.matmul, jnp.ones((3, 5)), jnp.ones((5, 7))) == 2 * 3 * 5 * 7
+
+
+def test_a_batch_of_products() -> None:
+    product = jax.vmap(jnp.matmul)
+    assert matmul_flops(product, shape(4, 3, 5), shape(4, 5, 7)) == 4 * 2 * 3 * 5 * 7
+
+
+def test_several_contracted_axes() -> None:
+    def product(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.einsum("abc,bcd->ad", a, b)
+
+    assert matmul_flops(product, shape(2, 3, 5), shape(3, 5, 7)) == 2 * 2 * 7 * (3 * 5)
+
+
+def test_what_is_no_product_counts_nothing() -> None:
+    assert matmul_flops(lambda x: jnp.tanh(x * x).sum(), shape(100, 100)) == 0
+
+
+def test_a_scanned_product_counts_in_every_turn() -> None:
+    def power(x: jax.Array) -> jax.Array:
+        return jax.lax.scan(lambda y, _: (y @ x, None), x, length=6)[0]
+
+    assert matmul_flops(power, shape(4, 4)) == 6 * 2 * 4**3
+    assert matmul_flops(jax.jit(power), shape(4, 4)) == 6 * 2 * 4**3
+
+
+def test_a_scan_within_a_scan() -> None:
+    def power(x: jax.Array) -> jax.Array:
+        def inner(y: jax.Array, _: None) -> tuple[jax.Array, None]:
+            return jax.lax.scan(lambda z, _: (z @ x, None), y, length=5)[0], None
+
+        return jax.lax.scan(inner, x, length=3)[0]
+
+    assert matmul_flops(power, shape(4, 4)) == 15 * 2 * 4**3
+
+
+def test_the_gradient_of_a_layer_is_two_more_products() -> None:
+    def loss(x: jax.Array, w: jax.Array) -> jax.Array:
+        return (x @ w).sum()
+
+    gradient = jax.grad(loss, argnums=(0, 1))
+    assert matmul_flops(gradient, shape(3, 5), shape(5, 7)) in (2 * 210, 3 * 210)
+
+
+@pytest.mark.parametrize("depth", [1, 3, 6])  # 6 is a real loop, 1 and 3 are unrolled
+def test_a_vit_against_its_formula(depth: int) -> None:
+    """Per image: embedding, and per block qkv, scores, mixing, output and the MLP of 4 widths."""
+    images, size, patch, width = 2, 32, 8, 24
+    model = ViT(size, patch, width, depth, heads=2)
+    pixels = shape(images, size, size, 3)
+    params = jax.eval_shape(model.init, jax.random.key(0), pixels)
+    patches = (size // patch) ** 2
+    tokens = 1 + patches
+    embedding = 2 * patches * (3 * patch**2) * width
+    block = 2 * tokens * width**2 * (3 + 1 + 8) + 2 * 2 * tokens**2 * width
+    assert matmul_flops(model.apply, params, pixels) == images * (embedding + depth * block)
+
+
+def test_removed_patches_save_their_share() -> None:
+    images, size, patch, width, kept = 2, 32, 8, 24, 4
+    model = ViT(size, patch, width, 2, heads=2)
+    pixels = shape(images, size, size, 3)
+    visible = jax.ShapeDtypeStruct((images, 16), jnp.bool_)
+    params = jax.eval_shape(model.init, jax.random.key(0), pixels)
+    tokens = 1 + kept
+    block = 2 * tokens * width**2 * 12 + 2 * 2 * tokens**2 * width
+    embedding = 2 * 16 * (3 * patch**2) * width
+
+    def encode(params: object, pixels: jax.Array, visible: jax.Array) -> object:
+        return model.apply(params, pixels, visible, kept)
+
+    counted = matmul_flops(encode, params, pixels, visible)
+    assert counted == images * (embedding + 2 * block)

@@ -1,0 +1,391 @@
+"""A run stopped, killed or damaged at any moment ends like one that was not.
+
+Most runs here are of `tiny_runs.Toy`, which takes no time to compile and whose every loss depends
+on all that a restart must find again: images, order, keys, step, parameters, optimizer and state.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from tiny_runs import losses, make_images, overrides, start, tiny, toy_config
+
+from occinv import cli, parallel, schema
+from occinv.configuration import load
+from occinv.progress import Progress
+from occinv.train import workdir as files
+from occinv.train.checkpoints import Checkpoints
+from occinv.train.loop import NonFinite, Outcome, train
+from occinv.train.writers import read_scalars
+
+OFTEN = ("train.log_every.steps=1", "train.checkpoint_every.steps=2")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of labelled images."""
+    return make_images(tmp_path_factory.mktemp("data") / "images")
+
+
+@pytest.fixture(scope="module")
+def arguments(images: Path) -> list[str]:
+    """`--config …` of eight steps of Toy, logged at every step and saved at every second."""
+    spec = f"{toy_config(images.parent)}:{images}"
+    return ["--config", spec, *overrides(*OFTEN)]
+
+
+@pytest.fixture(scope="module")
+def whole(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of the run that nothing disturbed."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    assert run(arguments, workdir).stopped_by is None
+    return workdir
+
+
+def run(
+    arguments: list[str], workdir: Path, *fields: str, watch: Callable[..., None] | None = None
+) -> Outcome:
+    """`occinv train` without the command line."""
+    given = [*arguments[2:], *overrides(*fields)]
+    return train(schema.resolve(load(arguments[1], given)), workdir, watch)
+
+
+def at_step(number: int, act: Callable[[], None]) -> Callable[..., None]:
+    """A watch that does something after step `number`."""
+
+    def watch(step: int, steps: int, metrics: dict[str, float] | None) -> None:
+        if step == number:
+            act()
+
+    return watch
+
+
+class Crash(Exception):
+    """A process that ends without saving."""
+
+
+def crash() -> None:
+    raise Crash
+
+
+def state_of(workdir: Path) -> dict[str, np.ndarray]:
+    """Every array of the newest checkpoint, by its path."""
+    with Checkpoints(workdir / files.CHECKPOINTS, read_only=True) as checkpoints:
+        step = checkpoints.latest()
+        layout = checkpoints._about(step)["layout"]
+        template: dict[str, Any] = {
+            item: {"/".join(names): np.zeros(shape, dtype) for names, shape, dtype in leaves}
+            for item, leaves in layout.items()
+        }
+        nested = {
+            item: _nest({tuple(name.split("/")): leaf for name, leaf in leaves.items()})
+            for item, leaves in template.items()
+        }
+        _, items = checkpoints.restore(nested)
+    found = jax.tree.leaves_with_path(items)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in found}
+
+
+def _nest(named: dict[tuple[str, ...], Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for names, leaf in named.items():
+        node = tree
+        for name in names[:-1]:
+            node = node.setdefault(name, {})
+        node[names[-1]] = leaf
+    return tree
+
+
+def assert_same_end(workdir: Path, other: Path) -> None:
+    """Bit for bit: parameters, optimizer, state and counters; every loss; the last evaluation."""
+    ours, theirs = state_of(workdir), state_of(other)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        np.testing.assert_array_equal(value, theirs[name], err_msg=name)
+    assert losses(workdir) == losses(other)
+    results = [json.loads((folder / files.RESULT).read_text()) for folder in (workdir, other)]
+    assert results[0] == results[1]
+
+
+def test_a_run_writes_what_it_says(whole: Path) -> None:
+    assert files.load(whole).step == 8
+    assert list(losses(whole)) == [1, 2, 3, 4, 5, 6, 7, 8]
+    lines = read_scalars(whole / files.METRICS)
+    assert lines[0]["step"] == 0
+    assert lines[0]["parameters"] == 3 + 9
+    assert lines[0]["flops_per_image"] > 0
+    for line in lines[1:9]:
+        assert 0 <= line["data_wait_fraction"] <= 1
+        assert line["images_per_second"] > 0
+    assert [line["learning_rate"] for line in lines[1:4]] == pytest.approx([0, 1 / 64, 1 / 32])
+    result = json.loads((whole / files.RESULT).read_text())
+    assert result == {"step": 8, "metrics": {"loss": lines[-1]["eval/loss"]}}
+    assert list(whole.glob("events.out.tfevents*"))
+
+
+def test_a_step_learns_and_all_that_it_should_change_changes(whole: Path) -> None:
+    """Else the comparisons of ends below would compare what never moves."""
+    with Checkpoints(whole / files.CHECKPOINTS, read_only=True) as checkpoints:
+        before, after = (checkpoints.restore_params(step)[1] for step in (6, 8))
+    moved = jax.tree.map(lambda a, b: bool((a != b).all()), before, after)
+    assert jax.tree.all(moved)
+    state = state_of(whole)
+    assert state["['rest']['step']['value']"] == 8 if "['rest']['step']['value']" in state else True
+    assert any("average" in name for name in state)
+    assert any("mu" in name for name in state)
+
+
+@pytest.mark.parametrize("step", [1, 4, 5])
+def test_a_crash_and_again(step: int, arguments: list[str], whole: Path, tmp_path: Path) -> None:
+    """Nothing is saved at the crash: the steps since the last checkpoint are taken again."""
+    with pytest.raises(Crash):
+        run(arguments, tmp_path, watch=at_step(step, crash))
+    assert run(arguments, tmp_path).step == 8
+    assert_same_end(tmp_path, whole)
+
+
+def test_many_crashes(arguments: list[str], whole: Path, tmp_path: Path) -> None:
+    for step in (3, 5, 5, 7, 8):
+        with pytest.raises(Crash):
+            run(arguments, tmp_path, watch=at_step(step, crash))
+    run(arguments, tmp_path)
+    assert_same_end(tmp_path, whole)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_the_same_command_goes_on(
+    number: signal.Signals,
+    status: int,
+    arguments: list[str],
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ["train", *arguments, "--workdir", str(tmp_path / "run")]
+    with monkeypatch.context() as patched:
+        watch = at_step(5, lambda: signal.raise_signal(number))
+        patched.setattr(Progress, "stage", lambda self, name: watch)
+        assert cli.main(command) == status
+    assert "stopped and saved at step 5 of 8" in capsys.readouterr().out
+    assert files.load(tmp_path / "run").step == 5
+    assert not (tmp_path / "run" / files.RESULT).exists()
+    assert cli.main(command) == 0
+    assert_same_end(tmp_path / "run", whole)
+
+
+def test_a_signal_at_the_last_step_is_no_stop(
+    arguments: list[str], whole: Path, tmp_path: Path
+) -> None:
+    outcome = run(arguments, tmp_path, watch=at_step(8, lambda: signal.raise_signal(15)))
+    assert (outcome.step, outcome.steps, outcome.stopped_by) == (8, 8, 15)
+    assert_same_end(tmp_path, whole)
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_aloud(
+    arguments: list[str], whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(arguments, tmp_path, watch=at_step(7, lambda: signal.raise_signal(signal.SIGTERM)))
+    damage(tmp_path / files.CHECKPOINTS / "7")
+    with caplog.at_level(logging.WARNING, "occinv"):
+        run(arguments, tmp_path)
+    assert "checkpoint 7 is damaged" in caplog.text
+    assert "using 6" in caplog.text
+    assert (tmp_path / files.CHECKPOINTS / "7.damaged").is_dir()
+    assert_same_end(tmp_path, whole)
+
+
+def test_a_run_never_starts_anew_in_silence(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(arguments, tmp_path, watch=at_step(5, lambda: signal.raise_signal(signal.SIGTERM)))
+    for step in (tmp_path / files.CHECKPOINTS).iterdir():
+        damage(step)
+    assert cli.main(["train", *arguments, "--workdir", str(tmp_path)]) == 2
+    assert "no undamaged checkpoint" in capsys.readouterr().err
+
+
+def damage(step: Path) -> None:
+    """Turns a bit of the largest file of a checkpoint."""
+    largest = max((p for p in step.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+
+
+def test_a_finished_run_returns_at_once(arguments: list[str], whole: Path) -> None:
+    def times() -> dict[str, int]:
+        written = (p for p in whole.rglob("*") if p.is_file() and p.name != files.CONFIG)
+        return {str(path): path.stat().st_mtime_ns for path in written}
+
+    before = times()
+    outcome = run(arguments, whole, watch=lambda *_: pytest.fail("a step was taken"))
+    assert (outcome.step, outcome.steps, outcome.stopped_by) == (8, 8, None)
+    assert outcome.metrics == json.loads((whole / files.RESULT).read_text())["metrics"]
+    assert times() == before
+
+
+def test_a_kill_between_the_last_checkpoint_and_the_result(
+    arguments: list[str], whole: Path, tmp_path: Path
+) -> None:
+    run(arguments, tmp_path)
+    (tmp_path / files.RESULT).unlink()
+    run(arguments, tmp_path, watch=lambda *_: pytest.fail("a step was taken"))
+    assert_same_end(tmp_path, whole)
+
+
+def test_free_fields_may_change_on_the_way(
+    arguments: list[str], whole: Path, tmp_path: Path
+) -> None:
+    run(arguments, tmp_path, watch=at_step(4, lambda: signal.raise_signal(signal.SIGTERM)))
+    changed = ("train.checkpoint_every.steps=3", "train.keep=1", "data.num_threads=1",
+               "train.evaluate_every={'steps': 3}")  # fmt: skip
+    run(arguments, tmp_path, *changed)
+    assert_same_end(tmp_path, whole)
+    evaluated = [line["step"] for line in read_scalars(tmp_path) if "eval/loss" in line]
+    assert evaluated == [6, 8]
+
+
+def test_a_run_goes_on_with_fewer_devices(
+    arguments: list[str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(arguments, tmp_path, watch=at_step(4, lambda: signal.raise_signal(signal.SIGTERM)))
+    mesh = parallel.make_mesh(jax.devices()[:2])
+    monkeypatch.setattr(parallel, "make_mesh", lambda: mesh)
+    run(arguments, tmp_path)
+    ours, theirs = losses(tmp_path), losses(whole)
+    np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=2e-5)
+
+
+def test_a_logged_loss_is_the_mean_since_the_last(
+    arguments: list[str], whole: Path, tmp_path: Path
+) -> None:
+    run(arguments, tmp_path, "train.log_every.steps=3")
+    each = losses(whole)
+    expected = {3: (1, 2, 3), 6: (4, 5, 6), 8: (7, 8)}
+    assert losses(tmp_path) == pytest.approx(
+        {last: np.mean([each[step] for step in steps]) for last, steps in expected.items()}
+    )
+
+
+def test_accumulated_parts_are_the_whole_batch(arguments: list[str], tmp_path: Path) -> None:
+    for name, parts in (("whole", 1), ("parts", 2)):
+        run(arguments, tmp_path / name, "train.batch_size=16", f"train.accumulate={parts}")
+    in_parts, at_once = losses(tmp_path / "parts"), losses(tmp_path / "whole")
+    np.testing.assert_allclose(list(in_parts.values()), list(at_once.values()), rtol=1e-5)
+
+
+def test_another_seed_is_another_run(arguments: list[str], whole: Path, tmp_path: Path) -> None:
+    run(arguments, tmp_path, "seed=1")
+    assert not set(losses(tmp_path).values()) & set(losses(whole).values())
+
+
+def test_a_run_starts_from_the_encoder_of_another(
+    arguments: list[str], whole: Path, tmp_path: Path
+) -> None:
+    fields = (f"init_from={whole}", "seed=5", "optimizer.base_lr=0.0", "train.duration.steps=2")
+    run(arguments, tmp_path, *fields)
+    ours, theirs = files.load(tmp_path).params, files.load(whole).params
+    np.testing.assert_array_equal(ours["encoder"]["scale"], theirs["encoder"]["scale"])
+    assert (ours["head"]["kernel"] != theirs["head"]["kernel"]).all()
+
+
+@pytest.mark.parametrize("often", [True, False])
+def test_a_loss_that_is_no_number_stops(
+    often: bool, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whether it is logged at each step or noticed at the next checkpoint or end."""
+    fields = overrides("objective.nan_steps=(3, -1)")
+    fields += overrides(f"train.log_every.steps={1 if often else 50}")
+    command = ["train", *arguments, "--workdir", str(tmp_path), *fields]
+    assert cli.main(command) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("occinv: loss or gradient not finite in 1 of the ")
+    assert "the first was step 3" in said
+    assert said.endswith("the last good checkpoint is 2")
+    assert files.load(tmp_path).step == 2
+    assert not (tmp_path / files.RESULT).exists()
+    assert cli.main(command) == 1  # and again, from step 2
+
+
+def test_a_loss_that_is_no_number_before_any_checkpoint(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(NonFinite, match=r"first was step 1; no checkpoint was saved"):
+        run(arguments, tmp_path, "objective.nan_steps=(1, -1)")
+
+
+def test_steps_that_are_no_number_may_be_skipped(
+    arguments: list[str], whole: Path, tmp_path: Path
+) -> None:
+    bad = "objective.nan_steps=(5, 6)"
+    outcome = run(arguments, tmp_path / "two", bad, "train.max_nonfinite=2")
+    assert outcome.step == 8
+    state = state_of(tmp_path / "two")
+    assert next(v for k, v in state.items() if "['nonfinite']" in k) == 2
+    assert next(v for k, v in state.items() if "['first_nonfinite']" in k) == 5
+    assert all(np.isfinite(value).all() for value in state.values())
+    ours, undisturbed = losses(tmp_path / "two"), losses(whole)
+    assert [step for step, loss in ours.items() if np.isnan(loss)] == [5, 6]
+    assert [ours[step] for step in range(1, 5)] == [undisturbed[step] for step in range(1, 5)]
+    with Checkpoints(tmp_path / "two" / files.CHECKPOINTS, read_only=True) as checkpoints:
+        before, after = (checkpoints.restore_params(step)[1] for step in (4, 6))
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+
+    with pytest.raises(NonFinite, match=r"in 2 of the 6 steps .*max_nonfinite=1.* was step 5"):
+        run(arguments, tmp_path / "one", bad, "train.max_nonfinite=1")
+
+
+def test_a_run_that_explodes_stops(arguments: list[str], tmp_path: Path) -> None:
+    with pytest.raises(NonFinite, match=r"the last good checkpoint is 2"):
+        run(arguments, tmp_path, "optimizer.base_lr=1e30", "optimizer.warmup.steps=2")
+
+
+def test_killed_processes_end_as_one_that_was_not(images: Path, tmp_path: Path) -> None:
+    """SIGKILL at random moments of C-MAE, which saves at every step, so often while it saves."""
+    flat = images / "train" / "dark"  # no held-out part: nothing to evaluate, less to compile
+    fields = ("train.duration.steps=24", "train.checkpoint_every.steps=1")
+    command = ["train", *tiny("cmae", flat), *overrides(*fields), "--workdir"]
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
+    reference = start(
+        [*command, str(tmp_path / "whole")],
+        **cache,
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+    )
+    assert reference.wait() == 0, reference.communicate()
+    draw = random.Random(0)
+    killed = tmp_path / "killed"
+    for step in (2, 9, 16):
+        # They read what the first has compiled and write nothing that a kill could cut short.
+        process = start(
+            [*command, str(killed)], **cache, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="1e9"
+        )
+        deadline = time.monotonic() + 120
+        while f'"step": {step},' not in _text(killed / files.METRICS):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        time.sleep(draw.uniform(0, 0.4))
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        process.communicate()
+    last = start([*command, str(killed)], **cache, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="1e9")
+    _, said = last.communicate()
+    assert last.returncode == 0, said
+    assert "continuing after step" in said
+    assert_same_end(killed, tmp_path / "whole")
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""

@@ -1,0 +1,114 @@
+"""AdamW, its groups and its schedule; test_fidelity.py holds them to the official numbers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.tree_util import DictKey
+
+from occinv import schema
+from occinv.train.optimizer import is_decayed, layer_scales, learning_rate, make_optimizer
+
+
+@pytest.fixture(autouse=True)
+def optax_promotes() -> Any:
+    """Optax's own arithmetic promotes types."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def test_the_peak_follows_the_batch_and_the_rate_a_half_cosine() -> None:
+    rate = learning_rate(schema.Optimizer(base_lr=1e-3, min_lr=1e-5), 512, 10, 110)
+    peak = 2e-3
+    assert [float(rate(step)) for step in (0, 5, 10)] == pytest.approx([0, peak / 2, peak])
+    for step in (35, 60, 110, 200):
+        done = min(step - 10, 100) / 100
+        expected = 1e-5 + (peak - 1e-5) * (1 + math.cos(math.pi * done)) / 2
+        assert float(rate(step)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_no_warm_up_and_a_run_shorter_than_its_warm_up() -> None:
+    assert float(learning_rate(schema.Optimizer(base_lr=1.0), 256, 0, 10)(0)) == 1.0
+    short = learning_rate(schema.Optimizer(base_lr=1.0), 256, 10, 5)
+    assert [float(short(step)) for step in (0, 5)] == pytest.approx([0, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("path", "with_tokens", "without"),
+    [
+        ("encoder patch_embed kernel", True, True),
+        ("encoder blocks scan attention qkv kernel", True, True),
+        ("encoder blocks scan attention qkv bias", False, False),
+        ("encoder blocks scan norm1 scale", False, False),
+        ("encoder norm bias", False, False),
+        ("encoder position", False, False),
+        ("decoder position", False, False),
+        ("encoder class_token", True, False),
+        ("decoder mask_token", True, False),
+    ],
+)
+def test_what_decays(path: str, with_tokens: bool, without: bool) -> None:
+    keys = tuple(map(DictKey, path.split()))
+    assert is_decayed(keys, schema.Optimizer(decay_tokens=True)) == with_tokens
+    assert is_decayed(keys, schema.Optimizer(decay_tokens=False)) == without
+
+
+def params() -> Any:
+    """Depth 2, everything 1."""
+    return {
+        "encoder": {
+            "patch_embed": {"kernel": jnp.ones((2, 3))},
+            "blocks": {"scan": {"out": {"kernel": jnp.ones((2, 3, 3)), "bias": jnp.ones((2, 3))}}},
+            "norm": {"scale": jnp.ones(3)},
+        },
+        "head": {"linear": {"kernel": jnp.ones((3, 2))}},
+    }
+
+
+def test_layer_scales_fall_from_the_head_to_the_embedding() -> None:
+    scales = layer_scales(params(), 0.5)
+    encoder = scales["encoder"]
+    assert scales["head"]["linear"]["kernel"] == 1 and encoder["norm"]["scale"] == 1
+    np.testing.assert_allclose(encoder["blocks"]["scan"]["out"]["kernel"].ravel(), [0.25, 0.5])
+    np.testing.assert_allclose(encoder["blocks"]["scan"]["out"]["bias"].ravel(), [0.25, 0.5])
+    assert encoder["patch_embed"]["kernel"] == 0.125
+
+
+def first_step(config: schema.Optimizer, gradient: Any) -> Any:
+    start = params()
+    optimizer = make_optimizer(config, lambda step: jnp.float32(0.1))
+    updates, _ = optimizer.update(gradient, optimizer.init(start), start)
+    return optax.apply_updates(start, updates)
+
+
+def test_decay_is_decoupled_and_slows_down_with_its_layer() -> None:
+    """Without a gradient only decay moves a weight: by rate · decay · scale of the layer."""
+    zero = jax.tree.map(jnp.zeros_like, params())
+    after = first_step(schema.Optimizer(weight_decay=0.2, layer_decay=0.5), zero)
+    out = after["encoder"]["blocks"]["scan"]["out"]
+    np.testing.assert_allclose(out["kernel"][:, 0, 0], [1 - 0.02 / 4, 1 - 0.02 / 2], rtol=1e-6)
+    np.testing.assert_allclose(after["head"]["linear"]["kernel"], 0.98, rtol=1e-6)
+    np.testing.assert_array_equal(out["bias"], 1)
+
+
+def test_adam_ignores_the_size_of_the_gradient() -> None:
+    gradient = jax.tree.map(lambda x: 7 * x, params())
+    after = first_step(schema.Optimizer(weight_decay=0.0), gradient)
+    jax.tree.map(lambda x: np.testing.assert_allclose(x, 0.9, rtol=1e-5), after)
+
+
+def test_clipping_shrinks_a_long_gradient_only() -> None:
+    start = {"encoder": {"kernel": jnp.zeros(2)}}
+    moments = []
+    for length in (0.5, 50.0):
+        optimizer = make_optimizer(schema.Optimizer(clip_norm=1.0), lambda step: jnp.float32(1))
+        gradient = {"encoder": {"kernel": jnp.array([length, 0.0])}}
+        _, state = optimizer.update(gradient, optimizer.init(start), start)
+        moments.append(float(state[1].mu["encoder"]["kernel"][0]))
+    assert moments == pytest.approx([0.1 * 0.5, 0.1 * 1.0])

@@ -1,0 +1,143 @@
+"""The one step: what it passes on, what it skips, and in how many parts it may be taken."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from occinv import schema
+from occinv.data.batch import Batch
+from occinv.encoder import vit
+from occinv.objective.base import Axes, Objective, Setting, Terms
+from occinv.train.step import init_state, make_step, mean_of_parts
+
+BATCH = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Toy(Objective):
+    """weight · (first value of the image + a draw of its own key), and a count of advances."""
+
+    @property
+    def axes(self) -> Axes:
+        return Axes("none", "none", "none", "none")
+
+    def init(self, key: jax.Array, encoder: Any = None) -> tuple[Any, Any]:
+        return {"weight": jnp.float32(2)}, {"advances": jnp.float32(0)}
+
+    def terms(self, params: Any, state: Any, batch: Any, keys: Any, step: Any) -> Terms:
+        value = batch.image[:, 0, 0, 0].astype(jnp.float32)
+        # A root of a negative number: how a test asks for a loss that is not finite.
+        draw = jax.vmap(lambda key: jax.random.uniform(key))(keys)
+        value = jnp.sqrt(value - 100) + draw
+        return Terms(
+            params["weight"] * value, {"draw": draw}, {"advances": state["advances"] + 1}
+        )
+
+    def transform(self, pixels: Any, keys: Any) -> Any: ...
+    def target(self, params: Any, state: Any, view: Any, batch: Any, keys: Any) -> Any: ...
+    def measure(
+        self, params: Any, state: Any, z1: Any, z2: Any, view1: Any, view2: Any
+    ) -> Any: ...
+
+
+def toy() -> Toy:
+    return Toy(setting=Setting(vit.build(schema.Encoder(name="micro"), 32), 0, 10))
+
+
+def make_batch(first: list[int]) -> Batch:
+    image = np.zeros((BATCH, 2, 2, 3), np.uint8)
+    image[:, 0, 0, 0] = first
+    each = np.arange(BATCH, dtype=np.int32)
+    return Batch(image, each, each, np.ones(BATCH, np.float32))
+
+
+GOOD = [100, 104, 109, 116]  # roots 0, 2, 3, 4
+BAD = [100, 104, 99, 116]
+
+
+def start_and_step(seed: int = 0, accumulate: int = 1) -> Any:
+    optimizer = optax.sgd(0.1, momentum=0.9)
+    objective = toy()
+    step = jax.jit(make_step(objective, optimizer, seed, accumulate))
+    return init_state(objective, optimizer, seed), step
+
+
+def test_a_step_descends_and_counts() -> None:
+    state, step = start_and_step()
+    after, metrics = step(state, make_batch([101] * BATCH))
+    slope = 1 + float(metrics["draw"])
+    assert metrics["loss"] == pytest.approx(2 * slope)
+    assert metrics["gradient_norm"] == pytest.approx(slope)
+    assert after.params["weight"] == pytest.approx(2 - 0.1 * slope)
+    assert (int(after.step), int(after.nonfinite), float(after.state["advances"])) == (1, 0, 1)
+
+
+def test_draws_follow_from_seed_and_step() -> None:
+    batch = make_batch(GOOD)
+
+    def draws(seed: int) -> list[float]:
+        state, step = start_and_step(seed)
+        found = []
+        for _ in range(3):
+            state, metrics = step(state, batch)
+            found.append(float(metrics["draw"]))
+        return found
+
+    first, again, other = draws(0), draws(0), draws(1)
+    assert first == again
+    assert len(set(first + other)) == 6
+
+
+def test_draws_of_the_images_differ() -> None:
+    state, step = start_and_step()
+    each = []
+    for i in range(BATCH):
+        only = make_batch(GOOD).replace(weight=(np.arange(BATCH) == i).astype(np.float32))
+        each.append(float(step(state, only)[1]["draw"]))
+    assert len(set(each)) == BATCH
+
+
+def test_a_step_that_is_not_finite_changes_the_counters_only() -> None:
+    state, step = start_and_step()
+    state, _ = step(state, make_batch([101] * BATCH))
+    after, metrics = step(state, make_batch(BAD))
+    assert not np.isfinite(metrics["loss"])
+    assert (int(after.step), int(after.nonfinite), int(after.first_nonfinite)) == (2, 1, 2)
+    for name in ("params", "state", "optimizer"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(state, name))
+    again, _ = step(after, make_batch(BAD))
+    assert (int(again.nonfinite), int(again.first_nonfinite)) == (2, 2)
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_parts_draw_and_descend_as_the_whole(accumulate: int) -> None:
+    batch = make_batch([101, 104, 109, 116])
+    whole, parts = (
+        step(state, batch) for state, step in (start_and_step(), start_and_step(0, accumulate))
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), whole[1], parts[1]
+    )
+    assert parts[0].params["weight"] == pytest.approx(float(whole[0].params["weight"]))
+    assert float(parts[0].state["advances"]) == 1
+
+
+def test_mean_of_parts_takes_every_image_once() -> None:
+    seen = []
+
+    def mean(x: jax.Array) -> Any:
+        seen.append(x.shape)
+        return {"mean": x.mean()}, x
+
+    values = jnp.arange(12.0).reshape(6, 2) ** 2
+    means, last = mean_of_parts(mean, (values,), 3)
+    assert means["mean"] == pytest.approx(float(values.mean()))
+    assert set(seen) == {(2, 2)}
+    np.testing.assert_array_equal(last, values[2::3])  # strided: part i has every third from i on
