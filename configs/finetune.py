@@ -34,9 +34,9 @@ def get_config(variant: str = "imagenet") -> ConfigDict:
         },
         "tiny_imagenet": {"batch_size": 64, "duration": {"epochs": 1}, "log_every": {"steps": 5}},
         "quickstart": {
-            "batch_size": 128,
+            "batch_size": 64,
             "duration": {"epochs": 10},
-            "log_every": {"steps": 10},
+            "log_every": {"steps": 20},
             "checkpoint_every": {"epochs": 5},
             "evaluate_every": {"epochs": 2},
         },

@@ -7,7 +7,7 @@ from configs.scales import scale
 DECODER = {
     "imagenet": {"decoder_width": 512, "decoder_depth": 8, "decoder_heads": 16},
     "tiny_imagenet": {"decoder_width": 96, "decoder_depth": 2, "decoder_heads": 3},
-    "quickstart": {"decoder_width": 32, "decoder_depth": 1, "decoder_heads": 4},
+    "quickstart": {"decoder_width": 64, "decoder_depth": 1, "decoder_heads": 2},
     "smoke": {"decoder_width": 32, "decoder_depth": 1, "decoder_heads": 4},
 }
 
@@ -19,17 +19,17 @@ def pretraining(variant: str, base_lr: float) -> ConfigDict:
         "imagenet": {"batch_size": 1024, "duration": {"epochs": 100}},
         "tiny_imagenet": {"batch_size": 64, "duration": {"epochs": 1}, "log_every": {"steps": 10}},
         "quickstart": {
-            "batch_size": 128,
+            "batch_size": 64,
             "duration": {"epochs": 30},
-            "log_every": {"steps": 10},
-            "checkpoint_every": {"epochs": 10},
+            "log_every": {"steps": 20},
+            "checkpoint_every": {"epochs": 5},
         },
         "smoke": {"batch_size": 16, "duration": {"steps": 8}, "log_every": {"steps": 2}},
     }[variant]
     config.optimizer = {
         "imagenet": {"base_lr": base_lr, "warmup": {"epochs": 20}},
         "tiny_imagenet": {"base_lr": 4e-3, "warmup": {"epochs": 0.1}},
-        "quickstart": {"base_lr": 8e-3, "warmup": {"epochs": 3}},
+        "quickstart": {"base_lr": 8e-3, "warmup": {"epochs": 2}},
         "smoke": {"base_lr": 8e-3, "warmup": {"steps": 2}},
     }[variant]
     return config

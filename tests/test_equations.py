@@ -60,9 +60,7 @@ def start(objective: Objective) -> tuple[Any, Any]:
         noise = 0.2 * rng.standard_normal(leaf.shape).astype(np.float32)
         return noise + np.float32(path[-1].key == "scale")
 
-    return jax.tree_util.tree_map_with_path(
-        fill, jax.eval_shape(objective.init, jax.random.key(0))
-    )
+    return jax.tree_util.tree_map_with_path(fill, jax.eval_shape(objective.init, jax.random.key(0)))
 
 
 def recording(objective: Objective, views: list[Any]) -> Objective:

@@ -162,9 +162,7 @@ def mae_loss(file: Any, **fields: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def mae_gradient(mae: Any) -> Any:
-    return jax.jit(
-        jax.value_and_grad(mae_loss(mae), has_aux=True), compiler_options=FAST_COMPILE
-    )
+    return jax.jit(jax.value_and_grad(mae_loss(mae), has_aux=True), compiler_options=FAST_COMPILE)
 
 
 @pytest.fixture(scope="module")
@@ -207,8 +205,7 @@ def test_every_gradient(mae: Any, mae_outcome: Any) -> None:
     assert_tree_close(gradient, expected, rtol=1e-4, atol=1e-6)
     compared = {path_of(name, value.ndim) for name, value in expected.items()}
     paths = {
-        tuple(key.key for key in path)
-        for path, _ in jax.tree_util.tree_leaves_with_path(gradient)
+        tuple(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(gradient)
     }
     assert {path[-1] for path in paths - compared} == {"position"}  # theirs need no gradient
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_runs import make_images, tiny
 
 from occinv.cli import main
-from tiny_runs import make_images, tiny
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 

@@ -166,8 +166,11 @@ def cka_finding(results: Results, stage: str) -> Finding | None:
         side = "level with" if is_level else f"{abs(gap):.3f} {'above' if gap > 0 else 'below'}"
         details.append(f"{row['name']}: {value:.3f}, {side} {reference.value:.3f}.")
     details += _missing_rows(rows, [row for row, _ in measured])
+    seeds = max(len(seed_accuracies(row)) for row, _ in measured)
     details.append(
-        "Each is a single measurement: how much of a small difference is chance is open."
+        f"Each is the mean over {seeds} seeds."
+        if seeds > 1
+        else "Each is a single measurement: how much of a small difference is chance is open."
     )
     claim += (
         f" lies above that of the model supervised from scratch ({reference.value:.3f}) "

@@ -93,8 +93,8 @@ def caption(results: Results) -> str:
     return (
         f"FT: top-1 % after fine-tuning{seeds}. PSNR: dB. CKA: last block, full image against "
         f"{percent(QUOTED_DROP_RATIO)} of the patches dropped ({cka_origin(results)}), pre-trained "
-        "encoder / after fine-tuning."
-    )
+        "encoder / after fine-tuning. " + " ".join(results.get("notes", ()))
+    ).strip()
 
 
 def column_widths(lines: list[list[str]], available: int) -> list[int]:

@@ -315,6 +315,7 @@ def raise_if_not_finite(state: TrainState, run: Run, checkpoints: Checkpoints) -
     """Raises NonFinite when more steps were skipped than `train.max_nonfinite` allows."""
     skipped, allowed = int(state.nonfinite), run.experiment.train.max_nonfinite
     if skipped > allowed:
+        checkpoints.wait()  # the newest may still be on its way to the disk
         last = checkpoints.latest()
         kept = "no checkpoint was saved" if last is None else f"the last good checkpoint is {last}"
         raise NonFinite(

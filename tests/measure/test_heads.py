@@ -55,7 +55,5 @@ def test_classifier_pools_what_it_says(pooling: str) -> None:
     pooled = tokens[:, 0]
     if pooling == "mean":
         mean = tokens[:, 1:].mean(1)
-        pooled = (mean - mean.mean(-1, keepdims=True)) / np.sqrt(
-            mean.var(-1, keepdims=True) + 1e-6
-        )
+        pooled = (mean - mean.mean(-1, keepdims=True)) / np.sqrt(mean.var(-1, keepdims=True) + 1e-6)
     np.testing.assert_allclose(found, pooled @ params["linear"]["kernel"], rtol=1e-4, atol=1e-5)

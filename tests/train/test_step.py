@@ -36,15 +36,11 @@ class Toy(Objective):
         # A root of a negative number: how a test asks for a loss that is not finite.
         draw = jax.vmap(lambda key: jax.random.uniform(key))(keys)
         value = jnp.sqrt(value - 100) + draw
-        return Terms(
-            params["weight"] * value, {"draw": draw}, {"advances": state["advances"] + 1}
-        )
+        return Terms(params["weight"] * value, {"draw": draw}, {"advances": state["advances"] + 1})
 
     def transform(self, pixels: Any, keys: Any) -> Any: ...
     def target(self, params: Any, state: Any, view: Any, batch: Any, keys: Any) -> Any: ...
-    def measure(
-        self, params: Any, state: Any, z1: Any, z2: Any, view1: Any, view2: Any
-    ) -> Any: ...
+    def measure(self, params: Any, state: Any, z1: Any, z2: Any, view1: Any, view2: Any) -> Any: ...
 
 
 def toy() -> Toy:
@@ -122,9 +118,7 @@ def test_parts_draw_and_descend_as_the_whole(accumulate: int) -> None:
     whole, parts = (
         step(state, batch) for state, step in (start_and_step(), start_and_step(0, accumulate))
     )
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), whole[1], parts[1]
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), whole[1], parts[1])
     assert parts[0].params["weight"] == pytest.approx(float(whole[0].params["weight"]))
     assert float(parts[0].state["advances"]) == 1
 

@@ -52,9 +52,7 @@ def test_blend_as_pillow(photo: np.ndarray, name: str, factor: float) -> None:
 def test_grey_as_pillow(photo: np.ndarray) -> None:
     theirs = np.asarray(Image.fromarray(photo).convert("L"))
     for channel in range(3):
-        np.testing.assert_allclose(
-            in_levels(grey(as_pixels(photo)))[..., channel], theirs, atol=1
-        )
+        np.testing.assert_allclose(in_levels(grey(as_pixels(photo)))[..., channel], theirs, atol=1)
 
 
 @pytest.mark.parametrize("turns", [-0.1, 0.1, 1 / 3, 0.5])
