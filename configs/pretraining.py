@@ -7,7 +7,7 @@ from configs.scales import scale
 DECODER = {
     "imagenet": {"decoder_width": 512, "decoder_depth": 8, "decoder_heads": 16},
     "tiny_imagenet": {"decoder_width": 96, "decoder_depth": 2, "decoder_heads": 3},
-    "quickstart": {"decoder_width": 64, "decoder_depth": 1, "decoder_heads": 2},
+    "quickstart": {"decoder_width": 64, "decoder_depth": 1, "decoder_heads": 4},
     "smoke": {"decoder_width": 32, "decoder_depth": 1, "decoder_heads": 4},
 }
 

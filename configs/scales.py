@@ -25,7 +25,7 @@ DATA = {
 ENCODER = {
     "imagenet": {"name": "base", "patch_size": 16},
     "tiny_imagenet": {"name": "tiny", "patch_size": 8},
-    "quickstart": {"name": "micro", "patch_size": 8, "depth": 3},
+    "quickstart": {"name": "micro", "patch_size": 8},
     "smoke": {"name": "micro", "patch_size": 8},
 }
 VARIANTS = tuple(DATA)

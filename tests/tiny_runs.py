@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 from occinv.objective.base import Axes, Objective, Params, State, Terms
@@ -137,6 +139,27 @@ def start_python(
 def start(arguments: Sequence[str], **variables: Any) -> subprocess.Popen[str]:
     """`python -m occinv …` as `start_python`."""
     return start_python(["-m", "occinv", *arguments], **variables)
+
+
+@contextlib.contextmanager
+def compile_once(folder: Path) -> Iterator[None]:
+    """A cache on disk of what is compiled in this block, so that the same is not compiled twice."""
+    settings = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+
+    def use(values: dict[str, Any]) -> None:
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()  # JAX looks at the settings but once
+
+    use(settings)
+    try:
+        yield
+    finally:
+        use(before)
 
 
 def losses(workdir: Path) -> dict[int, float]:

@@ -15,7 +15,7 @@ from occinv.encoder.position import sincos
 from occinv.transform.masking import visible_ids
 
 SIZES = {  # width, depth, heads
-    "micro": (64, 4, 2),
+    "micro": (64, 4, 4),
     "tiny": (192, 12, 3),
     "small": (384, 12, 6),
     "base": (768, 12, 12),
