@@ -48,4 +48,4 @@ run gcloud compute tpus tpu-vm scp "$archive" "$NAME:occinv.tar.gz" --worker=all
 on_all_workers "mkdir -p occinv && tar -xzf occinv.tar.gz -C occinv && cd occinv && \
 python3 -m pip install --quiet --user uv && python3 -m uv venv --quiet --allow-existing --python 3.12 && \
 python3 -m uv pip install --quiet --python .venv/bin/python -e '.[tpu]'"
-on_all_workers "cd occinv && .venv/bin/occinv train $(printf '%q ' --config "$1" --workdir "$2" "${@:3}")"
+on_all_workers "cd occinv && .venv/bin/occinv train --distributed $(printf '%q ' --config "$1" --workdir "$2" "${@:3}")"

@@ -78,7 +78,15 @@ def test_slurm_gives_a_process_every_gpu_of_its_node() -> None:
     assert devices == "JAX_LOCAL_DEVICE_IDS=0,1,2,3"
     words = shlex.split(command)
     assert words[0] == "srun"
-    expected = ["train", "--config", ARGUMENTS[0], "--workdir", ARGUMENTS[1], ARGUMENTS[2]]
+    expected = [
+        "train",
+        "--distributed",
+        "--config",
+        ARGUMENTS[0],
+        "--workdir",
+        ARGUMENTS[1],
+        ARGUMENTS[2],
+    ]
     assert words[-len(expected) :] == expected
 
 
@@ -105,7 +113,14 @@ def test_tpu_pod_runs_the_train_command_on_all_workers() -> None:
     assert "-e '.[tpu]'" in install
     words = shlex.split(train.removeprefix("cd occinv && "))
     assert words[0] == ".venv/bin/occinv"
-    assert words[1:] == ["train", "--config", ARGUMENTS[0], "--workdir", *ARGUMENTS[1:]]
+    assert words[1:] == [
+        "train",
+        "--distributed",
+        "--config",
+        ARGUMENTS[0],
+        "--workdir",
+        *ARGUMENTS[1:],
+    ]
 
 
 @pytest.mark.parametrize("missing", sorted(POD))
@@ -123,3 +138,13 @@ def test_tpu_pod_refuses_a_folder_of_one_worker(workdir: str) -> None:
     assert shown.returncode == 2
     assert workdir in shown.stderr
     assert not shown.stdout
+
+
+def test_tiny_imagenet_runs_every_objective_on_both_amounts_of_labels() -> None:
+    script = str(Path(__file__).parent.parent / "launch" / "tiny_imagenet.sh")
+    command = ["bash", script, "--dry-run", "images", "runs", "--config.seed=3"]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert all(line.startswith("occinv train ") and "--config.seed=3" in line for line in lines)
+    assert len(lines) == 5 + 2 * 6
+    assert sum("--config.data.fraction=0.1" in line for line in lines) == 6
+    assert sum("--config.init_from=runs/rmae-identity/pretrain" in line for line in lines) == 2

@@ -1,0 +1,143 @@
+"""The whole way: pretrain, fine-tune, measure, report; by hand and as `reproduce` does it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_runs import compile_once, make_images, overrides, tiny
+
+from occinv import configuration
+from occinv.cli import main
+from occinv.reproduce.quickstart import reproduce
+from occinv.train import workdir as files
+
+STEPS = ("train.duration.steps=4", "optimizer.warmup.steps=1")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Both tests run the same programs."""
+    with compile_once(tmp_path_factory.mktemp("compiled")):
+        yield
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of labelled images."""
+    return make_images(tmp_path_factory.mktemp("data") / "images")
+
+
+def written(folder: Path) -> dict[str, int]:
+    """When every file below `folder` was last written."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in found}
+
+
+def test_by_hand(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before, after = tmp_path / "mae", tmp_path / "finetuned"
+    command = ["train", *tiny("mae", images), *overrides(*STEPS)]
+    assert main([*command, "--workdir", str(before)]) == 0
+    assert f"{before}: 4 steps done; loss " in capsys.readouterr().out
+
+    start = overrides(*STEPS, f"init_from={before}")
+    command = ["train", *tiny("finetune", images), *start]
+    assert main([*command, "--workdir", str(after)]) == 0
+    result = json.loads((after / files.RESULT).read_text())
+    assert 0 <= result["metrics"]["top1"] <= 1
+    assert f"top1 {result['metrics']['top1']:.4g}" in capsys.readouterr().out
+    assert files.load(after).classes == ("dark", "light")
+
+    assert main(["evaluate", "cka", "--workdir", str(before), str(after)]) == 0
+    cka = json.loads((before / "evaluate" / "cka.json").read_text())
+    assert [model["objective"] for model in cka["models"]] == ["mae", "classification"]
+    for model in cka["models"]:
+        values = np.array(model["values"])
+        assert values.shape == (len(model["blocks"]), len(model["ratios"])) or values.size > 0
+        assert ((values > 0) & (values <= 1 + 1e-6)).all()
+        assert model["images"] == 12
+
+    assert main(["evaluate", "psnr", "--workdir", str(before)]) == 0
+    psnr = json.loads((before / "evaluate" / "psnr.json").read_text())
+    assert psnr["objective"] == "mae"
+    assert psnr["whole"] > psnr["removed"] > 0  # dB; visible patches are pasted into the whole
+
+    assert main(["evaluate", "reconstruct", "--workdir", str(before), "--count", "2"]) == 0
+    with Image.open(before / "evaluate" / "reconstructions.png") as grid:
+        assert grid.width > 3 * 16
+
+
+def shrink(config: str, images: Path) -> str:
+    """A config file whose only variant is that of `tiny`."""
+    arguments = tiny(config, images, *STEPS)
+    return (
+        "from occinv.configuration import load\n"
+        f"VARIANTS = ('tiny',)\n"
+        f"def get_config(variant):\n"
+        f"    return load({arguments[1]!r}, {arguments[2:]!r})\n"
+    )
+
+
+def test_reproduced(
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configs = tmp_path / "configs"
+    configs.mkdir()
+    for name in ("mae", "finetune", "supervised"):
+        (configs / f"{name}.py").write_text(shrink(name, images))
+    monkeypatch.setattr(configuration, "CONFIGS", configs)
+    workdir = tmp_path / "runs"
+
+    assert reproduce(workdir, rows="random,mae", variant="tiny") == 0
+    shown = capsys.readouterr().out
+    assert "Random init" in shown
+    assert "MAE" in shown
+    results = json.loads((workdir / "results.json").read_text())
+    assert [row["key"] for row in results["rows"]] == ["random", "mae"]
+    for row in results["rows"]:
+        assert row["status"] == "done"
+        assert 0 <= row["accuracy"] <= 1
+        assert len(row["accuracies"]) == 1
+        assert row["cka"]["finetuned"] is not None
+        assert row["finetune"]["loss"][-1][0] == 4
+    random, mae = results["rows"]
+    assert random["pretrain"] is random["psnr"] is random["cka"]["pretrained"] is None
+    assert mae["psnr"] > 0
+    assert mae["cka"]["pretrained"]["blocks"] == mae["cka"]["finetuned"]["blocks"]
+    assert mae["paper"]["accuracy"] == 83.1
+    assert mae["reconstructions"]
+    for triple in mae["reconstructions"]:
+        for path in triple.values():
+            assert (workdir / path).is_file()
+    for stage in (random["finetune"], mae["pretrain"], mae["finetune"]):
+        assert stage["seconds"] > 0
+        assert stage["parameters"] > 0
+        assert stage["command"].startswith("occinv train --config configs/")
+    assert f"--config.init_from={workdir}/mae/seed0/pretrain" in mae["finetune"]["command"]
+    page = (workdir / "report.html").read_text()
+    assert "data:image/" in page
+    assert not re.search(r"(?:src|href)=\"https?://", page)  # self-contained
+
+    def trained() -> dict[str, int]:
+        kept = (files.METRICS, files.RESULT, "cka.json", "psnr.json", "seconds.json", "grid.png")
+        return {name: at for name, at in written(workdir).items() if name.endswith(kept)}
+
+    before = trained()
+    assert before
+    assert reproduce(workdir, rows="random,mae", variant="tiny") == 0
+    assert trained() == before
+    again = json.loads((workdir / "results.json").read_text())
+    assert again["rows"] == results["rows"]
+
+    (workdir / "report.html").unlink()
+    assert main(["report", str(workdir)]) == 0
+    assert (workdir / "report.html").is_file()
+    assert "Random init" in capsys.readouterr().out
