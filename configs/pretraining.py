@@ -19,17 +19,17 @@ def pretraining(variant: str, base_lr: float) -> ConfigDict:
         "imagenet": {"batch_size": 1024, "duration": {"epochs": 100}},
         "tiny_imagenet": {"batch_size": 64, "duration": {"epochs": 1}, "log_every": {"steps": 10}},
         "quickstart": {
-            "batch_size": 64,
-            "duration": {"epochs": 30},
-            "log_every": {"steps": 20},
-            "checkpoint_every": {"epochs": 5},
+            "batch_size": 32,
+            "duration": {"epochs": 24},
+            "log_every": {"steps": 40},
+            "checkpoint_every": {"epochs": 8},
         },
         "smoke": {"batch_size": 16, "duration": {"steps": 8}, "log_every": {"steps": 2}},
     }[variant]
     config.optimizer = {
         "imagenet": {"base_lr": base_lr, "warmup": {"epochs": 20}},
         "tiny_imagenet": {"base_lr": 4e-3, "warmup": {"epochs": 0.1}},
-        "quickstart": {"base_lr": 8e-3, "warmup": {"epochs": 2}},
+        "quickstart": {"base_lr": 1.6e-2, "warmup": {"epochs": 3}},
         "smoke": {"base_lr": 8e-3, "warmup": {"steps": 2}},
     }[variant]
     return config

@@ -2,7 +2,7 @@
 
 imagenet        the paper's: ViT-B/16 on ImageNet at 224²
 tiny_imagenet   ViT-tiny with patch 8 on a folder of 64² images
-quickstart      four small blocks on scikit-learn's digits at 32², for two CPU cores
+quickstart      four small blocks on scikit-learn's digits at 16², for two CPU cores
 smoke           the same for a handful of steps
 """
 
@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 DIGITS = {
     "source": "digits",
-    "image_size": 32,
+    "image_size": 16,
     "resize_ratio": 1.0,
     # A mirrored or severely cropped digit is another one, or none.
     "crop_scale": (0.5, 1.0),
@@ -25,8 +25,8 @@ DATA = {
 ENCODER = {
     "imagenet": {"name": "base", "patch_size": 16},
     "tiny_imagenet": {"name": "tiny", "patch_size": 8},
-    "quickstart": {"name": "micro", "patch_size": 8},
-    "smoke": {"name": "micro", "patch_size": 8},
+    "quickstart": {"name": "micro", "patch_size": 4},
+    "smoke": {"name": "micro", "patch_size": 4},
 }
 VARIANTS = tuple(DATA)
 

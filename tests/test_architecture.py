@@ -27,6 +27,7 @@ LAYERS = (
     "train",
     "evaluate",
     "report",
+    "progress",
     "reproduce",
     "cli",
     "__main__",  # python -m occinv

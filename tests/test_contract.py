@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -69,6 +70,22 @@ def make_batch() -> Batch:
     )
 
 
+def started() -> Callable[[Any, jax.ShapeDtypeStruct], np.ndarray]:
+    """A function of (path, shape) that starts parameters as `init` does, without compiling it."""
+    rng = np.random.default_rng(1)
+
+    def start(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        name = getattr(path[-1], "key", "")
+        if name == "scale":
+            return np.ones(leaf.shape, leaf.dtype)
+        if name in ("kernel", "position", "class_token", "mask_token"):
+            deviation = {"kernel": leaf.shape[-2:][0] ** -0.5, "position": 0.7}.get(name, 0.02)
+            return (deviation * rng.standard_normal(leaf.shape)).astype(leaf.dtype)
+        return np.zeros(leaf.shape, leaf.dtype)
+
+    return start
+
+
 class Run:
     """One objective with its compiled steps, which the tests of a case share."""
 
@@ -77,11 +94,8 @@ class Run:
         self.objective = make(case)
         # The first link keeps the gradient where a test can read it.
         self.optimizer = optax.chain(optax.trace(0.0), optax.scale_by_sign(), optax.scale(-3e-3))
-        start = jax.jit(
-            lambda: init_state(self.objective, self.optimizer, SEED),
-            compiler_options=FAST_COMPILE,
-        )
-        self.start: TrainState = jax.device_get(start())
+        shapes = jax.eval_shape(lambda: init_state(self.objective, self.optimizer, SEED))
+        self.start: TrainState = jax.tree_util.tree_map_with_path(started(), shapes)
         self.batch = make_batch()
 
     @functools.cache  # noqa: B019 (a Run lives as long as its tests)
@@ -165,7 +179,7 @@ def test_the_same_key_gives_the_same_step_and_another_key_another(run: Run) -> N
 
 
 # Without jit every operation compiles by itself, which takes long: one objective of each kind.
-@pytest.mark.parametrize("case", ["rmae identity", "cmae", "classification"])
+@pytest.mark.parametrize("case", ["mae", "cmae", "classification"])
 def test_jit_changes_nothing(case: str) -> None:
     run = shared(case)
     _, compiled = run.step()

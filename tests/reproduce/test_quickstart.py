@@ -81,13 +81,13 @@ def test_every_row_is_fine_tuned_alike() -> None:
 
 def test_workdirs_are_apart(tmp_path: Path) -> None:
     stages = [
-        stage
+        make(row, tmp_path, seed, "smoke")
         for row in ROWS
         for seed in (0, 1)
-        for stage in (pretraining(row, tmp_path, seed, "smoke"), finetuning(row, tmp_path, seed, "smoke"))
-        if stage
-    ]  # fmt: skip
-    assert len({stage.workdir for stage in stages}) == len(stages) == 22
+        for make in (pretraining, finetuning)
+    ]
+    found = [stage.workdir for stage in stages if stage]
+    assert len(set(found)) == len(found) == 22
 
 
 def test_curves_are_averaged_over_seeds() -> None:
