@@ -85,12 +85,17 @@ class Block(nn.Module):
 
 
 class Blocks(nn.Module):
-    """`depth` blocks. Their parameters are stacked: every leaf has a leading axis of `depth`."""
+    """`depth` blocks. Their parameters are stacked: every leaf has a leading axis of `depth`.
+
+    Up to `unroll` blocks are written out one after the other; more become a loop, which compiles
+    in the time of one.
+    """
 
     depth: int
     heads: int
     drop_path: float = 0.0
     dtype: Any = jnp.float32
+    unroll: int = 4
 
     @nn.compact
     def __call__(self, x: jax.Array, keys: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
@@ -105,7 +110,7 @@ class Blocks(nn.Module):
             in_axes=(0, 0, nn.broadcast),
             length=self.depth,
             # A loop costs XLA on CPU up to a quarter of a small model's step; a deep one needs it.
-            unroll=self.depth if self.depth <= 4 else 1,
+            unroll=self.depth if self.depth <= self.unroll else 1,
         )
         rates = jnp.linspace(0.0, self.drop_path, self.depth)
         if not self.drop_path:

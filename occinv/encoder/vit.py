@@ -45,6 +45,7 @@ class ViT(nn.Module):
       final_norm: whether tokens pass the last layer norm. A classifier of the mean patch token
         has a norm of its own after the mean instead (`models_vit.py` of the official MAE).
       dtype: of the computation; parameters are float32.
+      unroll: encoders of no more blocks are compiled without a loop (faster steps on CPU).
     """
 
     image_size: int
@@ -57,6 +58,7 @@ class ViT(nn.Module):
     mask_token: bool = False
     final_norm: bool = True
     dtype: Any = jnp.float32
+    unroll: int = 4
 
     @property
     def num_patches(self) -> int:
@@ -102,9 +104,9 @@ class ViT(nn.Module):
 
         first = self.param("class_token", TOKEN_INIT, (width,)).astype(self.dtype) + position[0]
         x = jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], 1, width)), x], axis=1)
-        x, blocks = Blocks(self.depth, self.heads, self.drop_path, self.dtype, name="blocks")(
-            x, keys
-        )
+        x, blocks = Blocks(
+            self.depth, self.heads, self.drop_path, self.dtype, self.unroll, name="blocks"
+        )(x, keys)
         if self.final_norm:
             x = layer_norm("norm", self.dtype)(x)
         return Features(x.astype(jnp.float32), blocks)

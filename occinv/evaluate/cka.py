@@ -122,7 +122,11 @@ def cka_curves(
     # One form for all, so that models of one size share one compiled program: norm and drop path
     # have no part in the blocks' outputs, and a mask token none where patches are dropped.
     plain = encoder.clone(
-        final_norm=False, drop_path=0.0, train_position=False, mask_token=removed == "mask_token"
+        final_norm=False,
+        drop_path=0.0,
+        train_position=False,
+        mask_token=removed == "mask_token",
+        unroll=1,  # there is a program part for each ratio, which a loop keeps short
     )
     unused = {"norm"} if plain.mask_token else {"norm", "mask_token"}
     used = {name: value for name, value in params.items() if name not in unused}
@@ -201,7 +205,7 @@ def features(blocks: jax.Array, ids: jax.Array, tokens: Tokens) -> jax.Array:
       ids: int32 [B, K], the visible patches in raster order.
       tokens: see `cka_curves`.
     """
-    blocks = blocks.astype(jnp.float32)
+    blocks = jnp.asarray(blocks, jnp.float32)
     if tokens == "class":
         return blocks[:, :, 0]
     patches = blocks[:, :, 1:]

@@ -100,7 +100,7 @@ def _sums(params: Any, batch: Batch, key: jax.Array, model: Reconstructs, mesh: 
     squared = patchify(jnp.square(shown - pixels), model.encoder.patch_size).mean(-1)
     decibels = [psnr(squared.mean(1)), psnr(mean_over(squared, ~visible))]
     real = batch.weight > 0
-    sums = [jnp.where(real, value, 0.0).sum() for value in (*decibels, 1.0)]
+    sums = [jnp.where(real, value, 0.0).sum() for value in (*decibels, jnp.float32(1))]
     return jax.lax.with_sharding_constraint(jnp.stack(sums), replicated(mesh))
 
 
