@@ -17,7 +17,11 @@ for name in [name for name in os.environ if name.startswith("JAX_")]:
     del os.environ[name]  # the user's settings; tests see JAX's defaults but for these:
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
-    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0",  # compiling is most of the time of the tests
+    ]
 ).strip()
 os.environ["MPLBACKEND"] = "Agg"
 
