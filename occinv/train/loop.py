@@ -326,7 +326,11 @@ def raise_if_not_finite(state: TrainState, run: Run, checkpoints: Checkpoints) -
 
 
 def make_evaluation(run: Run) -> Callable[[TrainState], dict[str, float]]:
-    """A function from a state to the mean loss and metrics over the held-out images."""
+    """A function from a state to the mean loss and metrics over the held-out images.
+
+    Padding weighs nothing. An objective that compares the images of a batch would compare them with
+    the padding, too, so it leaves the incomplete last batch out.
+    """
     everywhere, parted = parallel.replicated(run.mesh), parallel.by_image(run.mesh)
 
     def sums_of(params: Any, state: Any, batch: Batch, number: jax.Array) -> dict[str, jax.Array]:
@@ -342,12 +346,15 @@ def make_evaluation(run: Run) -> Callable[[TrainState], dict[str, float]]:
         if run.held_out is None:
             return {}
         totals: dict[str, float] = {}
+        size, images = run.experiment.train.batch_size, len(run.held_out.source)
         for number, batch in enumerate(run.held_out.batches()):
+            if run.objective.couples_batch and (number + 1) * size > images:
+                break
             batch = parallel.put_batch(run.mesh, batch)
             sums = compiled(state.params, state.state, batch, jnp.int32(number))
             for name, value in parallel.fetch(sums).items():
                 totals[name] = totals.get(name, 0.0) + float(value)
-        count = totals.pop("count")
+        count = totals.pop("count", 0.0)
         return {name: value / count for name, value in totals.items()}
 
     return evaluate
