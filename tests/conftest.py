@@ -21,6 +21,7 @@ os.environ["XLA_FLAGS"] = " ".join(
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
         "--xla_backend_optimization_level=0",  # compiling is most of the time of the tests
+        "--xla_llvm_disable_expensive_passes=true",
     ]
 ).strip()
 os.environ["MPLBACKEND"] = "Agg"

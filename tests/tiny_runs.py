@@ -24,7 +24,7 @@ from occinv.transform.view import View, whole
 TESTS = Path(__file__).resolve().parent
 CONFIGS = TESTS.parent / "configs"
 
-ENCODER = ("encoder.width=16", "encoder.depth=1", "encoder.heads=2")
+ENCODER = ("encoder.patch_size=8", "encoder.width=16", "encoder.depth=1", "encoder.heads=2")
 DECODER = tuple(
     f"objective.decoder_{field}" for field in ("width=16", "depth=1", "heads=2")
 )  # fmt: skip
@@ -125,7 +125,10 @@ def start_python(
     arguments: Sequence[str], *, devices: int = 1, **variables: str
 ) -> subprocess.Popen[str]:
     """Python in a process of its own on so many devices, compiling fast rather than well."""
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    flags = (
+        f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0 "
+        "--xla_llvm_disable_expensive_passes=true"
+    )
     environment = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
     return subprocess.Popen(
         [sys.executable, *arguments],
