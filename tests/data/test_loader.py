@@ -126,15 +126,16 @@ def test_threads_keep_the_order():
 
 
 def test_threads_end_with_the_iterator():
-    before = threading.active_count()
+    before = set(threading.enumerate())
     batches = train_loader(num_threads=4).batches(0, 10**9)
     next(batches)
-    assert threading.active_count() > before
+    made = set(threading.enumerate()) - before
+    assert made
     batches.close()
     deadline = time.monotonic() + 5
-    while threading.active_count() > before and time.monotonic() < deadline:
+    while any(thread.is_alive() for thread in made) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert threading.active_count() <= before
+    assert not any(thread.is_alive() for thread in made)
 
 
 @pytest.mark.parametrize("num_threads", [0, 3])
