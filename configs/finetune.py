@@ -35,9 +35,9 @@ def get_config(variant: str = "imagenet") -> ConfigDict:
         "tiny_imagenet": {"batch_size": 64, "duration": {"epochs": 1}, "log_every": {"steps": 5}},
         "quickstart": {
             "batch_size": 64,
-            "duration": {"epochs": 10},
+            "duration": {"epochs": 8},
             "log_every": {"steps": 20},
-            "checkpoint_every": {"epochs": 5},
+            "checkpoint_every": {"epochs": 4},
             "evaluate_every": {"epochs": 2},
         },
         "smoke": {"batch_size": 16, "duration": {"steps": 8}, "log_every": {"steps": 2}},
