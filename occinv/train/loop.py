@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from clu.parameter_overview import count_parameters
 
 from occinv import parallel
 from occinv.data.batch import Batch
@@ -407,9 +408,7 @@ def trace_step(run: Run, state: TrainState) -> Any:
 
 def summarise(run: Run, state: TrainState, program: Any, writer: Writer, done: int) -> None:
     """Logs what is about to run: its parameters, arithmetic, data and devices."""
-    sizes = {
-        name: sum(x.size for x in jax.tree.leaves(part)) for name, part in state.params.items()
-    }
+    sizes = {name: count_parameters(part) for name, part in state.params.items()}
     flops = traced_flops(program.jaxpr.jaxpr) / run.experiment.train.batch_size
     log.info(
         "%s: %s; %.3g GFLOP an image and step in matrix products; %s; steps %d to %d of %d images "
