@@ -96,6 +96,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", help="print and draw what `reproduce` has measured")
     report.add_argument("workdir", type=Path)
+    report.add_argument("--markdown", action="store_true", help="print the table as Markdown only")
     return parser
 
 
@@ -180,9 +181,12 @@ def _reproduce(options: argparse.Namespace, rest: list[str]) -> int:
 def _report(options: argparse.Namespace, rest: list[str]) -> int:
     from occinv.report.html import write_html
     from occinv.report.results import load_results
-    from occinv.report.table import print_table
+    from occinv.report.table import markdown_table, print_table
 
     results = load_results(options.workdir)
+    if options.markdown:
+        print(markdown_table(results))
+        return 0
     print_table(results)
     print(write_html(results, options.workdir))
     return 0

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from flax.traverse_util import unflatten_dict
 from jax.experimental import multihost_utils
 
 from occinv.schema import UserError
@@ -123,7 +124,9 @@ class Checkpoints:
         about = {"metadata": dict(metadata), "layout": layout}
         json.dumps(about)  # a TypeError belongs to the caller, not to a thread in the background
         # Orbax cannot store an item without leaves; the layout says that it was there.
-        items = {k: ocp.args.PyTreeSave(_nested(named)) for k, named in leaves.items() if named}
+        items = {
+            k: ocp.args.PyTreeSave(unflatten_dict(named)) for k, named in leaves.items() if named
+        }
         items[ABOUT] = ocp.args.JsonSave(about)
         self._saving = step
         return self._manager.save(step, args=ocp.args.Composite(**items), force=True)
@@ -193,7 +196,7 @@ class Checkpoints:
                 tuple(names): np.broadcast_to(np.zeros((), jnp.dtype(dtype)), shape)
                 for names, shape, dtype in layout["params"]
             }
-            return _nested(self._read(at, {"params": wanted})["params"])
+            return unflatten_dict(self._read(at, {"params": wanted})["params"])
 
         return self._newest_good(read, step)
 
@@ -306,9 +309,9 @@ class Checkpoints:
     def _read(self, step: int, wanted: Mapping[str, dict[Names, Any]]) -> dict[str, dict]:
         args = {}
         for item, named in wanted.items():
-            how = _nested({names: _restore_args(leaf) for names, leaf in named.items()})
+            how = unflatten_dict({names: _restore_args(leaf) for names, leaf in named.items()})
             if how:
-                args[item] = ocp.args.PyTreeRestore(item=_nested(named), restore_args=how)
+                args[item] = ocp.args.PyTreeRestore(item=unflatten_dict(named), restore_args=how)
         read = self._manager.restore(step, args=ocp.args.Composite(**args)) if args else {}
         return {item: {n: _at(read[item], n) for n in named} for item, named in wanted.items()}
 
@@ -356,16 +359,6 @@ def _leaves(tree: PyTree) -> dict[Names, Any]:
             raise ValueError(f"{'/'.join(names)} is empty, shape {leaf.shape}: not storable")
         named[names] = leaf
     return named
-
-
-def _nested(named: Mapping[Names, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for names, leaf in named.items():
-        node = tree
-        for name in names[:-1]:
-            node = node.setdefault(name, {})
-        node[names[-1]] = leaf
-    return tree
 
 
 def _at(tree: Mapping[str, Any], names: Names) -> Any:

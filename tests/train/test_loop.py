@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 from tiny_runs import compile_once, losses, make_images, overrides, start, tiny, toy_config
 
 from occinv import cli, parallel, schema
@@ -97,22 +98,12 @@ def state_of(workdir: Path) -> dict[str, np.ndarray]:
             for item, leaves in layout.items()
         }
         nested = {
-            item: _nest({tuple(name.split("/")): leaf for name, leaf in leaves.items()})
+            item: unflatten_dict({tuple(name.split("/")): leaf for name, leaf in leaves.items()})
             for item, leaves in template.items()
         }
         _, items = checkpoints.restore(nested)
     found = jax.tree.leaves_with_path(items)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in found}
-
-
-def _nest(named: dict[tuple[str, ...], Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for names, leaf in named.items():
-        node = tree
-        for name in names[:-1]:
-            node = node.setdefault(name, {})
-        node[names[-1]] = leaf
-    return tree
 
 
 def assert_same_end(workdir: Path, other: Path) -> None:
