@@ -93,6 +93,8 @@ class Encoder:
     heads: int | None = None
     drop_path: float = 0.0  # rate at the last block, growing linearly from 0 at the first
     train_position: bool = False  # else the sine-cosine position embedding stays as it is
+    gelu: Literal["erf", "tanh"] = "erf"  # tanh: big_vision's
+    pixel_range: Literal["imagenet", "half"] = "imagenet"  # half: [-1, 1], as big_vision's
 
 
 @dataclasses.dataclass(frozen=True)

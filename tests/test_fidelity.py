@@ -20,7 +20,7 @@ from jax.tree_util import DictKey
 
 from occinv import schema
 from occinv.encoder import vit
-from occinv.encoder.position import sincos
+from occinv.encoder.position import interpolate, sincos
 from occinv.measure.losses import cross_entropy
 from occinv.objective.base import Setting, build
 from occinv.train.optimizer import is_decayed, layer_scales, learning_rate, make_optimizer
@@ -341,6 +341,13 @@ def test_position_embeddings(schedule_and_embedding: Any) -> None:
         width, side = map(int, name.split("_")[-2:])
         expected = schedule_and_embedding[name]
         np.testing.assert_allclose(sincos(side, width), expected, atol=2e-6)
+
+
+def test_interpolated_position_embedding(classifier: Any) -> None:
+    position = converted(group(classifier, "state")["pos_embed"])
+    expected = classifier["pos_embed_interpolated"].reshape(-1, position.shape[1])
+    side = round((len(expected) - 1) ** 0.5)
+    np.testing.assert_allclose(interpolate(position, side), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_learning_rate(schedule_and_embedding: Any) -> None:

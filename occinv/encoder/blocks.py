@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from occinv.transform.keys import fold
 
+Gelu = Literal["erf", "tanh"]
 XAVIER = nn.initializers.xavier_uniform()  # what the official MAE initialises every layer with
 
 
@@ -36,16 +37,17 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two layers with the exact (erf) GELU between them."""
+    """Two layers with a GELU between them, the exact one (erf) or its approximation by tanh."""
 
     hidden: int
+    gelu: Gelu
     dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] to [..., D]."""
         h = nn.Dense(self.hidden, kernel_init=XAVIER, dtype=self.dtype, name="in")(x)
-        h = nn.gelu(h, approximate=False)
+        h = nn.gelu(h, approximate=self.gelu == "tanh")
         return nn.Dense(x.shape[-1], kernel_init=XAVIER, dtype=self.dtype, name="out")(h)
 
 
@@ -65,6 +67,7 @@ class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)). Made to be scanned over the depth."""
 
     heads: int
+    gelu: Gelu
     dtype: Any
 
     @nn.compact
@@ -79,7 +82,9 @@ class Block(nn.Module):
             layer_norm("norm1", self.dtype)(x)
         )
         x = x + drop_path(attention_keys, branch, rate)
-        branch = Mlp(4 * x.shape[-1], self.dtype, name="mlp")(layer_norm("norm2", self.dtype)(x))
+        branch = Mlp(4 * x.shape[-1], self.gelu, self.dtype, name="mlp")(
+            layer_norm("norm2", self.dtype)(x)
+        )
         x = x + drop_path(mlp_keys, branch, rate)
         return x, x
 
@@ -96,6 +101,7 @@ class Blocks(nn.Module):
     drop_path: float = 0.0
     dtype: Any = jnp.float32
     unroll: int = 4
+    gelu: Gelu = "erf"
 
     @nn.compact
     def __call__(self, x: jax.Array, keys: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
@@ -115,4 +121,5 @@ class Blocks(nn.Module):
         rates = jnp.linspace(0.0, self.drop_path, self.depth)
         if not self.drop_path:
             keys = None
-        return scanned(self.heads, self.dtype, name="scan")(x, jnp.arange(self.depth), rates, keys)
+        stack = scanned(self.heads, self.gelu, self.dtype, name="scan")
+        return stack(x, jnp.arange(self.depth), rates, keys)

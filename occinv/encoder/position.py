@@ -1,7 +1,9 @@
-"""Two-dimensional sine-cosine position embeddings (`pos_embed.py` of the official MAE)."""
+"""Two-dimensional position embeddings: sine-cosine as in the official MAE, and resized."""
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -18,3 +20,40 @@ def sincos(side: int, width: int) -> np.ndarray:
     row = np.broadcast_to(line[:, None], (side, side, width // 2))
     grid = np.concatenate([column, row], axis=2).reshape(side * side, width)
     return np.concatenate([np.zeros((1, width)), grid]).astype(np.float32)
+
+
+def interpolate(position: jax.Array, side: int, scale: float | None = None) -> jax.Array:
+    """A position embedding for a grid of `side`² patches: [1 + side², D] from [1 + old², D].
+
+    The class token's row stays. The rest is resized as PyTorch's bicubic `interpolate` does
+    (`align_corners=False`, no antialiasing), by which the official MAE and DINO resize theirs.
+
+    Args:
+      scale: new grid over old grid where that is not exactly side / old: DINO passes
+        (side + 0.1) / old, and the sampling points follow it.
+    """
+    old = round((position.shape[0] - 1) ** 0.5)
+    if old == side:
+        return position
+    weights = jnp.asarray(bicubic(old, side, scale or side / old), position.dtype)
+    grid = position[1:].reshape(old, old, -1)
+    resized = jnp.einsum("io,jp,opd->ijd", weights, weights, grid)
+    return jnp.concatenate([position[:1], resized.reshape(side * side, -1)])
+
+
+def bicubic(old: int, new: int, scale: float) -> np.ndarray:
+    """float64 [new, old]: what each of `old` samples of a line gives to each of `new` ones.
+
+    Cubic convolution with a = -0.75, PyTorch's constant; beyond the ends the last sample repeats.
+    """
+    a = -0.75
+    centre = (np.arange(new) + 0.5) / scale - 0.5
+    first = np.floor(centre).astype(int) - 1
+    weights = np.zeros((new, old))
+    for tap in range(4):
+        at = first + tap
+        x = np.abs(centre - at)
+        near = ((a + 2) * x - (a + 3)) * x * x + 1
+        far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+        np.add.at(weights, (np.arange(new), np.clip(at, 0, old - 1)), np.where(x <= 1, near, far))
+    return weights

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from occinv import schema
-from occinv.encoder.blocks import XAVIER, Blocks, layer_norm
+from occinv.encoder.blocks import XAVIER, Blocks, Gelu, layer_norm
 from occinv.encoder.patches import patchify
-from occinv.encoder.position import sincos
+from occinv.encoder.position import interpolate, sincos
 from occinv.transform.masking import visible_ids
+from occinv.transform.view import denormalise
 
 SIZES = {  # width, depth, heads
     "micro": (64, 4, 4),
@@ -22,6 +23,7 @@ SIZES = {  # width, depth, heads
     "large": (1024, 24, 16),
     "huge": (1280, 32, 16),
 }
+PixelRange = Literal["imagenet", "half"]
 TOKEN_INIT = nn.initializers.normal(0.02)
 
 
@@ -44,6 +46,9 @@ class ViT(nn.Module):
         at all (MAE).
       final_norm: whether tokens pass the last layer norm. A classifier of the mean patch token
         has a norm of its own after the mean instead (`models_vit.py` of the official MAE).
+      gelu: of the MLPs: exact as in PyTorch, or by `tanh` as in big_vision.
+      pixel_range: what the patch embedding was trained on: `imagenet`'s mean and deviation, or
+        `half`, [-1, 1] from 0.5 and 0.5 (big_vision, some of timm). Pixels come in as the former.
       dtype: of the computation; parameters are float32.
       unroll: encoders of no more blocks are compiled without a loop (faster steps on CPU).
     """
@@ -59,10 +64,12 @@ class ViT(nn.Module):
     final_norm: bool = True
     dtype: Any = jnp.float32
     unroll: int = 4
+    gelu: Gelu = "erf"
+    pixel_range: PixelRange = "imagenet"
 
     @property
     def num_patches(self) -> int:
-        """N."""
+        """N of an image of `image_size`."""
         return (self.image_size // self.patch_size) ** 2
 
     @nn.compact
@@ -75,6 +82,9 @@ class ViT(nn.Module):
     ) -> Features:
         """Features of normalised `pixels` float32 [B, H, W, 3].
 
+        Images may have another size than `image_size` (the local crops of DINO): the position
+        embedding is resized for them as DINO does, and N is theirs.
+
         Args:
           visible: bool [B, N] with `kept` True in each row; None: the whole image.
           kept: static number of visible patches an image.
@@ -84,11 +94,16 @@ class ViT(nn.Module):
           tokens [B, 1 + n, D] in float32, where n is `kept` if removed patches are dropped (tokens
           are then the visible patches in raster order) and N if they are replaced.
         """
-        count, width = self.num_patches, self.width
+        width, side = self.width, pixels.shape[1] // self.patch_size
+        count = side**2
+        if self.pixel_range == "half":
+            pixels = 2 * denormalise(pixels) - 1
         patches = patchify(pixels.astype(self.dtype), self.patch_size)
         x = nn.Dense(width, kernel_init=XAVIER, dtype=self.dtype, name="patch_embed")(patches)
-        side = self.image_size // self.patch_size
-        position = self.param("position", lambda _: jnp.asarray(sincos(side, width)))
+        own = self.image_size // self.patch_size
+        position = self.param("position", lambda _: jnp.asarray(sincos(own, width)))
+        # 0.1: DINO's guard against a rounded-down size, which its sampling points feel.
+        position = interpolate(position, side, (side + 0.1) / own)
         if not self.train_position:
             position = jax.lax.stop_gradient(position)
         position = position.astype(self.dtype)
@@ -105,7 +120,13 @@ class ViT(nn.Module):
         first = self.param("class_token", TOKEN_INIT, (width,)).astype(self.dtype) + position[0]
         x = jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], 1, width)), x], axis=1)
         x, blocks = Blocks(
-            self.depth, self.heads, self.drop_path, self.dtype, self.unroll, name="blocks"
+            self.depth,
+            self.heads,
+            self.drop_path,
+            self.dtype,
+            self.unroll,
+            self.gelu,
+            name="blocks",
         )(x, keys)
         if self.final_norm:
             x = layer_norm("norm", self.dtype)(x)
@@ -129,5 +150,7 @@ def build(encoder: schema.Encoder, image_size: int, dtype: Any = jnp.float32) ->
         heads=heads,
         drop_path=encoder.drop_path,
         train_position=encoder.train_position,
+        gelu=encoder.gelu,
+        pixel_range=encoder.pixel_range,
         dtype=dtype,
     )

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from occinv import schema
 from occinv.data.batch import Batch
+from occinv.encoder.position import interpolate
 from occinv.encoder.vit import Features, ViT
 from occinv.objective import OBJECTIVES
 from occinv.schema import UserError, nearest
@@ -169,11 +170,15 @@ class Objective(ABC):
     def init_encoder(self, key: jax.Array, start: Params | None = None) -> Params:
         """Parameters of f: those of `start` that it has, fresh ones otherwise.
 
-        Raises UserError when one of `start` has another shape than here.
+        A position embedding of another grid is resized as the official MAE does
+        (`interpolate_pos_embed`). Raises UserError when anything else has another shape than here.
         """
         size = self.encoder.image_size
         fresh = self.encoder.init(key, jnp.zeros((1, size, size, 3)))["params"]
         start = {name: value for name, value in (start or {}).items() if name in fresh}
+        if "position" in start:
+            side = size // self.encoder.patch_size
+            start["position"] = interpolate(jnp.asarray(start["position"]), side)
         for name, value in start.items():
             theirs, ours = jax.tree.map(jnp.shape, value), jax.tree.map(jnp.shape, fresh[name])
             if theirs != ours:

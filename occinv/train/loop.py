@@ -133,7 +133,9 @@ def prepare(experiment: Experiment) -> Run:
         )
     pretrained = None
     if experiment.init_from is not None:
-        pretrained = files.load(experiment.init_from).params["encoder"]
+        before = files.load(experiment.init_from)
+        check_same_encoder(before.objective.encoder, encoder)
+        pretrained = before.params["encoder"]
         jax.eval_shape(objective.init, jax.random.key(0), pretrained)  # does it fit?
     schedule = learning_rate(experiment.optimizer, train.batch_size, warmup, steps)
     return Run(
@@ -150,6 +152,17 @@ def prepare(experiment: Experiment) -> Run:
         steps=steps,
         pretrained=pretrained,
     )
+
+
+def check_same_encoder(before: vit.ViT, now: vit.ViT) -> None:
+    """Raises UserError where two encoders differ in what the shapes of parameters do not show."""
+    for name in ("heads", "gelu", "pixel_range"):
+        theirs, ours = getattr(before, name), getattr(now, name)
+        if theirs != ours:
+            raise UserError(
+                f"init_from: that encoder has {name}={theirs}, here it is {ours}; give "
+                f"--config.encoder.{name}={theirs}"
+            )
 
 
 def open_held_out(experiment: Experiment, source: Source) -> Source | None:
