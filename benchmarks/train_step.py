@@ -52,7 +52,7 @@ def prepare(config: str, overrides: tuple[str, ...], variant: str):
         weight=np.ones(count, np.float32),
     )
     state = jax.jit(lambda: init_state(objective, optimizer, 0))()
-    step = make_step(objective, optimizer, 0)
+    step = make_step(objective, optimizer)
     return jax.jit(step), state, batch, matmul_flops(step, state, batch) / count
 
 

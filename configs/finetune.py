@@ -15,7 +15,7 @@ from configs.scales import VARIANTS, scale
 
 __all__ = ["VARIANTS", "get_config"]
 
-ADAMW = {"betas": (0.9, 0.999), "min_lr": 1e-6, "decay_tokens": False}
+ADAMW = {"betas": (0.9, 0.999), "min_lr": 1e-6, "decay": "kernels"}
 
 
 def get_config(variant: str = "imagenet") -> ConfigDict:

@@ -99,16 +99,20 @@ class Encoder:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """AdamW with linear warm-up and a cosine schedule, as in the official MAE code."""
+    """AdamW (or LARS) with linear warm-up and a cosine schedule, as in the official MAE code."""
 
+    name: Literal["adamw", "lars"] = "adamw"
     base_lr: float = 1.5e-4  # for 256 images a step: lr = base_lr * batch_size / 256
     min_lr: float = 0.0
     warmup: Duration = Duration(epochs=20)
     betas: tuple[float, float] = (0.9, 0.95)
+    momentum: float = 0.9  # of LARS
     weight_decay: float = 0.05
-    decay_tokens: bool = True  # whether class and mask token decay, as in official pretraining
+    final_weight_decay: float | None = None  # reached along a cosine over the run; None: constant
+    decay: Literal["kernels", "tokens", "positions", "all"] = "tokens"  # each adds to those before
     layer_decay: float = 1.0  # fine-tuning: each block below the head learns this much slower
     clip_norm: float | None = None
+    clip_each: bool = False  # clip each parameter by its own norm, not all by the global one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,6 +217,7 @@ def resolve(config: Mapping[str, Any]) -> Experiment:
         ("optimizer.base_lr", optimizer.base_lr, 0),
         ("optimizer.min_lr", optimizer.min_lr, 0),
         ("optimizer.weight_decay", optimizer.weight_decay, 0),
+        ("optimizer.final_weight_decay", optimizer.final_weight_decay, 0),
     ):
         _require(value is None or value >= least, path, value, f"{least} or more")
     if data.image_size % encoder.patch_size:
@@ -220,6 +225,7 @@ def resolve(config: Mapping[str, Any]) -> Experiment:
             f"data.image_size={data.image_size} is not divisible by "
             f"encoder.patch_size={encoder.patch_size}"
         )
+    _require(experiment.seed < 2**32, "seed", experiment.seed, "less than 2**32")
     _require(
         train.accumulate >= 1 and train.batch_size % train.accumulate == 0,
         "train.accumulate",

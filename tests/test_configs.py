@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 
 from occinv import schema
@@ -12,7 +13,8 @@ from occinv.objective.base import Objective, Setting, build
 from occinv.schema import Duration, Experiment
 
 PRETRAINING = ("mae", "rmae", "cmae")
-NAMES = (*PRETRAINING, "finetune", "supervised")
+THEIRS = ("mocov3", "dino")  # with the settings of their own papers
+NAMES = (*PRETRAINING, "finetune", "supervised", *THEIRS)
 VARIANTS = ("imagenet", "tiny_imagenet", "quickstart", "smoke")
 
 
@@ -61,8 +63,41 @@ def test_the_encoder_is_the_papers_in_every_default(name: str) -> None:
     assert (encoder.patch_size, encoder.num_patches) == (16, 196)
     assert experiment.train.precision == "auto"
     assert experiment.train.accumulate == 1
-    assert experiment.optimizer.clip_norm is None
-    assert experiment.optimizer.weight_decay == 0.05
+    if name not in THEIRS:
+        assert experiment.optimizer.clip_norm is None
+        assert experiment.optimizer.weight_decay == 0.05
+
+
+def test_mocov3_is_the_official_recipe() -> None:
+    experiment = resolve("mocov3")
+    train, optimizer = experiment.train, experiment.optimizer
+    assert (train.batch_size, train.duration) == (4096, Duration(epochs=300))
+    assert (optimizer.base_lr, optimizer.warmup) == (1.5e-4, Duration(epochs=40))
+    assert (optimizer.weight_decay, optimizer.decay) == (0.1, "all")
+    assert optimizer.betas == (0.9, 0.999)
+    assert experiment.data.crop_scale == (0.08, 1.0)
+    objective = objective_of(experiment)
+    assert (objective.temperature, objective.momentum) == (0.2, 0.99)
+    assert (objective.head_hidden, objective.head_out) == (4096, 256)
+    assert (objective.first.blur, objective.first.solarise) == (1.0, 0.0)
+    assert (objective.second.blur, objective.second.solarise) == (0.1, 0.2)
+    assert objective.learns_late == dict.fromkeys(
+        [("encoder", "patch_embed"), ("encoder", "position")]
+    )
+
+
+def test_dino_is_the_published_recipe() -> None:
+    experiment = resolve("dino")
+    train, optimizer = experiment.train, experiment.optimizer
+    assert (train.batch_size, train.duration) == (1024, Duration(epochs=400))
+    assert (optimizer.base_lr, optimizer.min_lr) == (7.5e-4, 2e-6)
+    assert (optimizer.weight_decay, optimizer.final_weight_decay) == (0.04, 0.4)
+    assert (optimizer.clip_norm, optimizer.clip_each) == (0.3, True)
+    objective = objective_of(experiment)
+    assert [crop.size for crop in objective.crops] == [224, *[96] * 10]
+    assert (objective.first.blur, objective.second.blur, objective.local.blur) == (1.0, 0.1, 0.5)
+    assert objective.second.solarise == 0.2
+    assert objective.temperature_at(jnp.int32(0)) == pytest.approx(0.04)
 
 
 @pytest.mark.parametrize(("name", "base_lr"), [("mae", 1.5e-4), ("rmae", 3e-4), ("cmae", 1.5e-4)])
@@ -78,7 +113,7 @@ def test_pretraining_is_the_papers(name: str, base_lr: float) -> None:
     assert optimizer.betas == (0.9, 0.95)
     assert optimizer.min_lr == 0
     assert optimizer.layer_decay == 1
-    assert optimizer.decay_tokens
+    assert optimizer.decay == "tokens"
     assert experiment.data.crop_scale == (0.2, 1.0)
     assert experiment.data.flip
     assert experiment.encoder.drop_path == 0
@@ -156,7 +191,7 @@ def test_training_on_labels_is_the_papers(name: str, layer_decay: float) -> None
     assert optimizer.betas == (0.9, 0.999)
     assert optimizer.min_lr == 1e-6
     assert optimizer.layer_decay == layer_decay
-    assert not optimizer.decay_tokens
+    assert optimizer.decay == "kernels"
     assert experiment.encoder.drop_path == 0.1
     assert experiment.data.crop_scale == (0.08, 1.0)
     assert experiment.init_from is None

@@ -83,7 +83,8 @@ def run(objective: Objective, rest: Callable[..., Any], *, step: int = 3) -> dic
         views: list[Any] = []
         recorder = recording(objective, views)
         keys = image_keys(jax.random.key(7), jnp.int32(step), IMAGES)
-        terms = recorder.terms(params, state, batch, keys, jnp.int32(step))
+        state = recorder.advance(params, state, jnp.int32(step))
+        terms = recorder.terms(params, state, batch, keys)
         return {
             "loss": terms.loss,
             "metrics": terms.metrics,
@@ -302,8 +303,9 @@ def run_contrastive(variants: dict[str, dict[str, Any]], **fields: Any) -> dict[
     def everything(params: Any, state: Any) -> Any:
         views: list[Any] = []
         keys = image_keys(jax.random.key(7), jnp.int32(3), IMAGES)
+        state = first.advance(params, state, jnp.int32(3))
         terms = {
-            name: recording(objective, views).terms(params, state, batch, keys, jnp.int32(3))
+            name: recording(objective, views).terms(params, state, batch, keys)
             for name, objective in objectives.items()
         }
         after = terms[next(iter(terms))].state

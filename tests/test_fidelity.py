@@ -6,6 +6,7 @@ Weights have the official names and PyTorch's layouts; `ours` is the mapping to 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -16,14 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.tree_util import DictKey
 
 from occinv import schema
+from occinv.data.batch import Batch
 from occinv.encoder import vit
 from occinv.encoder.position import interpolate, sincos
 from occinv.measure.losses import cross_entropy
 from occinv.objective.base import Setting, build
 from occinv.train.optimizer import is_decayed, layer_scales, learning_rate, make_optimizer
+from occinv.transform.keys import image_keys
 from occinv.transform.masking import kept_patches, lowest
 from occinv.transform.view import View, whole
 
@@ -40,6 +44,10 @@ PLACES = {  # regular expressions of official names -> our path
     r"decoder_pred": "decoder predict",
     r"fc_norm": "head norm",
     r"head": "head linear",
+    r"head\.mlp\.(\d)": r"head linear\1",  # DINO
+    r"head\.last_layer": "head last",
+    r"head\.(\d)": r"projector \1",  # MoCo v3
+    r"predictor\.(\d)": r"predictor \1",
     r"blocks\.\d+\.(.*)": r"encoder blocks scan \1",
     r"decoder_blocks\.\d+\.(.*)": r"decoder blocks scan \1",
 }
@@ -108,14 +116,52 @@ def at(tree: Any, path: tuple[str, ...]) -> Any:
     return tree
 
 
-def assert_tree_close(tree: Any, weights: dict[str, np.ndarray], rtol: float, atol: float) -> None:
-    for path, expected in jax.tree_util.tree_leaves_with_path(ours(weights)):
-        found = at(tree, tuple(key.key for key in path))
-        name = jax.tree_util.keystr(path)
-        np.testing.assert_allclose(found, expected, rtol=rtol, atol=atol, err_msg=name)
+def paths(tree: Any) -> list[tuple[str, ...]]:
+    """Where the leaves are."""
+    return [tuple(key.key for key in path) for path, _ in jax.tree.leaves_with_path(tree)]
 
 
-def objective_of(file: Any, section: dict[str, Any], num_classes: int = 0) -> Any:
+def assert_same_tree(tree: Any, expected: Any, tolerance: float = 1e-4) -> None:
+    """Every leaf of `expected` is in `tree`, and as close as float32 sums can be.
+
+    A value may be off by `tolerance` of itself, by a fifth of that of the largest of its array
+    (sums cancel), or by a hundredth of that of the largest of all (what is zero but for rounding).
+    """
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
+    for path in paths(expected):
+        value, name = at(expected, path), "/".join(path)
+        atol = tolerance * max(0.2 * np.abs(value).max(), 0.01 * largest)
+        np.testing.assert_allclose(at(tree, path), value, rtol=tolerance, atol=atol, err_msg=name)
+
+
+def with_views(objective: Any, views: list[View], cls: Any = None) -> Any:
+    """The same objective, whose transformation returns these views."""
+
+    class Given(cls or type(objective)):  # type: ignore[misc]
+        def transform(self, pixels: Any, keys: Any) -> Any:
+            return tuple(views)
+
+    fields = {f.name: getattr(objective, f.name) for f in dataclasses.fields(objective)}
+    return Given(**fields)
+
+
+def differentiated(objective: Any, params: Any, state: Any, images: int) -> Any:
+    """(loss, state, gradient) of `objective.loss` at step 0."""
+    nothing = np.zeros((images, 1, 1, 3), np.uint8)
+    batch = Batch(nothing, np.arange(images), np.arange(images), np.ones(images, np.float32))
+    keys = image_keys(jax.random.key(0), jnp.int32(0), images)
+
+    def loss(params: Any) -> Any:
+        return objective.loss(params, state, batch, keys, jnp.int32(0))
+
+    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=FAST_COMPILE)
+    (value, (state, _)), gradients = jax.device_get(gradient(params))
+    return value, state, gradients
+
+
+def objective_of(
+    file: Any, section: dict[str, Any], num_classes: int = 0, train_position: bool = False
+) -> Any:
     """The objective whose encoder has the sizes that the file was computed with."""
     config = json.loads(str(file["config"]))
     encoder = schema.Encoder(
@@ -124,6 +170,7 @@ def objective_of(file: Any, section: dict[str, Any], num_classes: int = 0) -> An
         width=config["embed_dim"],
         depth=config["depth"],
         heads=config["num_heads"],
+        train_position=train_position,
     )
     if section["name"] == "mae":
         section = section | {
@@ -202,7 +249,7 @@ def test_prediction_and_loss(mae: Any, mae_outcome: Any) -> None:
 def test_every_gradient(mae: Any, mae_outcome: Any) -> None:
     _, gradient = mae_outcome
     expected = group(mae, "grad")
-    assert_tree_close(gradient, expected, rtol=1e-4, atol=1e-6)
+    assert_same_tree(gradient, ours(expected))
     compared = {path_of(name, value.ndim) for name, value in expected.items()}
     paths = {
         tuple(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(gradient)
@@ -252,7 +299,7 @@ def test_four_steps_of_adamw(mae: Any, mae_gradient: Any) -> None:
         keep = np.r_[0:width, 2 * width : 3 * width]
         np.testing.assert_allclose(value[keep], trained[name][keep], rtol=1e-4, atol=1e-6)
         del trained[name]
-    assert_tree_close(params, trained, rtol=1e-4, atol=1e-6)
+    assert_same_tree(params, ours(trained))
 
 
 def test_the_decayed_parameters_of_pretraining(mae: Any) -> None:
@@ -261,6 +308,184 @@ def test_the_decayed_parameters_of_pretraining(mae: Any) -> None:
     for name, value in group(mae, "state").items():
         path = tuple(DictKey(key) for key in path_of(name, value.ndim))
         assert is_decayed(path, config) == (name in official), name
+
+
+# MoCo v3: moco/builder.py
+
+
+@pytest.fixture(scope="module")
+def moco(reference: Path) -> Any:
+    return np.load(reference / "mocov3.npz")
+
+
+def moco_weights(weights: dict[str, np.ndarray]) -> Any:
+    """Official parameters of encoder, projector and predictor as our nested dict."""
+    learnt = {
+        name.removeprefix("base_encoder."): value
+        for name, value in weights.items()
+        if not name.startswith("momentum_encoder.")
+        and "running" not in name
+        and "num_batches" not in name
+    }
+    tree = ours(learnt)
+    for head in set(tree) - {"encoder"}:  # modules are numbered with the ReLUs between them
+        numbered = tree[head]
+        tree[head] = {
+            f"{'linear' if int(i) % 3 == 0 else 'norm'}{int(i) // 3}": value
+            for i, value in numbered.items()
+        }
+    return tree
+
+
+def momentum_weights(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    start = "momentum_encoder."
+    return {k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)}
+
+
+@pytest.fixture(scope="module")
+def moco_outcome(moco: Any) -> Any:
+    objective = objective_of(
+        moco,
+        {
+            "name": "mocov3",
+            "temperature": float(moco["temperature"]),
+            "momentum": float(moco["momentum"]),
+            "head_hidden": int(moco["mlp_dim"]),
+            "head_out": int(moco["dim"]),
+        },
+    )
+    count = objective.encoder.num_patches
+    views = [whole(jnp.asarray(moco[name]), count) for name in ("view1", "view2")]
+    objective = with_views(objective, views)
+    weights = group(moco, "state")
+    state = {"target": moco_weights(momentum_weights(weights))}
+    return differentiated(objective, moco_weights(weights), state, len(moco["view1"]))
+
+
+def test_moco_loss(moco: Any, moco_outcome: Any) -> None:
+    loss, _, _ = moco_outcome
+    assert loss == pytest.approx(float(moco["loss"]), rel=1e-5)
+
+
+def test_every_moco_gradient(moco: Any, moco_outcome: Any) -> None:
+    _, _, gradient = moco_outcome
+    expected = moco_weights(group(moco, "grad"))
+    assert_same_tree(gradient, expected)
+    for frozen in ("patch_embed", "position"):
+        assert not any(leaf.any() for leaf in jax.tree.leaves(gradient["encoder"][frozen]))
+
+
+def test_moco_momentum_moves_before_the_forward_pass(moco: Any, moco_outcome: Any) -> None:
+    _, state, _ = moco_outcome
+    expected = moco_weights(group(moco, "momentum_after"))
+    assert_same_tree(state["target"], expected, 1e-6)
+
+
+def test_what_moco_does_not_train(moco: Any) -> None:
+    objective = objective_of(moco, {"name": "mocov3"})
+    trained = set(paths(moco_weights(group(moco, "grad"))))
+    below = {path[:2] for path in set(paths(moco_weights(group(moco, "state")))) - trained}
+    assert set(objective.learns_late) <= below
+    assert not {path[:2] for path in trained} & set(objective.learns_late)
+    config = schema.Optimizer(decay="all")
+    assert all(is_decayed(tuple(map(DictKey, path)), config) for path in trained)
+
+
+# DINO: main_dino.py, vision_transformer.py
+
+
+@pytest.fixture(scope="module")
+def dino(reference: Path) -> Any:
+    return np.load(reference / "dino.npz")
+
+
+def dino_weights(weights: dict[str, np.ndarray]) -> Any:
+    """Official parameters of backbone and head as our nested dict."""
+    norm = "head.last_layer.weight_"
+    plain = {name.removeprefix("backbone."): v for name, v in weights.items() if norm not in name}
+    tree = ours(plain)
+    for i in sorted(tree["head"]):
+        tree["head"][f"linear{int(i[-1]) // 2}x"] = tree["head"].pop(i)
+    tree["head"] = {name.removesuffix("x"): value for name, value in tree["head"].items()}
+    tree["head"]["last"] = {
+        mine: weights[norm + theirs].T if mine == "kernel" else weights[norm + theirs][:, 0]
+        for theirs, mine in (("v", "kernel"), ("g", "scale"))
+        if norm + theirs in weights
+    }
+    return tree
+
+
+@pytest.fixture(scope="module")
+def dino_outcome(dino: Any) -> Any:
+    head = json.loads(str(dino["head"]))
+    objective = objective_of(
+        dino,
+        {
+            "name": "dino",
+            "num_prototypes": head["out_dim"],
+            "head_hidden": head["hidden_dim"],
+            "bottleneck": head["bottleneck_dim"],
+            "local_crops": len(dino["local_crops"]),
+            "local_size": dino["local_crops"].shape[2],
+            "student_temperature": float(dino["student_temp"]),
+            "centre_momentum": float(dino["center_momentum"]),
+        },
+        train_position=True,
+    )
+    size = objective.encoder.patch_size
+    views = [
+        whole(jnp.asarray(crop), (crop.shape[1] // size) ** 2)
+        for crop in (*dino["global_crops"], *dino["local_crops"])
+    ]
+
+    class AtThisTemperature(type(objective)):  # type: ignore[misc]
+        def advance(self, params: Any, state: Any, step: Any) -> Any:
+            return state
+
+    objective = with_views(objective, views, AtThisTemperature)
+    state = {
+        "target": dino_weights(group(dino, "teacher")),
+        "centre": jnp.asarray(dino["center_before"][0]),
+        "temperature": jnp.float32(dino["teacher_temp"]),
+    }
+    params = dino_weights(group(dino, "student"))
+    outcome = differentiated(objective, params, state, len(views[0].pixels))
+    said = jax.jit(
+        lambda params, target: (
+            [objective.source(params, view) for view in views],
+            [objective.source(target, view) for view in views[:2]],
+        ),
+        compiler_options=FAST_COMPILE,
+    )(params, state["target"])
+    return *outcome, jax.device_get(said)
+
+
+def test_what_dino_says_of_every_crop(dino: Any, dino_outcome: Any) -> None:
+    *_, (student, teacher) = dino_outcome
+    np.testing.assert_allclose(np.concatenate(student), dino["student_out"], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(np.concatenate(teacher), dino["teacher_out"], rtol=1e-4, atol=1e-6)
+
+
+def test_dino_loss_and_centre(dino: Any, dino_outcome: Any) -> None:
+    loss, state, *_ = dino_outcome
+    assert loss == pytest.approx(float(dino["loss"]), rel=1e-5)
+    np.testing.assert_allclose(state["centre"], dino["center_after"][0], rtol=1e-4, atol=1e-7)
+
+
+def test_every_dino_gradient(dino: Any, dino_outcome: Any) -> None:
+    _, _, gradient, _ = dino_outcome
+    expected = dino_weights(group(dino, "grad"))
+    assert_same_tree(gradient, expected)
+    assert not gradient["head"]["last"]["scale"].any()  # theirs needs no gradient
+
+
+def test_what_dino_decays(dino: Any) -> None:
+    config = schema.Optimizer(decay="positions")
+    for name, value in group(dino, "grad").items():  # get_params_groups of the official utils.py
+        theirs = not name.endswith(".bias") and value.ndim > 1
+        last = ("head", "last", "kernel")
+        path = last if "last" in name else path_of(name.removeprefix("backbone."), value.ndim)
+        assert is_decayed(tuple(map(DictKey, path)), config) == theirs, name
 
 
 # Fine-tuning: models_vit.py, lr_decay.py
@@ -294,7 +519,7 @@ def test_classifier_of_the_mean_token(classifier: Any) -> None:
     assert loss == pytest.approx(float(classifier["loss_label_smoothing_0_1"]), rel=1e-5)
     expected = group(classifier, "grad")
     expected.pop("pos_embed", None)  # learns there; here only where the config says so
-    assert_tree_close(gradient, expected, rtol=1e-4, atol=1e-6)
+    assert_same_tree(gradient, ours(expected))
 
 
 def test_classifier_of_the_class_token(classifier: Any) -> None:
@@ -309,7 +534,7 @@ def test_layerwise_learning_rates_and_decay(classifier: Any) -> None:
     assert set(rates) == set(decays) == set(weights)
     config = schema.Optimizer(
         weight_decay=max(decays.values()),
-        decay_tokens=False,
+        decay="kernels",
         layer_decay=float(classifier["layer_decay"]),
     )
     params = ours(weights)
@@ -348,6 +573,30 @@ def test_interpolated_position_embedding(classifier: Any) -> None:
     expected = classifier["pos_embed_interpolated"].reshape(-1, position.shape[1])
     side = round((len(expected) - 1) ** 0.5)
     np.testing.assert_allclose(interpolate(position, side), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_five_steps_of_lars(schedule_and_embedding: Any) -> None:
+    file = schedule_and_embedding
+    hparams = json.loads(str(file["lars_hparams"]))
+    assert hparams.pop("trust_coefficient") == 1e-3
+    config = schema.Optimizer(
+        name="lars", weight_decay=hparams["weight_decay"], momentum=hparams["momentum"]
+    )
+    # Only matrices decay and are trusted: by our names, kernels.
+    names = {"w": "kernel", "b": "bias", "z": "z/kernel"}
+    weights = {mine: jnp.asarray(file[f"lars/{theirs}"][0]) for theirs, mine in names.items()}
+    params = unflatten_dict(weights, sep="/")
+    with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic
+        optimizer = make_optimizer(config, lambda step: jnp.float32(hparams["lr"]))
+        state = optimizer.init(params)
+        for step in range(len(file["lars_grad/w"])):
+            gradient = {mine: file[f"lars_grad/{theirs}"][step] for theirs, mine in names.items()}
+            updates, state = optimizer.update(unflatten_dict(gradient, sep="/"), state, params)
+            params = optax.apply_updates(params, updates)
+            found = flatten_dict(params, sep="/")
+            for theirs, mine in names.items():
+                expected = file[f"lars/{theirs}"][step + 1]
+                np.testing.assert_allclose(found[mine], expected, rtol=1e-5, atol=1e-7)
 
 
 def test_learning_rate(schedule_and_embedding: Any) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
-from occinv.objective.base import Axes, Objective, Params, State, Terms
+from occinv.objective.base import Axes, Objective, Params, State
 from occinv.transform.view import View, whole
 
 TESTS = Path(__file__).resolve().parent
@@ -71,12 +71,12 @@ class Toy(Objective):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         return ((z1 - z2) ** 2).sum(-1), {}
 
-    def terms(
+    def loss(
         self, params: Params, state: State, batch: Any, keys: jax.Array, step: jax.Array
-    ) -> Terms:
-        terms = super().terms(params, state, batch, keys, step)
+    ) -> tuple[jax.Array, Any]:
+        loss, rest = super().loss(params, state, batch, keys, step)
         is_bad = (step + 1 == self.nan_steps[0]) | (step + 1 == self.nan_steps[1])
-        return terms._replace(loss=jnp.where(is_bad, jnp.nan, terms.loss))
+        return jnp.where(is_bad, jnp.nan, loss), rest
 
 
 def make_images(folder: Path) -> Path:

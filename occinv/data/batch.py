@@ -17,9 +17,12 @@ class Batch:
             -1 for padding.
     weight: float32 [B], 1 for an image and 0 for padding, so that sums over a padded last batch
             are exact.
+    crops:  further random crops of the same images, uint8 [B, h, w, 3] each, where the objective
+            asks for them (two views, multi-crop).
     """
 
     image: Any
     label: Any
     index: Any
     weight: Any
+    crops: tuple[Any, ...] = ()

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+
+
+class Crop(NamedTuple):
+    """A further random crop that an objective asks of each image."""
+
+    size: int  # pixels a side
+    scale: tuple[float, float] | None = None  # of area; None: that of the first crop
 
 
 def _as_image(image: Image.Image | np.ndarray) -> Image.Image:

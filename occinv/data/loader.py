@@ -10,7 +10,7 @@ import grain
 import numpy as np
 
 from occinv.data.batch import Batch
-from occinv.data.crop import center_crop, random_resized_crop
+from occinv.data.crop import Crop, center_crop, random_resized_crop
 from occinv.data.order import sample_indices
 from occinv.data.sample import DecodeError, Sample, Source
 from occinv.schema import UserError
@@ -64,6 +64,10 @@ class _Loader:
         max_corrupt: int,
         process_index: int,
         process_count: int,
+        crop_scale: tuple[float, float],
+        crop_ratio: tuple[float, float],
+        flip: bool,
+        crops: tuple[Crop, ...],
     ):
         if batch_size < 1 or batch_size % process_count:
             raise UserError(
@@ -79,6 +83,10 @@ class _Loader:
         self._first_row = process_index * self._rows
         self._num_threads = num_threads
         self._corrupt = _CorruptImages(max_corrupt)
+        self._first_crop = Crop(image_size, crop_scale)
+        self._crop_ratio = crop_ratio
+        self._flip = 0.5 if flip else 0.0
+        self._crops = crops
 
     @property
     def corrupt(self) -> tuple[str, ...]:
@@ -102,7 +110,36 @@ class _Loader:
             label=np.full(self._rows, -1, np.int32),
             index=np.full(self._rows, -1, np.int32),
             weight=np.zeros(self._rows, np.float32),
+            crops=tuple(
+                np.zeros((self._rows, crop.size, crop.size, 3), np.uint8) for crop in self._crops
+            ),
         )
+
+    def _crop(self, sample: Sample, crop: Crop, rng: np.random.Generator) -> np.ndarray:
+        return random_resized_crop(
+            sample.image,
+            crop.size,
+            rng,
+            scale=crop.scale or self._first_crop.scale or (1.0, 1.0),
+            ratio=self._crop_ratio,
+            flip=self._flip,
+        )
+
+    def _put(
+        self,
+        batch: Batch,
+        row: int,
+        image: np.ndarray,
+        sample: Sample,
+        rng: np.random.Generator,
+    ) -> None:
+        """Fills a row: `image` is its first crop, `rng` draws the further ones."""
+        batch.image[row] = image
+        batch.label[row] = sample.label
+        batch.index[row] = sample.index
+        batch.weight[row] = 1
+        for crop, images in zip(self._crops, batch.crops, strict=True):
+            images[row] = self._crop(sample, crop, rng)
 
     def _prefetched(self, batch: Callable[[int], Batch], first: int, last: int) -> Iterator[Batch]:
         # A thread makes a whole batch, so as many batches as threads are under way.
@@ -118,13 +155,6 @@ class _Loader:
             batches.close()
 
 
-def _put(batch: Batch, row: int, image: np.ndarray, sample: Sample) -> None:
-    batch.image[row] = image
-    batch.label[row] = sample.label
-    batch.index[row] = sample.index
-    batch.weight[row] = 1
-
-
 class TrainLoader(_Loader):
     """Shuffled, randomly cropped and mirrored images, for ever.
 
@@ -138,6 +168,7 @@ class TrainLoader(_Loader):
     image_size:  pixels a side of the crop.
     crop_scale, crop_ratio, flip: see `random_resized_crop`; `flip` mirrors with probability 1/2.
     num_threads: batches made at the same time ahead of use; 0 makes each when it is asked for.
+    crops:       further random crops of every image, drawn after the first.
     max_corrupt: so many different images may fail to decode. Each is replaced by the next sample of
                  the order that can be read, logged once and listed in `corrupt`; one more is an
                  error that names them all. The count starts anew with each process.
@@ -158,6 +189,7 @@ class TrainLoader(_Loader):
         max_corrupt: int = 0,
         process_index: int = 0,
         process_count: int = 1,
+        crops: tuple[Crop, ...] = (),
     ):
         super().__init__(
             source,
@@ -167,13 +199,14 @@ class TrainLoader(_Loader):
             max_corrupt=max_corrupt,
             process_index=process_index,
             process_count=process_count,
+            crop_scale=crop_scale,
+            crop_ratio=crop_ratio,
+            flip=flip,
+            crops=crops,
         )
         if not 0 <= seed < 2**63:
             raise UserError(f"seed is {seed}, expected a whole number of 0 or more")
         self.seed = seed
-        self._crop_scale = crop_scale
-        self._crop_ratio = crop_ratio
-        self._flip = 0.5 if flip else 0.0
 
     def batch(self, step: int) -> Batch:
         """This process's rows of batch number `step`. Raises DecodeError, see `max_corrupt`."""
@@ -184,15 +217,8 @@ class TrainLoader(_Loader):
             sample = self._read(index)
             if sample is None:
                 sample = self._next_readable(first + row)
-            image = random_resized_crop(
-                sample.image,
-                self.image_size,
-                _crop_generator(self.seed, first + row),
-                scale=self._crop_scale,
-                ratio=self._crop_ratio,
-                flip=self._flip,
-            )
-            _put(batch, row, image, sample)
+            rng = _crop_generator(self.seed, first + row)
+            self._put(batch, row, self._crop(sample, self._first_crop, rng), sample, rng)
         return batch
 
     def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
@@ -214,7 +240,8 @@ def _crop_generator(seed: int, number: int) -> np.random.Generator:
 
 
 class EvalLoader(_Loader):
-    """Every image exactly once, in order, at a fixed central crop.
+    """Every image exactly once, in order, at a fixed central crop. Further `crops` are random,
+    but the same each time.
 
     batch_size: global. The last batch is filled up with zeros: weight 0, label and index -1.
     resize_ratio: see `center_crop`.
@@ -233,6 +260,10 @@ class EvalLoader(_Loader):
         max_corrupt: int = 0,
         process_index: int = 0,
         process_count: int = 1,
+        crop_scale: tuple[float, float] = (0.2, 1.0),
+        crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        flip: bool = True,
+        crops: tuple[Crop, ...] = (),
     ):
         super().__init__(
             source,
@@ -242,6 +273,10 @@ class EvalLoader(_Loader):
             max_corrupt=max_corrupt,
             process_index=process_index,
             process_count=process_count,
+            crop_scale=crop_scale,
+            crop_ratio=crop_ratio,
+            flip=flip,
+            crops=crops,
         )
         if not 0 < resize_ratio <= 1:
             raise UserError(f"resize_ratio is {resize_ratio}, expected above 0 and at most 1")
@@ -259,7 +294,7 @@ class EvalLoader(_Loader):
         for row, index in enumerate(range(first, min(first + self._rows, len(self.source)))):
             if (sample := self._read(index)) is not None:
                 image = center_crop(sample.image, self.image_size, self._resize_ratio)
-                _put(batch, row, image, sample)
+                self._put(batch, row, image, sample, _crop_generator(0, index))
         return batch
 
     def batches(self) -> Iterator[Batch]:

@@ -15,7 +15,7 @@ from occinv.data.loader import EvalLoader
 from occinv.data.sample import Source
 from occinv.data.sources import Subset, open_source
 from occinv.evaluate.cka import RATIOS, Removed, Tokens, cka_curves
-from occinv.evaluate.psnr import reconstruction_psnr
+from occinv.evaluate.psnr import reconstructing, reconstruction_psnr
 from occinv.evaluate.reconstruct import save_grid, save_triples, triples
 from occinv.parallel import make_mesh
 from occinv.schema import UserError
@@ -95,6 +95,7 @@ def evaluate_psnr(
     """
     mesh = make_mesh()
     trained = load(workdir)
+    reconstructing(trained.objective)  # or else its images need not be there either
     images = choose_images(trained, source, num_images)
     result = reconstruction_psnr(
         trained.objective,
@@ -130,6 +131,7 @@ def evaluate_reconstruct(
       UserError: as `evaluate_psnr`, or a count or scale below 1.
     """
     trained = load(workdir)
+    reconstructing(trained.objective)
     images = choose_images(trained, source, count)
     size = trained.experiment.data.image_size
     scale = max(1, round(128 / size)) if scale is None else scale
@@ -167,11 +169,17 @@ def batches(
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size}, expected 1 or more")
     shared = -(-batch_size // mesh.size) * mesh.size
-    rows = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    return _loader(trained, images, shared, **rows).batches()
+    here, of = jax.process_index(), jax.process_count()
+    return _loader(trained, images, shared, here, of).batches()
 
 
-def _loader(trained: Trained, images: Source, batch_size: int, **rows: int) -> EvalLoader:
+def _loader(
+    trained: Trained,
+    images: Source,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> EvalLoader:
     data = trained.experiment.data
     return EvalLoader(
         images,
@@ -180,7 +188,8 @@ def _loader(trained: Trained, images: Source, batch_size: int, **rows: int) -> E
         resize_ratio=data.resize_ratio,
         num_threads=data.num_threads,
         max_corrupt=data.max_corrupt,
-        **rows,
+        process_index=process_index,
+        process_count=process_count,
     )
 
 

@@ -9,7 +9,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from occinv.encoder.blocks import XAVIER, layer_norm
+from occinv.measure.losses import unit
 
+# PyTorch's default for linear layers: uniform within 1 / sqrt(fan in).
+TORCH_LINEAR = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 HeadNorm = Literal["none", "batchnorm", "layernorm"]
 
 
@@ -38,8 +41,78 @@ class MlpHead(nn.Module):
         return out(h).astype(jnp.float32)
 
 
+class BatchNormHead(nn.Module):
+    """p or q of MoCo v3: linear layers without biases, each with batch norm, ReLU between them.
+
+    The last norm has no scale and bias (`_build_mlp` of the official `moco/builder.py`).
+    """
+
+    layers: int
+    hidden: int
+    out: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, D] to float32 [B, out]."""
+        for layer in range(self.layers):
+            is_last = layer == self.layers - 1
+            width = self.out if is_last else self.hidden
+            name = f"linear{layer}"
+            x = nn.Dense(
+                width, use_bias=False, kernel_init=TORCH_LINEAR, dtype=self.dtype, name=name
+            )(x)
+            x = BatchNorm(affine=not is_last, name=f"norm{layer}")(x)
+            x = x if is_last else nn.relu(x)
+        return x.astype(jnp.float32)
+
+
+class PrototypeHead(nn.Module):
+    """The head of DINO: a three-layer MLP, a unit vector, its products with the prototypes.
+
+    The last layer is weight-normalised: prototype k is scale[k] times a unit vector (`DINOHead` of
+    the official `vision_transformer.py`).
+    """
+
+    hidden: int
+    bottleneck: int
+    prototypes: int
+    unit_prototypes: bool
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, D] to float32 [B, prototypes]."""
+        init = nn.initializers.truncated_normal(0.02)
+        for layer, width in enumerate((self.hidden, self.hidden, self.bottleneck)):
+            dense = nn.Dense(width, kernel_init=init, dtype=self.dtype, name=f"linear{layer}")
+            x = dense(x)
+            x = x if layer == 2 else nn.gelu(x, approximate=False)
+        return Prototypes(self.prototypes, self.unit_prototypes, name="last")(
+            unit(x.astype(jnp.float32))
+        )
+
+
+class Prototypes(nn.Module):
+    """A weight-normalised linear layer, in float32."""
+
+    count: int
+    keep_unit: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, D] to [B, count]."""
+        kernel = self.param("kernel", TORCH_LINEAR, (x.shape[-1], self.count))
+        scale = self.param("scale", nn.initializers.ones, (self.count,))
+        if self.keep_unit:
+            scale = jax.lax.stop_gradient(scale)
+        return x @ (kernel / jnp.linalg.norm(kernel, axis=0) * scale)
+
+
 class BatchNorm(nn.Module):
     """Normalisation over all axes but the last, by the statistics of this very batch."""
+
+    affine: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -47,9 +120,12 @@ class BatchNorm(nn.Module):
         values = x.astype(jnp.float32)
         axes = tuple(range(x.ndim - 1))
         mean, variance = values.mean(axes), values.var(axes)
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        return ((values - mean) * jax.lax.rsqrt(variance + 1e-5) * scale + bias).astype(x.dtype)
+        values = (values - mean) * jax.lax.rsqrt(variance + 1e-5)
+        if self.affine:
+            scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+            bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+            values = values * scale + bias
+        return values.astype(x.dtype)
 
 
 class ClassifierHead(nn.Module):

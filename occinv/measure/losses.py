@@ -95,6 +95,11 @@ def byol(queries: jax.Array, keys: jax.Array) -> jax.Array:
     return 2 - 2 * cosine(queries, keys)
 
 
+def soft_cross_entropy(logits: jax.Array, probabilities: jax.Array) -> jax.Array:
+    """-Σ p · log softmax(logits): [...] from [..., C] and [..., C]."""
+    return -(probabilities * jax.nn.log_softmax(logits, axis=-1)).sum(-1)
+
+
 def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float) -> jax.Array:
     """Cross-entropy with label smoothing, as timm's LabelSmoothingCrossEntropy: [B].
 

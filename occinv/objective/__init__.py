@@ -8,5 +8,7 @@ OBJECTIVES = {
     "mae": "occinv.objective.reconstruction:MaskedAutoencoder",
     "rmae": "occinv.objective.relaxed:RelaxedAutoencoder",
     "cmae": "occinv.objective.contrastive:ContrastiveAutoencoder",
+    "mocov3": "occinv.objective.momentum_contrast:MomentumContrast",
+    "dino": "occinv.objective.self_distillation:SelfDistillation",
     "classification": "occinv.objective.classification:Classification",
 }

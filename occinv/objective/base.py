@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from occinv import schema
 from occinv.data.batch import Batch
+from occinv.data.crop import Crop
 from occinv.encoder.position import interpolate
 from occinv.encoder.vit import Features, ViT
 from occinv.objective import OBJECTIVES
@@ -32,6 +33,8 @@ class Setting:
     num_classes: int
     total_steps: int
     dtype: Any = jnp.float32
+    batch_size: int = 1  # with num_images: what an epoch is
+    num_images: int = 1
 
 
 class Axes(NamedTuple):
@@ -75,6 +78,19 @@ class Objective(ABC):
         return ((0, 1),)
 
     @property
+    def crops(self) -> tuple[Crop, ...]:
+        """Random crops that the host makes of each image besides the first."""
+        return ()
+
+    @property
+    def learns_late(self) -> dict[tuple[str, ...], int | None]:
+        """The step from which on parameters below a path learn; None: they never do.
+
+        Parameters that are not below any path learn from the first step.
+        """
+        return {}
+
+    @property
     def couples_batch(self) -> bool:
         """Whether an image's loss depends on the other images, so that a batch cannot be parted."""
         return False
@@ -89,8 +105,11 @@ class Objective(ABC):
         """Fresh parameters and state from a scalar key; f starts from `encoder` where given."""
 
     @abstractmethod
-    def transform(self, pixels: jax.Array, keys: jax.Array) -> tuple[View, ...]:
-        """T1(x), T2(x), … of `pixels` float32 [B, H, W, 3] in [0, 1], drawn by `keys` [B]."""
+    def transform(self, pixels: Any, keys: jax.Array) -> tuple[View, ...]:
+        """T1(x), T2(x), … of `pixels` float32 [B, H, W, 3] in [0, 1], drawn by `keys` [B].
+
+        An objective with `crops` gets a tuple: the image, then each of these.
+        """
 
     @abstractmethod
     def target(self, params: Params, state: State, view: View, batch: Batch, keys: Any) -> Any:
@@ -102,9 +121,21 @@ class Objective(ABC):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """M(z1, z2) for each image [B], and metrics [B]."""
 
+    def source(self, params: Params, view: View, keys: jax.Array | None = None) -> Any:
+        """z1: f(view), and whatever of M looks at one view alone."""
+        return self.encode(params, view, keys)
+
     def advance(self, params: Params, state: State, step: jax.Array) -> State:
         """The state with which step number `step` runs: an EMA moves before the forward pass."""
         del params, step
+        return state
+
+    def observe(self, state: State, targets: dict[int, Any], weight: jax.Array) -> State:
+        """The state after a forward pass: a centre moves by the targets that it has seen.
+
+        `targets` are z2 by the number of their view, `weight` [B] is 0 for padding.
+        """
+        del targets, weight
         return state
 
     def encode(self, params: Params, view: View, keys: jax.Array | None = None) -> Features:
@@ -113,21 +144,18 @@ class Objective(ABC):
             {"params": params["encoder"]}, view.pixels, view.visible, view.kept, keys
         )  # type: ignore[return-value]
 
-    def terms(
-        self, params: Params, state: State, batch: Batch, keys: jax.Array, step: jax.Array
-    ) -> Terms:
+    def terms(self, params: Params, state: State, batch: Batch, keys: jax.Array) -> Terms:
         """Eq. (1) for every image of a batch.
 
         Args:
           batch: the global batch, B images.
           keys: one key an image [B], which follow from (seed, step, position).
-          step: int32 [], steps taken so far.
         """
         transform_keys, encode_keys, target_keys = split(keys, 3)
-        state = self.advance(params, state, step)
-        views = self.transform(unit_range(batch.image), transform_keys)
+        images = jax.tree.map(unit_range, (batch.image, *batch.crops))
+        views = self.transform(images if batch.crops else images[0], transform_keys)
         z1 = {
-            i: self.encode(params, views[i], fold(encode_keys, i))
+            i: self.source(params, views[i], fold(encode_keys, i))
             for i in {i for i, _ in self.pairs}
         }
         z2 = {
@@ -138,16 +166,17 @@ class Objective(ABC):
             self.measure(params, state, z1[i], z2[j], views[i], views[j]) for i, j in self.pairs
         ]
         loss, metrics = jax.tree.map(lambda *terms: sum(terms) / len(terms), *measured)
-        return Terms(loss, metrics, state)
+        return Terms(loss, metrics, self.observe(state, z2, batch.weight))
 
     def loss(
         self, params: Params, state: State, batch: Batch, keys: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, tuple[State, dict[str, jax.Array]]]:
         """The mean of `terms`, weighted by `batch.weight`: loss [], (state, metrics).
 
-        This is what the train step differentiates.
+        This is what the train step differentiates; `step`, int32 [], are the steps taken so far.
         """
-        terms = self.terms(params, state, batch, keys, step)
+        state = self.advance(jax.lax.stop_gradient(params), state, step)
+        terms = self.terms(params, state, batch, keys)
         weight = batch.weight / batch.weight.sum()
         metrics = {name: (weight * value).sum() for name, value in terms.metrics.items()}
         return (weight * terms.loss).sum(), (terms.state, metrics)
@@ -156,7 +185,7 @@ class Objective(ABC):
         self, params: Params, state: State, batch: Batch, keys: jax.Array
     ) -> dict[str, jax.Array]:
         """Sums of the loss and metrics over a batch, and `count`, the images summed."""
-        terms = self.terms(params, state, batch, keys, jnp.int32(0))
+        terms = self.terms(params, state, batch, keys)
         sums = {"loss": terms.loss, **terms.metrics}
         return {k: (batch.weight * v).sum() for k, v in sums.items()} | {
             "count": batch.weight.sum()

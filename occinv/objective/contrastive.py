@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, Literal
 
 import jax
@@ -15,6 +14,7 @@ from occinv.encoder.vit import Features, ViT
 from occinv.measure.heads import HeadNorm, MlpHead
 from occinv.measure.losses import Negatives, byol, cosine, info_nce, similarities
 from occinv.objective.base import Axes, Objective, Params, State
+from occinv.objective.ema import cosine_momentum, moved
 from occinv.transform.colour import ColourJitter
 from occinv.transform.keys import split
 from occinv.transform.masking import kept_patches, paint, random_visible
@@ -112,15 +112,9 @@ class ContrastiveAutoencoder(Objective):
         """target <- m · target + (1 - m) · online, before the forward pass as in MoCo v3."""
         momentum: Any = self.momentum
         if self.momentum_schedule == "cosine":
-            done = step / self.setting.total_steps
-            momentum = 1 - (1 - self.momentum) * (jnp.cos(math.pi * done) + 1) / 2
-        return {
-            "target": jax.tree.map(
-                lambda old, new: momentum * old + (1 - momentum) * new,
-                state["target"],
-                {name: params[name] for name in state["target"]},
-            )
-        }
+            momentum = cosine_momentum(self.momentum, step, self.setting.total_steps)
+        online = {name: params[name] for name in state["target"]}
+        return {"target": moved(state["target"], online, momentum)}
 
     def transform(self, pixels: jax.Array, keys: jax.Array) -> tuple[View, ...]:
         """Eq. (6), then the colour jitter of each half by itself."""

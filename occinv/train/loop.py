@@ -98,18 +98,6 @@ def prepare(experiment: Experiment) -> Run:
         source = subset(
             source, per_class=data.per_class, fraction=data.fraction, seed=experiment.seed
         )
-    share: dict[str, Any] = {
-        "batch_size": train.batch_size,
-        "image_size": data.image_size,
-        "num_threads": data.num_threads,
-        "max_corrupt": data.max_corrupt,
-        "process_index": jax.process_index(),
-        "process_count": jax.process_count(),
-    }
-    loader = TrainLoader(
-        source, seed=experiment.seed, crop_scale=data.crop_scale, flip=data.flip, **share
-    )
-
     steps = train.duration.in_steps(train.batch_size, len(source))
     warmup = experiment.optimizer.warmup.in_steps(train.batch_size, len(source))
     if steps < 1:
@@ -124,8 +112,21 @@ def prepare(experiment: Experiment) -> Run:
         )
     dtype = parallel.compute_dtype(train.precision)
     encoder = vit.build(experiment.encoder, data.image_size, dtype)
-    setting = Setting(encoder, len(source.classes), steps, dtype)
+    setting = Setting(
+        encoder, len(source.classes), steps, dtype, train.batch_size, num_images=len(source)
+    )
     objective = build(experiment.objective, setting)
+    share: dict[str, Any] = {
+        "batch_size": train.batch_size,
+        "image_size": data.image_size,
+        "crop_scale": data.crop_scale,
+        "flip": data.flip,
+        "crops": objective.crops,
+        "num_threads": data.num_threads,
+        "max_corrupt": data.max_corrupt,
+        "process_index": jax.process_index(),
+        "process_count": jax.process_count(),
+    }
     if train.accumulate > 1 and objective.couples_batch:
         raise UserError(
             f"train.accumulate={train.accumulate}: {experiment.objective['name']} compares the "
@@ -142,9 +143,9 @@ def prepare(experiment: Experiment) -> Run:
         experiment=experiment,
         mesh=mesh,
         objective=objective,
-        optimizer=make_optimizer(experiment.optimizer, schedule),
+        optimizer=make_optimizer(experiment.optimizer, schedule, steps, objective.learns_late),
         schedule=schedule,
-        loader=loader,
+        loader=TrainLoader(source, seed=experiment.seed, **share),
         held_out=None
         if held_out is None
         else EvalLoader(held_out, resize_ratio=data.resize_ratio, **share),
@@ -213,14 +214,15 @@ def start_or_resume(run: Run, checkpoints: Checkpoints) -> TrainState:
     """The state of the newest good checkpoint, or of step 0, on every device of the mesh."""
     sharding = parallel.replicated(run.mesh)
 
-    def init(encoder: Any) -> TrainState:
-        return init_state(run.objective, run.optimizer, run.experiment.seed, encoder)
+    def init(seed: jax.Array, encoder: Any) -> TrainState:
+        return init_state(run.objective, run.optimizer, seed, encoder)
 
+    seed = np.uint32(run.experiment.seed)
     if checkpoints.latest() is None:
-        return jax.jit(init, out_shardings=sharding)(run.pretrained)
+        return jax.jit(init, out_shardings=sharding)(seed, run.pretrained)
     template = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        jax.eval_shape(init, run.pretrained),
+        jax.eval_shape(init, seed, run.pretrained),
     )
     step, items = checkpoints.restore({"params": template.params, "rest": _rest(template)})
     log.info("continuing after step %d of %d", step, run.steps)
@@ -386,12 +388,17 @@ def pictures(run: Run, state: TrainState) -> dict[str, np.ndarray]:
 
 def batch_shapes(run: Run) -> Batch:
     """The shapes and dtypes of a global batch."""
-    count, size = run.experiment.train.batch_size, run.experiment.data.image_size
+    count = run.experiment.train.batch_size
+
+    def images(size: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((count, size, size, 3), jnp.uint8)
+
     return Batch(
-        image=jax.ShapeDtypeStruct((count, size, size, 3), jnp.uint8),
+        image=images(run.experiment.data.image_size),
         label=jax.ShapeDtypeStruct((count,), jnp.int32),
         index=jax.ShapeDtypeStruct((count,), jnp.int32),
         weight=jax.ShapeDtypeStruct((count,), jnp.float32),
+        crops=tuple(images(crop.size) for crop in run.objective.crops),
     )
 
 
@@ -412,7 +419,7 @@ def trace_step(run: Run, state: TrainState) -> Any:
     everywhere, parted = parallel.replicated(run.mesh), parallel.by_image(run.mesh)
     accumulate = run.experiment.train.accumulate
     return jax.jit(
-        make_step(run.objective, run.optimizer, run.experiment.seed, accumulate),
+        make_step(run.objective, run.optimizer, accumulate),
         in_shardings=(everywhere, parted),
         out_shardings=everywhere,
         donate_argnums=0,

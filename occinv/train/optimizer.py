@@ -1,7 +1,10 @@
-"""AdamW with the official parameter groups, warm-up, cosine and layer-wise decay."""
+"""AdamW and LARS with the official parameter groups, warm-up, cosine and layer-wise decay."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,7 +14,13 @@ from jax.tree_util import DictKey, KeyPath
 
 from occinv.schema import Optimizer
 
-TOKENS = ("class_token", "mask_token")
+# Each choice of `optimizer.decay` adds its names to those before it.
+DECAYED = {
+    "kernels": ("kernel",),
+    "tokens": ("class_token", "mask_token"),
+    "positions": ("position",),
+    "all": ("bias", "scale"),
+}
 
 
 def learning_rate(config: Optimizer, batch_size: int, warmup: int, steps: int) -> optax.Schedule:
@@ -29,13 +38,15 @@ def learning_rate(config: Optimizer, batch_size: int, warmup: int, steps: int) -
 
 
 def is_decayed(path: KeyPath, config: Optimizer) -> bool:
-    """Whether weight decay acts on a parameter: on matrices, and on tokens if the config says so.
+    """Whether weight decay acts on a parameter: on matrices, and on what `config.decay` adds.
 
-    Norms, biases and position embeddings never decay. Class and mask tokens do in the official
-    pretraining and do not in fine-tuning (`no_weight_decay` of models_vit.py).
+    The official MAE decays class and mask tokens too in pretraining and only matrices in
+    fine-tuning (`no_weight_decay` of models_vit.py); DINO all but norms and biases
+    (`get_params_groups`), MoCo v3 everything.
     """
     name = path[-1].key if isinstance(path[-1], DictKey) else ""
-    return name == "kernel" or (config.decay_tokens and name in TOKENS)
+    groups = list(DECAYED)
+    return any(name in DECAYED[g] for g in groups[: groups.index(config.decay) + 1])
 
 
 def layer_scales(params: Any, layer_decay: float) -> Any:
@@ -59,19 +70,100 @@ def layer_scales(params: Any, layer_decay: float) -> Any:
     return jax.tree_util.tree_map_with_path(scale, params)
 
 
-def make_optimizer(config: Optimizer, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """AdamW as PyTorch has it: decay is decoupled and shares the (layer's) learning rate."""
+def make_optimizer(
+    config: Optimizer,
+    schedule: optax.Schedule,
+    steps: int = 1,
+    late: Mapping[tuple[str, ...], int | None] | None = None,
+) -> optax.GradientTransformation:
+    """What a config's `optimizer` section describes.
 
-    def decayed(params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(lambda path, _: is_decayed(path, config), params)
+    Args:
+      schedule: the learning rate by step.
+      steps: of the run, over which the weight decay changes if it does.
+      late: the step from which on the parameters below a path learn, None for never; the others do
+        from the first. Until then nothing of theirs moves: no decay, no moments, no count, as in
+        PyTorch for a parameter without a gradient.
+    """
+    late = late or {}
+
+    def rule(start: int | None) -> optax.GradientTransformation:
+        if start is None:
+            return optax.set_to_zero()
+        inner = update_rule(config, schedule, steps, start)
+        return optax.transforms.conditionally_mask(inner, lambda step: step >= start)
+
+    def label(path: KeyPath, _: Any) -> str:
+        keys = tuple(key.key for key in path if isinstance(key, DictKey))
+        return next((str(late[below]) for below in late if keys[: len(below)] == below), "0")
+
+    def labels(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(label, params)
 
     def by_layer(updates: Any, params: Any) -> Any:
         return jax.tree.map(jnp.multiply, updates, layer_scales(params, config.layer_decay))
 
+    at_once = update_rule(config, schedule, steps, 0)
+    others = {str(start): rule(start) for start in late.values()}
     return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
-        optax.scale_by_adam(*config.betas),
-        optax.add_decayed_weights(config.weight_decay, decayed),
+        clipping(config),
+        optax.partition({"0": at_once, **others}, labels) if late else at_once,
         optax.stateless(by_layer) if config.layer_decay != 1 else optax.identity(),
-        optax.scale_by_learning_rate(schedule),
     )
+
+
+def update_rule(
+    config: Optimizer, schedule: optax.Schedule, steps: int, start: int
+) -> optax.GradientTransformation:
+    """AdamW as PyTorch has it, or the official LARS, for parameters that learn from step `start`.
+
+    In AdamW, decay is decoupled and shares the learning rate. In LARS (`lars.py` of the official
+    MAE and MoCo v3) only matrices decay and have a trust ratio.
+    """
+
+    end = config.final_weight_decay
+
+    def decayed(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(lambda path, _: is_decayed(path, config), params)
+
+    def matrices(params: Any) -> Any:
+        kernels = dataclasses.replace(config, decay="kernels")
+        return jax.tree_util.tree_map_with_path(lambda path, _: is_decayed(path, kernels), params)
+
+    def weight_decay(step: jax.Array) -> jax.Array:
+        assert end is not None
+        done = (step + start).astype(jnp.float32) / steps
+        cosine = (1 + jnp.cos(math.pi * done)) / 2
+        return end + (config.weight_decay - end) * cosine
+
+    rate = optax.scale_by_learning_rate(lambda step: schedule(step + start))
+    if config.name == "lars":
+        return optax.chain(
+            optax.add_decayed_weights(config.weight_decay, matrices),
+            optax.masked(optax.scale_by_trust_ratio(trust_coefficient=1e-3), matrices),
+            optax.trace(config.momentum),
+            rate,
+        )
+    return optax.chain(
+        optax.scale_by_adam(*config.betas),
+        optax.add_decayed_weights(config.weight_decay if end is None else weight_decay, decayed),
+        rate,
+    )
+
+
+def clipping(config: Optimizer) -> optax.GradientTransformation:
+    """Gradients shortened to `clip_norm`: all together, or each parameter by itself as in DINO."""
+    limit = config.clip_norm
+    if limit is None:
+        return optax.identity()
+    if not config.clip_each:
+        return optax.clip_by_global_norm(limit)
+
+    def clip(path: KeyPath, gradient: jax.Array) -> jax.Array:
+        # Stacked blocks are a parameter for each block.
+        first = 1 if DictKey("scan") in path else 0
+        axes = tuple(range(first, gradient.ndim))
+        norm = jnp.sqrt(jnp.square(gradient).sum(axes, keepdims=True))
+        return gradient * jnp.minimum(1, limit / (norm + 1e-6))
+
+    return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(clip, updates))

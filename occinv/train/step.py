@@ -19,9 +19,10 @@ Metrics = dict[str, jax.Array]
 
 @struct.dataclass
 class TrainState:
-    """All that a step changes: one pytree, which a checkpoint holds whole."""
+    """All that a step reads and changes: one pytree, which a checkpoint holds whole."""
 
     step: jax.Array  # int32 [], steps taken
+    seed: jax.Array  # uint32 [], what every draw follows from; data, so that seeds share a program
     params: Any
     state: Any  # the objective's own: an EMA target
     optimizer: Any
@@ -32,19 +33,26 @@ class TrainState:
 def init_state(
     objective: Objective,
     optimizer: optax.GradientTransformation,
-    seed: int,
+    seed: jax.Array | int,
     encoder: Any = None,
 ) -> TrainState:
     """The state before the first step. It follows from the seed, and from `encoder` where given."""
     params, state = objective.init(jax.random.fold_in(jax.random.key(seed), 0), encoder)
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, params, state, optimizer.init(params), zero, zero)
+    return TrainState(
+        step=zero,
+        seed=jnp.asarray(seed, jnp.uint32),
+        params=params,
+        state=state,
+        optimizer=optimizer.init(params),
+        nonfinite=zero,
+        first_nonfinite=zero,
+    )
 
 
 def make_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
-    seed: int,
     accumulate: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The function (state, global batch) -> (state, metrics), to be jitted.
@@ -56,16 +64,16 @@ def make_step(
     gradient = jax.value_and_grad(objective.loss, has_aux=True)
 
     def step(train: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        run_key = jax.random.fold_in(jax.random.key(seed), 1)
+        run_key = jax.random.fold_in(jax.random.key(train.seed), 1)
         keys = image_keys(run_key, train.step, batch.label.shape[0])
 
         def part(batch: Batch, keys: jax.Array) -> Any:
             (loss, (state, metrics)), grads = gradient(
                 train.params, train.state, batch, keys, train.step
             )
-            return (loss, metrics, grads), state
+            return loss, metrics, grads, state
 
-        (loss, metrics, grads), state = mean_of_parts(part, (batch, keys), accumulate)
+        loss, metrics, grads, state = mean_of_parts(part, (batch, keys), accumulate)
         norm = optax.tree.norm(grads)
         updates, optimizer_state = optimizer.update(grads, train.optimizer, train.params)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -76,6 +84,7 @@ def make_step(
         )
         after = TrainState(
             step=train.step + 1,
+            seed=train.seed,
             params=params,
             state=state,
             optimizer=optimizer_state,
@@ -90,10 +99,11 @@ def make_step(
 
 
 def mean_of_parts(function: Callable[..., Any], arguments: Any, parts: int) -> Any:
-    """(means, last) of a `function` that returns such a pair, over equal parts of `arguments`.
+    """The mean of what `function` returns over equal parts of `arguments`.
 
     The leading axis is parted. Part i takes every `parts`-th image from i on, so that each device
-    works on its own images.
+    works on its own images. A state that every part moves alike (an EMA) is its own mean, and that
+    of one that moves by what the part shows (a centre) is what the whole batch gives.
     """
     if parts == 1:
         return function(*arguments)
@@ -102,11 +112,10 @@ def mean_of_parts(function: Callable[..., Any], arguments: Any, parts: int) -> A
         return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
 
     def add(carry: Any, part: Any) -> tuple[Any, None]:
-        values, last = function(*part)
-        return (jax.tree.map(jnp.add, carry[0], values), last), None
+        return jax.tree.map(jnp.add, carry, function(*part)), None
 
     stacked = jax.tree.map(strided, arguments)
     shapes = jax.eval_shape(function, *jax.tree.map(lambda x: x[0], stacked))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    (sums, last), _ = jax.lax.scan(add, zeros, stacked)
-    return jax.tree.map(lambda x: x / parts, sums), last
+    sums, _ = jax.lax.scan(add, zeros, stacked)
+    return jax.tree.map(lambda x: x / parts, sums)

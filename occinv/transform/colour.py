@@ -11,6 +11,8 @@ import dm_pix
 import jax
 import jax.numpy as jnp
 
+from occinv.transform.keys import split
+
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow converts to grey
 
 
@@ -51,6 +53,70 @@ class ColourJitter:
             jittered = jax.lax.switch(operation, operations, jittered)
         image = jnp.where(jax.random.bernoulli(apply_key, self.probability), jittered, image)
         return jnp.where(jax.random.bernoulli(grey_key, self.grey), grey(image), image)
+
+
+@dataclasses.dataclass(frozen=True)
+class Appearance:
+    """The official augmentation of MoCo v3 and DINO after cropping: jitter, grey, blur, solarise.
+
+    Attributes:
+      colour: the jitter.
+      blur, solarise: their probabilities.
+      sigma: blurs are drawn from this range, in pixels whatever the image's size.
+    """
+
+    colour: ColourJitter = ColourJitter(saturation=0.2)
+    blur: float = 0.0
+    solarise: float = 0.0
+    sigma: tuple[float, float] = (0.1, 2.0)
+
+    def __call__(self, keys: jax.Array, pixels: jax.Array) -> jax.Array:
+        """float32 [B, H, W, 3] in [0, 1], changed by `keys` [B]; the same shape and range."""
+        colour_keys, blur_keys, sigma_keys, solarise_keys = split(keys, 4)
+        pixels = self.colour(colour_keys, pixels)
+        if self.blur:
+            sigma = draw(sigma_keys, *self.sigma)
+            chosen = draw(blur_keys) < self.blur
+            pixels = jnp.where(each(chosen), gaussian_blur(pixels, sigma), pixels)
+        if self.solarise:
+            chosen = draw(solarise_keys) < self.solarise
+            pixels = jnp.where(each(chosen), solarise(pixels), pixels)
+        return pixels
+
+
+def draw(keys: jax.Array, low: float = 0.0, high: float = 1.0) -> jax.Array:
+    """float32 [B], uniform in [low, high), from `keys` [B]."""
+    return jax.vmap(lambda key: jax.random.uniform(key, minval=low, maxval=high))(keys)
+
+
+def each(of_image: jax.Array) -> jax.Array:
+    """[B] as [B, 1, 1, 1]."""
+    return of_image[:, None, None, None]
+
+
+def gaussian_blur(pixels: jax.Array, sigma: jax.Array, radius: int = 6) -> jax.Array:
+    """[B, H, W, 3] blurred by a Gaussian of `sigma` [B] pixels; border pixels repeat outwards.
+
+    Two products with a band matrix of each image, which accelerators do faster than a convolution
+    with another kernel for each. `radius` cuts the kernel off: three of the largest sigma.
+    """
+
+    def band(side: int) -> jax.Array:  # [B, side, side]: what each pixel of a line gives to each
+        offset = jnp.arange(-radius, radius + 1)
+        weight = jax.nn.softmax(
+            -0.5 * (offset.astype(jnp.float32) / sigma[:, None]) ** 2
+        )  # [B, 2 · radius + 1]
+        source = jnp.clip(jnp.arange(side)[:, None] + offset, 0, side - 1)
+        return jnp.einsum("bo,iok->bik", weight, jax.nn.one_hot(source, side))
+
+    height, width = pixels.shape[1:3]
+    rows = jnp.einsum("bik,bkwc->biwc", band(height), pixels)
+    return jnp.einsum("bjk,bikc->bijc", band(width), rows)
+
+
+def solarise(pixels: jax.Array) -> jax.Array:
+    """[..., 3] with values from 128 of 255 upwards inverted, as Pillow does."""
+    return jnp.where(pixels < 127.5 / 255, pixels, 1 - pixels)
 
 
 def grey(pixels: jax.Array) -> jax.Array:

@@ -1,0 +1,131 @@
+"""MoCo v3: two augmented crops of an image, told apart from those of the other images."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from occinv.data.batch import Batch
+from occinv.data.crop import Crop
+from occinv.encoder.vit import Features
+from occinv.measure.heads import BatchNormHead
+from occinv.measure.losses import cosine, info_nce, similarities
+from occinv.objective.base import Axes, Objective, Params, State
+from occinv.objective.ema import cosine_momentum, moved
+from occinv.transform.colour import Appearance
+from occinv.transform.keys import split
+from occinv.transform.view import View, normalise, whole
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MomentumContrast(Objective):
+    """2τ · [L(q(p(f(T1 x))), p'(f'(T2 x))) + the same swapped], L the InfoNCE of the class token.
+
+    f' and p' are EMA copies, which move before the forward pass. The negatives are the other images
+    of the global batch (`moco/builder.py` of the official code).
+
+    Attributes:
+      temperature: τ.
+      momentum: of the EMA target at the start; it grows to 1 along a cosine.
+      head_hidden, head_out: of projector (three layers) and predictor (two).
+      freeze_patch_embed: whether the patch projection stays as it was drawn, for stability.
+      first, second: how the two crops change after cropping; the official ones differ.
+    """
+
+    temperature: float = 0.2
+    momentum: float = 0.99
+    head_hidden: int = 4096
+    head_out: int = 256
+    freeze_patch_embed: bool = True
+    first: Appearance = Appearance(blur=1.0)
+    second: Appearance = Appearance(blur=0.1, solarise=0.2)
+
+    @property
+    def axes(self) -> Axes:
+        return Axes("crop, colour, blur", "another crop", "EMA encoder", "class InfoNCE")
+
+    @property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        return ((0, 1), (1, 0))
+
+    @property
+    def couples_batch(self) -> bool:
+        return True
+
+    @property
+    def crops(self) -> tuple[Crop, ...]:
+        return (Crop(self.encoder.image_size),)
+
+    @property
+    def learns_late(self) -> dict[tuple[str, ...], int | None]:
+        late: dict[tuple[str, ...], int | None] = {}
+        if self.freeze_patch_embed:
+            late[("encoder", "patch_embed")] = None
+        if not self.encoder.train_position:
+            late[("encoder", "position")] = None  # else it would decay with all others
+        return late
+
+    @property
+    def projector(self) -> BatchNormHead:
+        """p."""
+        return BatchNormHead(3, self.head_hidden, self.head_out, self.setting.dtype)
+
+    @property
+    def predictor(self) -> BatchNormHead:
+        """q."""
+        return BatchNormHead(2, self.head_hidden, self.head_out, self.setting.dtype)
+
+    def init(self, key: jax.Array, encoder: Params | None = None) -> tuple[Params, State]:
+        keys = jax.random.split(key, 3)
+        params = {
+            "encoder": self.init_encoder(keys[0], encoder),
+            "projector": self.projector.init(keys[1], jnp.zeros((1, self.encoder.width)))["params"],
+            "predictor": self.predictor.init(keys[2], jnp.zeros((1, self.head_out)))["params"],
+        }
+        return params, {"target": {name: params[name] for name in ("encoder", "projector")}}
+
+    def advance(self, params: Params, state: State, step: jax.Array) -> State:
+        momentum = cosine_momentum(self.momentum, step, self.setting.total_steps)
+        online = {name: params[name] for name in state["target"]}
+        return {"target": moved(state["target"], online, momentum)}
+
+    def transform(self, pixels: Any, keys: jax.Array) -> tuple[View, ...]:
+        """Each crop with its own colours."""
+        return tuple(
+            whole(normalise(change(of_view, crop)), self.encoder.num_patches)
+            for change, crop, of_view in zip(
+                (self.first, self.second), pixels, split(keys, 2), strict=True
+            )
+        )
+
+    def source(self, params: Params, view: View, keys: jax.Array | None = None) -> jax.Array:
+        """q(p(f(view))), float32 [B, head_out]."""
+        if self.freeze_patch_embed:
+            frozen = jax.lax.stop_gradient(params["encoder"]["patch_embed"])
+            params = {**params, "encoder": {**params["encoder"], "patch_embed": frozen}}
+        projected = self.project(params, self.encode(params, view, keys))
+        return self.predictor.apply({"params": params["predictor"]}, projected)  # type: ignore[return-value]
+
+    def target(self, params: Params, state: State, view: View, batch: Batch, keys: Any) -> Any:
+        """p'(f'(view)) of the EMA copy, through which no gradient flows."""
+        del params, batch, keys
+        z = self.encode(state["target"], view)
+        return jax.lax.stop_gradient(self.project(state["target"], z))
+
+    def project(self, params: Params, z: Features) -> jax.Array:
+        """p of the class token: [B, head_out]."""
+        return self.projector.apply({"params": params["projector"]}, z.tokens[:, 0])  # type: ignore[return-value]
+
+    def measure(
+        self, params: Params, state: State, z1: Any, z2: Any, view1: View, view2: View
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """InfoNCE over the images, times 2τ as published, times 2: theirs adds both directions."""
+        del params, state, view1, view2
+        cosines, positive = similarities(z1[:, None], z2[:, None], "position")
+        loss = info_nce(cosines, positive, self.temperature)[:, 0]
+        agreement = (cosines.argmax(-1) == positive)[:, 0]
+        metrics = {"similarity": cosine(z1, z2), "agreement": agreement.astype(jnp.float32)}
+        return 2 * (2 * self.temperature) * loss, metrics
