@@ -18,6 +18,7 @@ from occinv import schema
 from occinv.configuration import CONFIGS, load
 from occinv.objective import OBJECTIVES
 from occinv.schema import UserError, nearest
+from occinv.weights import Origin, Target
 
 
 class _Parser(argparse.ArgumentParser):
@@ -97,6 +98,23 @@ def make_parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="print and draw what `reproduce` has measured")
     report.add_argument("workdir", type=Path)
     report.add_argument("--markdown", action="store_true", help="print the table as Markdown only")
+
+    weights = commands.add_parser("weights", help="other people's checkpoints, in and out")
+    ways = weights.add_subparsers(dest="way", required=True, metavar="WAY")
+    taken = ways.add_parser("import", help="make a workdir of a .pth, safetensors or npz file")
+    taken.add_argument("file", type=Path)
+    taken.add_argument("--from", dest="origin", required=True, choices=typing.get_args(Origin),
+                       help="whose names and layouts it has")  # fmt: skip
+    taken.add_argument("--to", required=True, type=Path, metavar="WORKDIR", help="a new folder")
+    taken.add_argument("--heads", type=int, help="of attention, where the file does not tell")
+    taken.add_argument("--decoder-heads", type=int)
+    taken.add_argument("--pixel-range", choices=("imagenet", "half"),
+                       help="normalised by ImageNet's statistics, or to [-1, 1]")  # fmt: skip
+    given = ways.add_parser("export", help="write a run's encoder for another library")
+    given.add_argument("--to", required=True, choices=typing.get_args(Target),
+                       help="timm: safetensors; big_vision: npz")  # fmt: skip
+    given.add_argument("workdir", type=Path)
+    given.add_argument("file", type=Path)
     return parser
 
 
@@ -108,7 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options, rest = make_parser().parse_known_args(arguments)
         unknown = [a for a in rest if not a.startswith("--config.")]
         if unknown or (rest and options.command != "train"):
-            known = ("--config", "--workdir", "--source", "--seed", "--seeds", "--rows")
+            known = ("--config", "--workdir", "--source", "--seed", "--seeds", "--rows",
+                     "--from", "--to", "--heads", "--decoder-heads", "--pixel-range")  # fmt: skip
             word = (unknown or rest)[0]
             raise UserError(f"unknown argument {word!r}{nearest(word.split('=')[0], known)}")
         return _COMMANDS[options.command](options, rest)
@@ -192,4 +211,31 @@ def _report(options: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-_COMMANDS = {"train": _train, "evaluate": _evaluate, "reproduce": _reproduce, "report": _report}
+def _weights(options: argparse.Namespace, rest: list[str]) -> int:
+    if options.way == "export":
+        from occinv.weights.exporting import export_weights
+
+        print(export_weights(options.workdir, options.to, options.file))
+        return 0
+    from occinv.weights.importing import import_weights
+
+    print(
+        import_weights(
+            options.file,
+            options.origin,
+            options.to,
+            heads=options.heads,
+            decoder_heads=options.decoder_heads,
+            pixel_range=options.pixel_range,
+        )
+    )
+    return 0
+
+
+_COMMANDS = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "reproduce": _reproduce,
+    "report": _report,
+    "weights": _weights,
+}
