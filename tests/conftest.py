@@ -29,6 +29,14 @@ os.environ["MPLBACKEND"] = "Agg"
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fidelity-table",
+        action="store_true",
+        help="write the errors that tests/test_fidelity.py finds into docs/fidelity.md",
+    )
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of the checkout."""

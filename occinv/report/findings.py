@@ -15,6 +15,7 @@ from occinv.report.results import (
     last_block_cka,
     mean_and_std,
     method_rows,
+    occluding_rows,
     percent,
     seed_accuracies,
 )
@@ -117,7 +118,7 @@ def accuracy_difference(results: Results, row: Row) -> Difference | None:
 
 def accuracy_finding(results: Results) -> Finding | None:
     """The paper's first claim: pre-training by occlusion beats training from scratch."""
-    first, rows = baseline(results), method_rows(results)
+    first, rows = baseline(results), occluding_rows(results)
     if first is None or not rows:
         return None
     differences = [(row, accuracy_difference(results, row)) for row in rows]
@@ -146,7 +147,7 @@ def accuracy_finding(results: Results) -> Finding | None:
 
 def cka_finding(results: Results, stage: str) -> Finding | None:
     """The paper's second claim: features change less under occlusion than a supervised model's."""
-    first, rows = baseline(results), method_rows(results)
+    first, rows = baseline(results), occluding_rows(results)
     if first is None or not rows:
         return None
     name = {"pretrained": "pre-trained", "finetuned": "fine-tuned"}[stage]

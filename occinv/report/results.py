@@ -78,6 +78,12 @@ def method_rows(results: Results) -> list[Row]:
     return [row for row in results["rows"] if row is not first]
 
 
+def occluding_rows(results: Results) -> list[Row]:
+    """The rows whose transformation is patch masking: what the paper's claims are about."""
+    masking = "patch masking"
+    return [row for row in method_rows(results) if row.get("transformation", masking) == masking]
+
+
 def cka_curves(row: Row, stage: str) -> Mapping[str, Any] | None:
     """`ratios` [R], `blocks` [L], `values` [R][L] of stage `pretrained` or `finetuned`, or None."""
     return (row.get("cka") or {}).get(stage)

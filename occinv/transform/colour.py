@@ -103,9 +103,8 @@ def gaussian_blur(pixels: jax.Array, sigma: jax.Array, radius: int = 6) -> jax.A
 
     def band(side: int) -> jax.Array:  # [B, side, side]: what each pixel of a line gives to each
         offset = jnp.arange(-radius, radius + 1)
-        weight = jax.nn.softmax(
-            -0.5 * (offset.astype(jnp.float32) / sigma[:, None]) ** 2
-        )  # [B, 2 · radius + 1]
+        distance = offset.astype(jnp.float32) / sigma[:, None]  # [B, 2 · radius + 1]
+        weight = jax.nn.softmax(-0.5 * distance**2)
         source = jnp.clip(jnp.arange(side)[:, None] + offset, 0, side - 1)
         return jnp.einsum("bo,iok->bik", weight, jax.nn.one_hot(source, side))
 

@@ -18,7 +18,7 @@ from occinv.reproduce.quickstart import ROWS, choose, finetuning, mean_curves, p
 from occinv.schema import UserError
 from occinv.train.loop import Outcome
 
-KEYS = ["random", "mae", "rmae", "rmae_independent", "rmae_identity", "cmae"]
+KEYS = ["random", "mae", "rmae", "rmae_independent", "rmae_identity", "cmae", "mocov3", "dino"]
 
 
 def test_the_rows_are_those_that_the_issue_names() -> None:
@@ -30,11 +30,14 @@ def test_the_rows_are_those_that_the_issue_names() -> None:
         "R-MAE†",
         "R-MAE‡",
         "C-MAE",
+        "MoCo v3",
+        "DINO",
     ]
 
 
 def test_rows_are_chosen_in_the_order_of_the_table() -> None:
-    assert choose(None) == list(ROWS)
+    assert choose(None) == list(ROWS[:6])
+    assert choose("all") == list(ROWS)
     assert [row.key for row in choose("cmae,mae")] == ["mae", "cmae"]
     with pytest.raises(UserError, match=r"--rows has 'rmea' \(did you mean 'rmae'\?\)"):
         choose("mae,rmea")

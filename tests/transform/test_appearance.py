@@ -67,5 +67,5 @@ def test_probabilities(kind: str) -> None:
         return np.asarray(jnp.abs(appearance(keys, images) - images).max((1, 2, 3)) > 1e-6)
 
     assert not changed(0.0).any()
-    assert changed(1.0).all()
+    assert changed(1.0).mean() > 0.85  # a blur of 0.1 pixels changes nothing
     assert changed(0.2).mean() == pytest.approx(0.2, abs=0.06)
