@@ -65,14 +65,19 @@ def to_official(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray,
     """Official name -> (array in PyTorch's layout, the keys it was made of).
 
     A key that has no official name keeps its own. Raises UserError for an array of another rank
-    than its name promises.
+    than its name promises, and for two keys of the same parameter.
     """
     found: dict[str, tuple[np.ndarray, tuple[str, ...]]] = {}
+
+    def enter(name: str, key: str, value: np.ndarray) -> None:
+        if name in found:
+            raise UserError(f"{key} and {found[name][1][0]} are the same parameter, expected one")
+        found[name] = (_transposed(key, name, value), (key,))
+
     for key, value in arrays.items():
         match = re.fullmatch(rf"{BLOCK}(?:_(\d+))?/(.*)/(scale|kernel|bias)", key)
         if match is None:
-            name = OUTSIDE.get(key, key)
-            found[name] = (_transposed(key, name, value), (key,))
+            enter(OUTSIDE.get(key, key), key, value)
             continue
         number, layer, leaf = match.groups()
         for theirs, newer in OLDER.items():
@@ -82,8 +87,7 @@ def to_official(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray,
             raise UserError(f"{key} has no axes, expected one of the depth first")
         layers = {int(number): value} if number is not None else dict(enumerate(value))
         for index, part in layers.items():
-            name = f"blocks.{index}.{official}"
-            found[name] = (_transposed(key, name, part), (key,))
+            enter(f"blocks.{index}.{official}", key, part)
     return found
 
 

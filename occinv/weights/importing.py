@@ -76,6 +76,9 @@ def import_weights(
         in use. Nothing is written then.
     """
     _check_free(to)
+    for flag, value in (("--heads", heads), ("--decoder-heads", decoder_heads)):
+        if value is not None and value < 1:
+            raise UserError(f"{flag} {value}, expected 1 or more")
     listing = Listing()
     with open_weights(file) as contents:
         selected = select(contents.tree, origin, listing, str(file))
@@ -258,7 +261,7 @@ def _decoder(
     """Parameters of MAE's decoder, and the section `objective` that has them."""
     own = reader.shape("decoder_embed.weight")[0]
     heads = given or (own // 32 if not own % 32 else None)
-    if heads is None or heads < 1 or own % heads:
+    if heads is None or own % heads:
         raise UserError(
             f"a decoder of width {own} with {heads or 'an unknown number of'} heads: say a divisor "
             "of its width by --decoder-heads"
@@ -326,12 +329,14 @@ def _write(
 ) -> None:
     """All of the workdir, or nothing: it is made beside its place and then moved there."""
     to = to.absolute()
-    to.parent.mkdir(parents=True, exist_ok=True)
     beside = to.parent / f".{to.name}.{os.getpid()}.tmp"
     try:
+        to.parent.mkdir(parents=True, exist_ok=True)
         files.claim(beside, experiment, classes)
         with Checkpoints(beside / files.CHECKPOINTS) as checkpoints:
             checkpoints.save(0, {"params": params}, metadata)
         os.replace(beside, to)  # an empty folder gives way
+    except OSError as error:
+        raise UserError(f"--to {to} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from occinv.schema import UserError
@@ -125,10 +126,10 @@ def _backbone(
 
 def _float32(name: str, stored: Stored, listing: Listing, path: str) -> np.ndarray:
     value = stored.array(f"{name} of {path}")
-    if value.dtype.kind not in "fViub":
+    if value.dtype.kind not in "fiub" and value.dtype != jnp.bfloat16:
         raise UserError(f"{name} of {path} is {value.dtype}, expected real numbers")
     note = f"{value.dtype} arrays are read as float32"
-    if value.dtype != np.float32 and value.dtype.kind in "fV" and note not in listing.notes:
+    if value.dtype != np.float32 and value.dtype.kind not in "iub" and note not in listing.notes:
         listing.notes.append(note)
     return value.astype(np.float32, copy=False)
 

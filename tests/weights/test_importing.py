@@ -87,11 +87,16 @@ def test_mae_with_its_decoder(files: Any, tmp_path: Path, capsys: pytest.Capture
     noise = file["noise"][0]
     visible = lowest(jnp.asarray(noise), kept := kept_patches(noise.shape[1], 0.75))
     view = View(jnp.asarray(file["images"]), visible, kept)
-    z = trained.objective.encode(trained.params, view)
+
+    @jax.jit
+    def forward(params: Any, view: View) -> tuple[jax.Array, jax.Array]:
+        z = trained.objective.encode(params, view)
+        return z.tokens, trained.objective.decode(params, z, view)
+
+    tokens, predicted = forward(trained.params, view)
     rank = np.argsort(np.argsort(file["noise"][0], 1)[:, :kept], 1)  # theirs are in this order
     theirs = np.take_along_axis(file["latent"][:, 1:], rank[..., None], 1)
-    np.testing.assert_allclose(z.tokens[:, 1:], theirs, rtol=1e-4, atol=1e-5)
-    predicted = trained.objective.decode(trained.params, z, view)
+    np.testing.assert_allclose(tokens[:, 1:], theirs, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(predicted, file["pred"], rtol=1e-4, atol=1e-5)
 
 
@@ -104,9 +109,12 @@ def test_classifier(files: Any, heads: int, pooling: str, prefix: str, tmp_path:
     assert trained.objective.pooling == pooling
     assert trained.classes == tuple(map(str, range(file["logits"].shape[1])))
     view = whole(jnp.asarray(file["images"]), trained.objective.encoder.num_patches)
-    logits = trained.objective.classify(
-        trained.params, trained.objective.encode(trained.params, view)
-    )
+
+    @jax.jit
+    def classify(params: Any, view: View) -> jax.Array:
+        return trained.objective.classify(params, trained.objective.encode(params, view))
+
+    logits = classify(trained.params, view)
     np.testing.assert_allclose(logits, file[prefix + "logits"], rtol=1e-4, atol=1e-5)
 
 
@@ -172,6 +180,13 @@ def test_big_vision(vision: Arrays, images: np.ndarray, tmp_path: Path) -> None:
     np.testing.assert_allclose(encoder.features(images), expected, rtol=5e-4, atol=5e-4)
     assert set(listing.ignored) == {"other"}
     assert listing.missing == {"the class token's row of pos_embed": "zeros"}
+
+
+def test_two_names_of_one_parameter_are_refused(vision: Arrays, tmp_path: Path) -> None:
+    again = {"Transformer/pos_embedding": vision["pos_embedding"]}
+    np.savez(tmp_path / "file", **vision, **again)
+    with pytest.raises(UserError, match="are the same parameter"):
+        import_weights(tmp_path / "file.npz", "big_vision", tmp_path / "run")
 
 
 def test_the_other_names_of_big_vision(vision: Arrays, tmp_path: Path) -> None:
@@ -280,6 +295,7 @@ def test_heads_by_width_and_by_what_is_said(heads: int, tmp_path: Path) -> None:
     odd = vit(draw, 40)
     assert "--heads" in refuse(odd)
     assert "encoder.heads=7" in refuse(odd, heads=7)
+    assert "--heads 0, expected 1 or more" in refuse(odd, heads=0)
     assert "the file says 8" in refuse(odd, heads=5, metadata={"heads": "8"})
     assert "heads='many'" in refuse(odd, metadata={"heads": "many"})
     for width, origin, expected in ((384, "timm", 6), (384, "mocov3", 12), (128, "timm", 2)):
@@ -373,10 +389,25 @@ def test_grouped_names() -> None:
 # What is refused leaves nothing behind
 
 
+def test_a_failure_while_writing_leaves_nothing(
+    timm: Arrays, heads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_zip(tmp_path / "file", timm)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("occinv.train.checkpoints.Checkpoints.save", full)
+    with pytest.raises(UserError, match="cannot be written: No space left on device"):
+        import_weights(path, "timm", tmp_path / "run", heads=heads)
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_mistake_is_one_line_and_leaves_nothing(
     timm: Arrays, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     good = write_zip(tmp_path / "good", timm)
+    save_file(timm, tmp_path / "told", {"heads": "2"})
     moco = write_zip(tmp_path / "moco", {f"base_encoder.{k}": v for k, v in timm.items()})
     (tmp_path / "text").write_text("not weights")
     (tmp_path / "empty").touch()
@@ -384,6 +415,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     write_zip(tmp_path / "code", b"cposix\nsystem\n.", {})
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     before = sorted(tmp_path.rglob("*"))
     run = tmp_path / "run"
     for path, to, said in (
@@ -397,6 +429,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
         (good, run, "--heads"),
         (good, tmp_path / "full", "is not empty, expected a new folder"),
         (good, tmp_path / "text", "is a file, expected a folder"),
+        (tmp_path / "told", tmp_path / "link" / "run", "cannot be written: File exists"),
     ):
         command = ["weights", "import", "--from", "timm", str(path), "--to", str(to)]
         assert main(command) == 2
