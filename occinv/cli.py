@@ -93,7 +93,7 @@ def make_parser() -> argparse.ArgumentParser:
     reproduce.add_argument("table", choices=("quickstart",))
     reproduce.add_argument("--workdir", required=True, type=Path)
     reproduce.add_argument("--seeds", type=int, default=1, help="how many seeds for every row")
-    reproduce.add_argument("--rows", help="only these, separated by commas")
+    reproduce.add_argument("--rows", help="only these, separated by commas, or all")
 
     report = commands.add_parser("report", help="print and draw what `reproduce` has measured")
     report.add_argument("workdir", type=Path)
