@@ -33,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--fidelity-table",
         action="store_true",
-        help="write the errors that tests/test_fidelity.py finds into docs/fidelity.md",
+        help="write the errors that tests/fidelity finds into docs/fidelity.md",
     )
 
 

@@ -1,4 +1,4 @@
-"""The position embedding; its values are held to the official ones in test_fidelity.py."""
+"""The position embedding; its values are held to the official ones in tests/fidelity."""
 
 import numpy as np
 

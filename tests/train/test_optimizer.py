@@ -1,4 +1,4 @@
-"""AdamW, its groups and its schedule; test_fidelity.py holds them to the official numbers."""
+"""AdamW, its groups and its schedule; tests/fidelity holds them to the official numbers."""
 
 from __future__ import annotations
 

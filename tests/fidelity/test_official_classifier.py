@@ -1,0 +1,90 @@
+"""The classifier and its layer-wise rates against models_vit.py and lr_decay.py."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import DictKey
+from official import (
+    FAST_COMPILE,
+    agrees,
+    at,
+    group,
+    layer_of,
+    objective_of,
+    ours,
+    path_of,
+)
+
+from occinv import schema
+from occinv.measure.losses import cross_entropy
+from occinv.train.optimizer import is_decayed, layer_scales
+from occinv.transform.view import whole
+
+
+@pytest.fixture(scope="module")
+def classifier(reference: Path) -> Any:
+    return np.load(reference / "vit_classifier.npz")
+
+
+def classify(file: Any, pooling: str, weights: Any, smoothing: float = 0.0) -> Any:
+    """(loss, logits), gradient of the file's images and labels."""
+    labels = jnp.asarray(file["labels"], jnp.int32)
+    objective = objective_of(
+        file, {"name": "classification", "pooling": pooling}, file["logits"].shape[1]
+    )
+    view = whole(jnp.asarray(file["images"]), objective.encoder.num_patches)
+
+    def loss(params: Any) -> Any:
+        logits = objective.classify(params, objective.encode(params, view))
+        return cross_entropy(logits, labels, smoothing).mean(), logits
+
+    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=FAST_COMPILE)
+    return jax.device_get(gradient(ours(weights)))
+
+
+def test_classifier_of_the_mean_token(classifier: Any) -> None:
+    weights = group(classifier, "state")
+    (loss, logits), gradient = classify(classifier, "mean", weights, smoothing=0.1)
+    agrees("Classifier: logits of the mean token", logits, classifier["logits"])
+    smoothed = classifier["loss_label_smoothing_0_1"]
+    agrees("Classifier: label-smoothed loss", loss, smoothed, 1e-5)
+    expected = group(classifier, "grad")
+    expected.pop("pos_embed", None)  # learns there; here only where the config says so
+    agrees("Classifier: every gradient", gradient, ours(expected))
+
+
+def test_classifier_of_the_class_token(classifier: Any) -> None:
+    (_, logits), _ = classify(classifier, "class", group(classifier, "cls_state"))
+    agrees("Classifier: logits of the class token", logits, classifier["cls_logits"])
+
+
+def test_layerwise_learning_rates_and_decay(classifier: Any) -> None:
+    weights = group(classifier, "state")
+    rates = json.loads(str(classifier["lr_scale"]))
+    decays = json.loads(str(classifier["weight_decay"]))
+    assert set(rates) == set(decays) == set(weights)
+    config = schema.Optimizer(
+        weight_decay=max(decays.values()),
+        decay="kernels",
+        layer_decay=float(classifier["layer_decay"]),
+    )
+    params = ours(weights)
+    scales = jax.tree.map(
+        lambda scale, value: np.broadcast_to(scale, np.shape(value)),
+        layer_scales(params, config.layer_decay),
+        params,
+    )
+    for name, value in weights.items():
+        path, layer = path_of(name, value.ndim), layer_of(name)
+        scale = at(scales, path) if layer is None else at(scales, path)[layer]
+        agrees("Classifier: learning rate of each layer", scale.max(), np.array(rates[name]), 1e-6)
+        assert scale.max() == scale.min()
+        decay = config.weight_decay * is_decayed(tuple(map(DictKey, path)), config)
+        assert decay == decays[name], name

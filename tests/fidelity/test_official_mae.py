@@ -1,0 +1,154 @@
+"""MAE against the official models_mae.py: forward, losses, gradients, four optimizer steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.tree_util import DictKey
+from official import (
+    FAST_COMPILE,
+    agrees,
+    at,
+    group,
+    layer_of,
+    objective_of,
+    ours,
+    path_of,
+)
+
+from occinv import schema
+from occinv.train.optimizer import is_decayed, make_optimizer
+from occinv.transform.masking import kept_patches, lowest
+from occinv.transform.view import View
+
+
+@pytest.fixture(scope="module")
+def mae(reference: Path) -> Any:
+    return np.load(reference / "mae_pretrain.npz")
+
+
+def mae_loss(file: Any, **fields: Any) -> Any:
+    """A function (params, noise) -> loss, (latent, prediction, visible) of the file's images."""
+    objective = objective_of(file, {"name": "mae", **fields})
+    kept = kept_patches(objective.encoder.num_patches, objective.mask_ratio)
+    images = jnp.asarray(file["images"])
+
+    def loss(params: Any, noise: jax.Array) -> Any:
+        visible = lowest(noise, kept)
+        count = visible.shape[1]
+        shown, removed = View(images, visible, kept), View(images, ~visible, count - kept)
+        z = objective.encode(params, shown)
+        value, _ = objective.measure(params, {}, z, objective.patches(removed), shown, removed)
+        return value.mean(), (z.tokens, objective.decode(params, z, shown), visible)
+
+    return loss
+
+
+@pytest.fixture(scope="module")
+def mae_gradient(mae: Any) -> Any:
+    return jax.jit(jax.value_and_grad(mae_loss(mae), has_aux=True), compiler_options=FAST_COMPILE)
+
+
+@pytest.fixture(scope="module")
+def mae_outcome(mae: Any, mae_gradient: Any) -> Any:
+    return jax.device_get(mae_gradient(ours(group(mae, "state")), mae["noise"][0]))
+
+
+def test_our_parameters_are_the_official_ones(mae: Any) -> None:
+    objective = objective_of(mae, {"name": "mae"})
+    params, _ = jax.eval_shape(objective.init, jax.random.key(0))
+    shapes = jax.tree.map(lambda x: x.shape, params)
+    assert shapes == jax.tree.map(np.shape, ours(group(mae, "state")))
+
+
+def test_visible_is_what_the_official_code_does_not_remove(mae: Any, mae_outcome: Any) -> None:
+    (_, (_, _, visible)), _ = mae_outcome
+    np.testing.assert_array_equal(visible, mae["removed"] == 0)
+
+
+def test_latent(mae: Any, mae_outcome: Any) -> None:
+    (_, (tokens, _, visible)), _ = mae_outcome
+    kept = tokens.shape[1] - 1
+    # Theirs are in the order of the noise, ours in raster order.
+    place = np.argsort(mae["ids_restore"], axis=1)[:, :kept]
+    np.testing.assert_array_equal(np.sort(place), np.nonzero(visible)[1].reshape(-1, kept))
+    theirs = np.take_along_axis(mae["latent"][:, 1:], np.argsort(place, axis=1)[..., None], axis=1)
+    theirs = np.concatenate([mae["latent"][:, :1], theirs], axis=1)
+    agrees("MAE: latent", tokens, theirs)
+
+
+def test_prediction_and_loss(mae: Any, mae_outcome: Any) -> None:
+    (loss, (_, predicted, _)), _ = mae_outcome
+    agrees("MAE: prediction", predicted, mae["pred"])
+    agrees("MAE: loss, normalised pixels, four mask ratios", loss, mae["loss"], 1e-5)
+
+
+def test_every_gradient(mae: Any, mae_outcome: Any) -> None:
+    _, gradient = mae_outcome
+    expected = group(mae, "grad")
+    agrees("MAE: every gradient", gradient, ours(expected))
+    compared = {path_of(name, value.ndim) for name, value in expected.items()}
+    paths = {
+        tuple(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(gradient)
+    }
+    assert {path[-1] for path in paths - compared} == {"position"}  # theirs need no gradient
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.5, 0.9])
+def test_loss_at_other_mask_ratios(mae: Any, ratio: float) -> None:
+    loss = jax.jit(mae_loss(mae, mask_ratio=ratio), compiler_options=FAST_COMPILE)
+    found, _ = loss(ours(group(mae, "state")), mae["noise"][0])
+    expected = mae[f"loss_ratio_{ratio}"]
+    agrees("MAE: loss, normalised pixels, four mask ratios", found, expected, 1e-5)
+
+
+def test_loss_of_raw_pixels(mae: Any) -> None:
+    loss = jax.jit(mae_loss(mae, normalise_target=False), compiler_options=FAST_COMPILE)
+    found, _ = loss(ours(group(mae, "state")), mae["noise"][0])
+    agrees("MAE: loss, raw pixels", found, mae["loss_raw_pixels"], 1e-5)
+
+
+def test_four_steps_of_adamw(mae: Any, mae_gradient: Any) -> None:
+    rates = jnp.asarray(mae["train_lrs"], jnp.float32)
+    config = schema.Optimizer(betas=(0.9, 0.95), weight_decay=0.05)
+    params = jax.tree.map(jnp.asarray, ours(group(mae, "state")))
+    with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic
+        optimizer = make_optimizer(config, lambda step: rates[step])
+        state = optimizer.init(params)
+
+        def update(gradient: Any, state: Any, params: Any) -> Any:
+            updates, state = optimizer.update(gradient, state, params)
+            return optax.apply_updates(params, updates), state
+
+        update = jax.jit(update, compiler_options=FAST_COMPILE)
+        losses = []
+        for noise in mae["noise"]:
+            (loss, _), gradient = mae_gradient(params, noise)
+            losses.append(float(loss))
+            params, state = update(gradient, state, params)
+    agrees("MAE: losses of four AdamW steps", np.array(losses), mae["train_losses"], 1e-5)
+    trained = group(mae, "trained")
+    assert trained
+    # A bias of the keys has no gradient but rounding, which Adam blows up to full steps.
+    for name in [name for name in trained if name.endswith("attn.qkv.bias")]:
+        path, layer = path_of(name, 1), layer_of(name)
+        width = trained[name].shape[0] // 3
+        value = at(params, path)[layer]
+        keep = np.r_[0:width, 2 * width : 3 * width]
+        agrees("MAE: weights after four AdamW steps", value[keep], trained[name][keep])
+        del trained[name]
+    agrees("MAE: weights after four AdamW steps", params, ours(trained))
+
+
+def test_the_decayed_parameters_of_pretraining(mae: Any) -> None:
+    official = set(mae["decayed_params"].tolist())
+    config = schema.Optimizer()
+    for name, value in group(mae, "state").items():
+        path = tuple(DictKey(key) for key in path_of(name, value.ndim))
+        assert is_decayed(path, config) == (name in official), name

@@ -1,0 +1,103 @@
+"""MoCo v3 against the official moco/builder.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import DictKey
+from official import (
+    agrees,
+    differentiated,
+    group,
+    objective_of,
+    ours,
+    paths,
+    with_views,
+)
+
+from occinv import schema
+from occinv.train.optimizer import is_decayed
+from occinv.transform.view import whole
+
+
+@pytest.fixture(scope="module")
+def moco(reference: Path) -> Any:
+    return np.load(reference / "mocov3.npz")
+
+
+def moco_weights(weights: dict[str, np.ndarray]) -> Any:
+    """Official parameters of encoder, projector and predictor as our nested dict."""
+    learnt = {
+        name.removeprefix("base_encoder."): value
+        for name, value in weights.items()
+        if not name.startswith("momentum_encoder.")
+        and "running" not in name
+        and "num_batches" not in name
+    }
+    tree = ours(learnt)
+    for head in set(tree) - {"encoder"}:  # modules are numbered with the ReLUs between them
+        numbered = tree[head]
+        tree[head] = {
+            f"{'linear' if int(i) % 3 == 0 else 'norm'}{int(i) // 3}": value
+            for i, value in numbered.items()
+        }
+    return tree
+
+
+def momentum_weights(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    start = "momentum_encoder."
+    return {k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)}
+
+
+@pytest.fixture(scope="module")
+def moco_outcome(moco: Any) -> Any:
+    objective = objective_of(
+        moco,
+        {
+            "name": "mocov3",
+            "temperature": float(moco["temperature"]),
+            "momentum": float(moco["momentum"]),
+            "head_hidden": int(moco["mlp_dim"]),
+            "head_out": int(moco["dim"]),
+        },
+    )
+    count = objective.encoder.num_patches
+    views = [whole(jnp.asarray(moco[name]), count) for name in ("view1", "view2")]
+    objective = with_views(objective, views)
+    weights = group(moco, "state")
+    state = {"target": moco_weights(momentum_weights(weights))}
+    return differentiated(objective, moco_weights(weights), state, len(moco["view1"]))
+
+
+def test_moco_loss(moco: Any, moco_outcome: Any) -> None:
+    loss, _, _ = moco_outcome
+    agrees("MoCo v3: loss", loss, moco["loss"], 1e-5)
+
+
+def test_every_moco_gradient(moco: Any, moco_outcome: Any) -> None:
+    _, _, gradient = moco_outcome
+    expected = moco_weights(group(moco, "grad"))
+    agrees("MoCo v3: every gradient", gradient, expected)
+    for frozen in ("patch_embed", "position"):
+        assert not any(leaf.any() for leaf in jax.tree.leaves(gradient["encoder"][frozen]))
+
+
+def test_moco_momentum_moves_before_the_forward_pass(moco: Any, moco_outcome: Any) -> None:
+    _, state, _ = moco_outcome
+    expected = moco_weights(group(moco, "momentum_after"))
+    agrees("MoCo v3: momentum update", state["target"], expected, 1e-6)
+
+
+def test_what_moco_does_not_train(moco: Any) -> None:
+    objective = objective_of(moco, {"name": "mocov3"})
+    trained = set(paths(moco_weights(group(moco, "grad"))))
+    below = {path[:2] for path in set(paths(moco_weights(group(moco, "state")))) - trained}
+    assert set(objective.learns_late) <= below
+    assert not {path[:2] for path in trained} & set(objective.learns_late)
+    config = schema.Optimizer(decay="all")
+    assert all(is_decayed(tuple(map(DictKey, path)), config) for path in trained)
