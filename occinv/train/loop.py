@@ -137,7 +137,7 @@ def prepare(experiment: Experiment) -> Run:
         before = files.load(experiment.init_from)
         check_same_encoder(before.objective.encoder, encoder)
         pretrained = before.params["encoder"]
-        jax.eval_shape(objective.init, jax.random.key(0), pretrained)  # does it fit?
+    jax.eval_shape(objective.init, jax.random.key(0), pretrained)  # does it fit?
     schedule = learning_rate(experiment.optimizer, train.batch_size, warmup, steps)
     return Run(
         experiment=experiment,

@@ -35,8 +35,8 @@ class EncoderOnly(Objective):
         """f, as the file had it."""
         return self.setting.encoder.clone(mask_token=self.mask_token, final_norm=self.final_norm)
 
-    def init(self, key: jax.Array, encoder: Params | None = None) -> tuple[Params, State]:
-        return {"encoder": self.init_encoder(key, encoder)}, {}
+    def init(self, key: jax.Array, encoder: Params | None = None) -> NoReturn:
+        raise _no_loss()
 
     def transform(self, pixels: jax.Array, keys: jax.Array) -> tuple[View, ...]:
         """The image as it is, twice."""
