@@ -13,7 +13,7 @@ import pytest
 from jax.tree_util import DictKey
 
 from occinv import schema
-from occinv.train.optimizer import is_decayed, layer_scales, learning_rate, make_optimizer
+from occinv.train.optimizer import clipping, is_decayed, layer_scales, learning_rate, make_optimizer
 
 
 @pytest.fixture(autouse=True)
@@ -112,3 +112,61 @@ def test_clipping_shrinks_a_long_gradient_only() -> None:
         _, state = optimizer.update(gradient, optimizer.init(start), start)
         moments.append(float(optax.tree.get(state, "mu")["encoder"]["kernel"][0]))
     assert moments == pytest.approx([0.1 * 0.5, 0.1 * 1.0])
+
+
+def test_each_parameter_of_each_block_is_clipped_by_itself() -> None:
+    config = schema.Optimizer(clip_norm=1.0, clip_each=True)
+    gradient = jax.tree.map(lambda x: 0.1 * x, params())
+    out = gradient["encoder"]["blocks"]["scan"]["out"]
+    out["kernel"] = out["kernel"].at[1].set(2.0)  # the second block's kernel has norm 6
+    clipped, _ = clipping(config).update(gradient, optax.EmptyState())
+    expected = jax.tree.map(lambda x: x, gradient)
+    expected["encoder"]["blocks"]["scan"]["out"] = {
+        "kernel": out["kernel"].at[1].set(2.0 / 6),
+        "bias": out["bias"],
+    }
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), clipped, expected)
+
+
+def test_parameters_learn_from_their_own_step_on_as_if_the_run_began_there() -> None:
+    config = schema.Optimizer(weight_decay=0.1)
+    late = {("encoder", "patch_embed"): None, ("head", "linear"): 3}
+    rates = jnp.array([0.1, 0.2, 0.3, 0.4, 0.5])
+    optimizer = make_optimizer(config, lambda step: rates[step], 5, late)
+    draw = np.random.default_rng(0)
+    gradients = [
+        jax.tree.map(lambda x: jnp.asarray(draw.normal(size=x.shape), jnp.float32), params())
+        for _ in range(5)
+    ]
+    current, history = params(), []
+    state = optimizer.init(current)
+    for gradient in gradients:
+        updates, state = optimizer.update(gradient, state, current)
+        current = optax.apply_updates(current, updates)
+        history.append(current)
+    np.testing.assert_array_equal(current["encoder"]["patch_embed"]["kernel"], 1)
+    np.testing.assert_array_equal(history[2]["head"]["linear"]["kernel"], 1)
+    # From step 3: the same as a fresh AdamW of these rates on the gradients from there.
+    alone = {"head": params()["head"]}
+    fresh = make_optimizer(config, lambda step: rates[step + 3], 5)
+    state = fresh.init(alone)
+    for gradient in gradients[3:]:
+        updates, state = fresh.update({"head": gradient["head"]}, state, alone)
+        alone = optax.apply_updates(alone, updates)
+    np.testing.assert_allclose(
+        current["head"]["linear"]["kernel"], alone["head"]["linear"]["kernel"], rtol=1e-6
+    )
+
+
+def test_weight_decay_moves_along_a_cosine() -> None:
+    config = schema.Optimizer(weight_decay=0.04, final_weight_decay=0.4)
+    optimizer = make_optimizer(config, lambda step: jnp.float32(1.0), steps=4)
+    zero = jax.tree.map(jnp.zeros_like, params())
+    current, decays = params(), []
+    state = optimizer.init(current)
+    for _ in range(4):
+        updates, state = optimizer.update(zero, state, current)
+        decays.append(-float(updates["head"]["linear"]["kernel"][0, 0]))
+    # cosine_scheduler of the official DINO's utils.py
+    expected = [0.4 + 0.5 * (0.04 - 0.4) * (1 + np.cos(np.pi * step / 4)) for step in range(4)]
+    np.testing.assert_allclose(decays, expected, rtol=1e-5)
