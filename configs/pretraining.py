@@ -20,9 +20,9 @@ def pretraining(variant: str, base_lr: float) -> ConfigDict:
         "tiny_imagenet": {"batch_size": 64, "duration": {"epochs": 1}, "log_every": {"steps": 10}},
         "quickstart": {
             "batch_size": 32,
-            "duration": {"epochs": 20},
+            "duration": {"epochs": 16},
             "log_every": {"steps": 40},
-            "checkpoint_every": {"epochs": 5},
+            "checkpoint_every": {"epochs": 8},
         },
         "smoke": {"batch_size": 16, "duration": {"steps": 8}, "log_every": {"steps": 2}},
     }[variant]

@@ -154,10 +154,11 @@ def finetuning(row: Row, workdir: Path, seed: int, variant: str) -> Stage:
 def reproduce(
     workdir: Path, *, seeds: int = 1, rows: str | None = None, variant: str = "quickstart"
 ) -> int:
-    """Runs and measures what is missing, and reports after every row: the exit status.
+    """Runs and measures what is missing, and reports: the exit status.
 
     Args:
-      workdir: of everything; `report.html` and `results.json` are written there.
+      workdir: of everything; `results.json` is written there after every row, and `report.html`
+        at the end or when stopped.
       seeds: each row is run with seeds 0 to `seeds` - 1.
       rows: keys of rows, separated by commas; None: those of the paper's own methods and MAE;
         `all`: MoCo v3 and DINO too.
@@ -181,10 +182,11 @@ def reproduce(
                 stopped_by = run_row(row, workdir, seed, variant, progress)
                 results = collect(chosen, workdir, seeds, variant, time.monotonic() - started)
                 write_json(workdir / "results.json", results)
-                write_html(results, workdir)
                 if stopped_by is not None:
+                    write_html(results, workdir)
                     progress.say("stopped and saved; run the same command to go on")
                     return 128 + stopped_by
+    write_html(results, workdir)
     print_table(results)
     progress.say(f"report: {workdir / 'report.html'}")
     return 0
