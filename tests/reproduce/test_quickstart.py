@@ -90,7 +90,7 @@ def test_workdirs_are_apart(tmp_path: Path) -> None:
         for make in (pretraining, finetuning)
     ]
     found = [stage.workdir for stage in stages if stage]
-    assert len(set(found)) == len(found) == 22
+    assert len(set(found)) == len(found) == 30
 
 
 def test_curves_are_averaged_over_seeds() -> None:
