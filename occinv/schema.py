@@ -107,6 +107,7 @@ class Optimizer:
     warmup: Duration = Duration(epochs=20)
     betas: tuple[float, float] = (0.9, 0.95)
     momentum: float = 0.9  # of LARS
+    trust_coefficient: float = 1e-3  # of LARS
     weight_decay: float = 0.05
     final_weight_decay: float | None = None  # reached along a cosine over the run; None: constant
     decay: Literal["kernels", "tokens", "positions", "all"] = "tokens"  # each adds to those before

@@ -174,8 +174,12 @@ def test_a_missing_folder_names_its_nearest_neighbour(
     [
         (["encoder.width=32"], "init_from: "),
         (["encoder.depth=2"], "init_from: blocks of that encoder is"),
-        (["data.image_size=32"], "init_from: position of that encoder is (5, 16)"),
-        (["encoder.patch_size=4"], "give encoder.* and data.image_size the values of that run"),
+        (
+            ["encoder.heads=4"],
+            "init_from: that encoder has heads=2, here it is 4; give",
+        ),
+        (["encoder.gelu=tanh"], "init_from: that encoder has gelu=erf, here it is tanh"),
+        (["encoder.patch_size=4"], "give encoder.* the values of that run"),
     ],
 )
 def test_an_encoder_of_another_shape(

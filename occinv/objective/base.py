@@ -213,7 +213,7 @@ class Objective(ABC):
             if theirs != ours:
                 raise UserError(
                     f"init_from: {name} of that encoder is {theirs}, here it is {ours}; give "
-                    "encoder.* and data.image_size the values of that run"
+                    "encoder.* the values of that run"
                 )
         return {**fresh, **start}
 

@@ -140,7 +140,9 @@ def update_rule(
     if config.name == "lars":
         return optax.chain(
             optax.add_decayed_weights(config.weight_decay, matrices),
-            optax.masked(optax.scale_by_trust_ratio(trust_coefficient=1e-3), matrices),
+            optax.masked(
+                optax.scale_by_trust_ratio(trust_coefficient=config.trust_coefficient), matrices
+            ),
             optax.trace(config.momentum),
             rate,
         )

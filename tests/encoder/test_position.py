@@ -1,8 +1,15 @@
 """The position embedding; its values are held to the official ones in tests/fidelity."""
 
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from occinv.encoder.position import sincos
+from occinv import schema
+from occinv.encoder import vit
+from occinv.encoder.position import interpolate, sincos
+from occinv.objective.base import Setting, build
 
 
 def test_the_first_half_encodes_the_column_and_the_second_the_row() -> None:
@@ -18,3 +25,25 @@ def test_the_first_half_encodes_the_column_and_the_second_the_row() -> None:
             np.testing.assert_array_equal(rows[row, column], rows[row, 0])
             assert np.isclose(columns[row, column, 0], np.sin(column), atol=1e-6)
             assert np.isclose(rows[row, column, 0], np.sin(row), atol=1e-6)
+
+
+def test_another_grid_is_resized_when_an_encoder_is_taken_over() -> None:
+    small = schema.Encoder(name="micro", patch_size=4, width=16, depth=1, heads=2)
+
+    def objective(image_size: int) -> Any:
+        setting = Setting(vit.build(small, image_size), 2, total_steps=1)
+        return build({"name": "classification"}, setting)
+
+    before = objective(16).init_encoder(jax.random.key(0))
+    after = objective(24).init_encoder(jax.random.key(1), before)
+    assert after["position"].shape == (1 + 36, 16)
+    np.testing.assert_allclose(after["position"], interpolate(before["position"], 6))
+    np.testing.assert_array_equal(after["class_token"], before["class_token"])
+
+
+def test_resizing_keeps_what_is_constant_and_the_class_token() -> None:
+    position = jnp.concatenate([jnp.full((1, 4), 7.0), jnp.tile(jnp.arange(4.0), (9, 1))])
+    resized = interpolate(position, 5)
+    np.testing.assert_allclose(resized[1:], jnp.tile(jnp.arange(4.0), (25, 1)), atol=1e-6)
+    np.testing.assert_array_equal(resized[0], 7)
+    assert interpolate(position, 3) is position

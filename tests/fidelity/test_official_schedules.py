@@ -48,16 +48,14 @@ def test_interpolated_position_embedding(reference: Path) -> None:
 def test_five_steps_of_lars(schedule_and_embedding: Any) -> None:
     file = schedule_and_embedding
     hparams = json.loads(str(file["lars_hparams"]))
-    assert hparams.pop("trust_coefficient") == 1e-3
-    config = schema.Optimizer(
-        name="lars", weight_decay=hparams["weight_decay"], momentum=hparams["momentum"]
-    )
+    rate = hparams.pop("lr")
+    config = schema.Optimizer(name="lars", **hparams)
     # Only matrices decay and are trusted: by our names, kernels.
     names = {"w": "kernel", "b": "bias", "z": "z/kernel"}
     weights = {mine: jnp.asarray(file[f"lars/{theirs}"][0]) for theirs, mine in names.items()}
     params = unflatten_dict(weights, sep="/")
     with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic
-        optimizer = make_optimizer(config, lambda step: jnp.float32(hparams["lr"]))
+        optimizer = make_optimizer(config, lambda step: jnp.float32(rate))
         state = optimizer.init(params)
         for step in range(len(file["lars_grad/w"])):
             gradient = {mine: file[f"lars_grad/{theirs}"][step] for theirs, mine in names.items()}
