@@ -55,8 +55,9 @@ CASES: dict[str, dict[str, Any]] = {
         "local_size": 8,
     },
     "classification": {"name": "classification"},
+    "classification, mixed": {"name": "classification", "mixup": 0.8, "cutmix": 1.0, "erase": 0.25},
 }
-COUPLED = {"cmae", "cmae batch, batch norm", "mocov3"}
+COUPLED = {"cmae", "cmae batch, batch norm", "mocov3", "classification, mixed"}
 FAST_COMPILE = {"xla_backend_optimization_level": 0}  # compiling is most of the time of these tests
 SEED = 5
 

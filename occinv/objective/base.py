@@ -96,6 +96,11 @@ class Objective(ABC):
         return False
 
     @property
+    def for_evaluation(self) -> Objective:
+        """The same objective without what only training does to an image or a label."""
+        return self
+
+    @property
     def encoder(self) -> ViT:
         """f."""
         return self.setting.encoder
@@ -144,22 +149,32 @@ class Objective(ABC):
             {"params": params["encoder"]}, view.pixels, view.visible, view.kept, keys
         )  # type: ignore[return-value]
 
-    def terms(self, params: Params, state: State, batch: Batch, keys: jax.Array) -> Terms:
+    def terms(
+        self,
+        params: Params,
+        state: State,
+        batch: Batch,
+        keys: jax.Array,
+        is_training: bool = True,
+    ) -> Terms:
         """Eq. (1) for every image of a batch.
 
         Args:
           batch: the global batch, B images.
           keys: one key an image [B], which follow from (seed, step, position).
+          is_training: whether drop path acts.
         """
         transform_keys, encode_keys, target_keys = split(keys, 3)
         images = jax.tree.map(unit_range, (batch.image, *batch.crops))
         views = self.transform(images if batch.crops else images[0], transform_keys)
         z1 = {
-            i: self.source(params, views[i], fold(encode_keys, i))
+            i: self.source(params, views[i], fold(encode_keys, i) if is_training else None)
             for i in {i for i, _ in self.pairs}
         }
         z2 = {
-            j: self.target(params, state, views[j], batch, fold(target_keys, j))
+            j: self.target(
+                params, state, views[j], batch, fold(target_keys, j) if is_training else None
+            )
             for j in {j for _, j in self.pairs}
         }
         measured = [
@@ -185,7 +200,7 @@ class Objective(ABC):
         self, params: Params, state: State, batch: Batch, keys: jax.Array
     ) -> dict[str, jax.Array]:
         """Sums of the loss and metrics over a batch, and `count`, the images summed."""
-        terms = self.terms(params, state, batch, keys)
+        terms = self.terms(params, state, batch, keys, is_training=False)
         sums = {"loss": terms.loss, **terms.metrics}
         return {k: (batch.weight * v).sum() for k, v in sums.items()} | {
             "count": batch.weight.sum()

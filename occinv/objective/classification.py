@@ -14,6 +14,8 @@ from occinv.encoder.vit import Features, ViT
 from occinv.measure.heads import ClassifierHead
 from occinv.measure.losses import cross_entropy
 from occinv.objective.base import Axes, Objective, Params, State
+from occinv.transform.keys import split
+from occinv.transform.mixing import erase, mix
 from occinv.transform.view import View, normalise, whole
 
 
@@ -24,10 +26,16 @@ class Classification(Objective):
     Attributes:
       pooling: the `mean` patch token through a fresh norm (the paper), or the `class` token.
       label_smoothing: probability spread over all classes while training.
+      mixup, cutmix: α of the share that an image keeps when it is mixed with another, by a blend or
+        by a box, each half of the time where both are above 0.
+      erase: probability of a box of noise in an image.
     """
 
     pooling: Literal["mean", "class"] = "mean"
     label_smoothing: float = 0.1
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    erase: float = 0.0
 
     framework: ClassVar[str] = "supervised"
 
@@ -41,6 +49,14 @@ class Classification(Objective):
     @property
     def axes(self) -> Axes:
         return Axes("crop", "none", "label", "cross-entropy")
+
+    @property
+    def couples_batch(self) -> bool:
+        return bool(self.mixup or self.cutmix)
+
+    @property
+    def for_evaluation(self) -> Objective:
+        return dataclasses.replace(self, label_smoothing=0.0, mixup=0.0, cutmix=0.0, erase=0.0)
 
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:
@@ -65,9 +81,12 @@ class Classification(Objective):
         }, {}
 
     def transform(self, pixels: jax.Array, keys: jax.Array) -> tuple[View, ...]:
-        """The image as the host cropped it."""
-        del keys
-        return (whole(normalise(pixels), self.encoder.num_patches),)
+        """The image as the host cropped it, with a part of it erased or another's."""
+        erase_keys, mix_keys = split(keys, 2)
+        pixels = erase(erase_keys, normalise(pixels), self.erase)
+        mixed = mix(mix_keys, pixels, self.mixup, self.cutmix)
+        seen = whole(mixed.pixels, self.encoder.num_patches)
+        return (View(seen.pixels, seen.visible, seen.kept, mixed.share),)
 
     def target(self, params: Params, state: State, view: View, batch: Batch, keys: Any) -> Any:
         del params, state, view, keys
@@ -76,13 +95,20 @@ class Classification(Objective):
     def measure(
         self, params: Params, state: State, z1: Features, z2: Any, view1: View, view2: View
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Smoothed cross-entropy, and whether the label was among the first 1 and 5."""
-        del state, view1, view2
+        """Smoothed cross-entropy, and whether the label was among the first 1 and 5.
+
+        A mixed image has both labels, each with the weight of its share.
+        """
+        del state, view2
         logits = self.classify(params, z1)
         own = jnp.take_along_axis(logits, z2[:, None], axis=1)
         better = (~(logits <= own)).sum(1)  # so that NaN counts as wrong
         metrics = {"top1": better < 1, "top5": better < 5}
         loss = cross_entropy(logits, z2, self.label_smoothing)
+        if self.couples_batch:
+            assert view1.share is not None
+            of_partner = cross_entropy(logits, z2[::-1], self.label_smoothing)
+            loss = view1.share * loss + (1 - view1.share) * of_partner
         return loss, {name: hit.astype(jnp.float32) for name, hit in metrics.items()}
 
     def classify(self, params: Params, z: Features) -> jax.Array:

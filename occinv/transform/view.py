@@ -19,11 +19,14 @@ class View:
         not visible may hold anything: nothing reads them through this view but as a target.
       visible: bool [B, N], the paper's M: True where the patch is seen.
       kept: how many patches of every image are visible, known when the program is traced.
+      share: float32 [B], how much of each image is its own where it is mixed with the image in its
+        place of the reversed batch; None: all of it.
     """
 
     pixels: jax.Array
     visible: jax.Array
     kept: int = struct.field(pytree_node=False)
+    share: jax.Array | None = None
 
 
 def unit_range(image: jax.Array) -> jax.Array:
