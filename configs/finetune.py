@@ -3,8 +3,8 @@
     occinv train --config configs/finetune.py --workdir runs/mae-finetuned \\
         --config.init_from=runs/mae
 
-The paper's settings but for RandAugment, mixup, cutmix and random erasing, which this version does
-not have yet: expect less than the 83.1 % of Table 1 for MAE at this length.
+The paper's settings but for mixup, cutmix and random erasing, which this version does not have yet:
+expect less than the 83.1 % of Table 1 for MAE at this length.
 
 `--config.data.fraction=0.1` fine-tunes on 10 % of the labels. Variants: configs/scales.py.
 """
@@ -26,6 +26,7 @@ def get_config(variant: str = "imagenet") -> ConfigDict:
     config.encoder.drop_path = 0.0 if variant == "quickstart" else 0.1
     if variant == "imagenet":
         config.data.crop_scale = (0.08, 1.0)
+        config.data.rand_augment = True
     config.train = {
         "imagenet": {
             "batch_size": 1024,

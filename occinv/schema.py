@@ -74,6 +74,7 @@ class Data:
     image_size: int = 224  # pixels a side
     crop_scale: tuple[float, float] = (0.2, 1.0)  # area of the random resized crop; (1, 1): none
     flip: bool = True
+    rand_augment: bool = False  # of the first crop in training, as MAE fine-tunes: data/augment.py
     resize_ratio: float = 0.875  # evaluation: the short side becomes image_size / resize_ratio
     per_class: int | None = None  # train on this many images of each class
     fraction: float | None = None  # train on this class-balanced fraction

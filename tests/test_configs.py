@@ -194,7 +194,17 @@ def test_training_on_labels_is_the_papers(name: str, layer_decay: float) -> None
     assert optimizer.decay == "kernels"
     assert experiment.encoder.drop_path == 0.1
     assert experiment.data.crop_scale == (0.08, 1.0)
+    assert experiment.data.rand_augment
     assert experiment.init_from is None
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("name", NAMES)
+def test_only_training_on_labels_of_imagenet_augments_by_rand_augment(
+    name: str, variant: str
+) -> None:
+    expected = name in ("finetune", "supervised") and variant == "imagenet"
+    assert resolve(name, variant).data.rand_augment is expected
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 
 import grain
 import numpy as np
+from PIL import Image
 
+from occinv.data import augment
 from occinv.data.batch import Batch
 from occinv.data.crop import Crop, center_crop, random_resized_crop
 from occinv.data.order import sample_indices
@@ -159,9 +161,9 @@ class TrainLoader(_Loader):
     """Shuffled, randomly cropped and mirrored images, for ever.
 
     Batch number `step` is a pure function of (seed, step): its sample at position p of the global
-    batch is number i = step * batch_size + p of `sample_indices`, and the crop of sample i depends
-    on (seed, i) only. So the batches are the same for every number of processes and threads, and
-    after any restart.
+    batch is number i = step * batch_size + p of `sample_indices`, and what is done to sample i
+    depends on (seed, i) only. So the batches are the same for every number of processes and
+    threads, and after any restart.
 
     batch_size:  global, over all processes. This process makes rows
                  process_index * batch_size / process_count onwards.
@@ -169,6 +171,8 @@ class TrainLoader(_Loader):
     crop_scale, crop_ratio, flip: see `random_resized_crop`; `flip` mirrors with probability 1/2.
     num_threads: batches made at the same time ahead of use; 0 makes each when it is asked for.
     crops:       further random crops of every image, drawn after the first.
+    rand_augment: changes the first crop by `augment.rand_augment`, which draws last, so that the
+                 crops are those of a loader without it.
     max_corrupt: so many different images may fail to decode. Each is replaced by the next sample of
                  the order that can be read, logged once and listed in `corrupt`; one more is an
                  error that names them all. The count starts anew with each process.
@@ -190,6 +194,7 @@ class TrainLoader(_Loader):
         process_index: int = 0,
         process_count: int = 1,
         crops: tuple[Crop, ...] = (),
+        rand_augment: bool = False,
     ):
         super().__init__(
             source,
@@ -207,6 +212,7 @@ class TrainLoader(_Loader):
         if not 0 <= seed < 2**63:
             raise UserError(f"seed is {seed}, expected a whole number of 0 or more")
         self.seed = seed
+        self._rand_augment = rand_augment
 
     def batch(self, step: int) -> Batch:
         """This process's rows of batch number `step`. Raises DecodeError, see `max_corrupt`."""
@@ -219,6 +225,9 @@ class TrainLoader(_Loader):
                 sample = self._next_readable(first + row)
             rng = _crop_generator(self.seed, first + row)
             self._put(batch, row, self._crop(sample, self._first_crop, rng), sample, rng)
+            if self._rand_augment:
+                image = Image.fromarray(batch.image[row])
+                batch.image[row] = np.asarray(augment.rand_augment(image, rng))
         return batch
 
     def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:

@@ -145,7 +145,7 @@ def prepare(experiment: Experiment) -> Run:
         objective=objective,
         optimizer=make_optimizer(experiment.optimizer, schedule, steps, objective.learns_late),
         schedule=schedule,
-        loader=TrainLoader(source, seed=experiment.seed, **share),
+        loader=TrainLoader(source, seed=experiment.seed, rand_augment=data.rand_augment, **share),
         held_out=None
         if held_out is None
         else EvalLoader(held_out, resize_ratio=data.resize_ratio, **share),
