@@ -27,6 +27,7 @@ def get_config(variant: str = "imagenet") -> ConfigDict:
     if variant == "imagenet":
         config.data.crop_scale = (0.08, 1.0)
         config.data.rand_augment = True
+        config.objective.update({"mixup": 0.8, "cutmix": 1.0, "erase": 0.25})
     config.train = {
         "imagenet": {
             "batch_size": 1024,

@@ -106,7 +106,8 @@ class Run:
         # The first link keeps the gradient where a test can read it.
         self.optimizer = optax.chain(optax.trace(0.0), optax.scale_by_sign(), optax.scale(-3e-3))
         shapes = jax.eval_shape(lambda: init_state(self.objective, self.optimizer, SEED))
-        self.start: TrainState = jax.tree_util.tree_map_with_path(started(), shapes)
+        start = jax.tree_util.tree_map_with_path(started(), shapes)
+        self.start: TrainState = start.replace(seed=np.uint32(SEED))
         self.batch = make_batch(self.objective)
 
     @functools.cache  # noqa: B019 (a Run lives as long as its tests)

@@ -348,11 +348,12 @@ def make_evaluation(run: Run) -> Callable[[TrainState], dict[str, float]]:
     the padding, too, so it leaves the incomplete last batch out.
     """
     everywhere, parted = parallel.replicated(run.mesh), parallel.by_image(run.mesh)
+    objective = run.objective.for_evaluation
 
     def sums_of(params: Any, state: Any, batch: Batch, number: jax.Array) -> dict[str, jax.Array]:
         # The same masks each time: what changes between evaluations is the model.
         keys = image_keys(jax.random.key(0), number, batch.label.shape[0])
-        return run.objective.evaluate(params, state, batch, keys)
+        return objective.evaluate(params, state, batch, keys)
 
     compiled = jax.jit(
         sums_of, in_shardings=(everywhere, everywhere, parted, None), out_shardings=everywhere
@@ -364,7 +365,7 @@ def make_evaluation(run: Run) -> Callable[[TrainState], dict[str, float]]:
         totals: dict[str, float] = {}
         size, images = run.experiment.train.batch_size, len(run.held_out.source)
         for number, batch in enumerate(run.held_out.batches()):
-            if run.objective.couples_batch and (number + 1) * size > images:
+            if objective.couples_batch and (number + 1) * size > images:
                 break
             batch = parallel.put_batch(run.mesh, batch)
             sums = compiled(state.params, state.state, batch, jnp.int32(number))
