@@ -182,6 +182,9 @@ def test_training_on_labels_is_the_papers(name: str, layer_decay: float) -> None
         "name": "classification",
         "pooling": "mean",
         "label_smoothing": 0.1,
+        "mixup": 0.8,
+        "cutmix": 1.0,
+        "erase": 0.25,
     }
     assert experiment.train.batch_size == 1024
     assert experiment.train.duration == Duration(epochs=100)
