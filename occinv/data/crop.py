@@ -1,4 +1,4 @@
-"""Crops on the host, with Pillow. All that is random after, but RandAugment, on the device."""
+"""Crops on the host, with Pillow. Only RandAugment is random after them and not on the device."""
 
 from __future__ import annotations
 

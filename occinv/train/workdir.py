@@ -69,13 +69,14 @@ def claim(workdir: Path, experiment: schema.Experiment, classes: tuple[str, ...]
     """
     check_folder(workdir)
     path = workdir / CONFIG
-    ours = {"experiment": schema.plain(dataclasses.asdict(experiment)), "classes": list(classes)}
-    ours = json.loads(json.dumps(ours))
+    ours = {"experiment": as_json(experiment), "classes": list(classes)}
     if path.exists():
         theirs = json.loads(path.read_text())
+        # Resolved, so that a field which an older version had not is at its default.
+        before = as_json(schema.resolve(theirs["experiment"]))
         changed = [
             f"{name}={old!r} (now {new!r})"
-            for name, old, new in differences(theirs["experiment"], ours["experiment"])
+            for name, old, new in differences(before, ours["experiment"])
             if not name.startswith(FREE)
         ]
         if theirs["classes"] != ours["classes"]:
@@ -85,6 +86,11 @@ def claim(workdir: Path, experiment: schema.Experiment, classes: tuple[str, ...]
                 f"{workdir} holds a run with {', '.join(changed)}; use another --workdir"
             )
     write_json(path, ours)
+
+
+def as_json(experiment: schema.Experiment) -> dict[str, Any]:
+    """Every field of an experiment in JSON's types."""
+    return json.loads(json.dumps(schema.plain(dataclasses.asdict(experiment))))
 
 
 def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
