@@ -70,6 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
     measures = evaluate.add_subparsers(dest="measure", required=True, metavar="MEASURE")
     for name, text in (
         ("cka", "linear CKA of occluded and full images, by block and drop ratio (Figure 1)"),
+        ("knn", "accuracy of weighted nearest neighbours among frozen features"),
         ("psnr", "quality of reconstructions in dB (Table 1)"),
         ("reconstruct", "pictures: original, masked, reconstructed"),
     ):
@@ -77,7 +78,12 @@ def make_parser() -> argparse.ArgumentParser:
         many = "+" if name == "cka" else None
         measure.add_argument("--workdir", required=True, type=Path, nargs=many)
         measure.add_argument("--source", help="other images than the run's own held-out ones")
-        measure.add_argument("--seed", type=int, default=0)
+        if name == "knn":
+            measure.add_argument("--neighbours", type=int, default=20)
+            measure.add_argument("--temperature", type=float, default=0.07)
+            measure.add_argument("--pooling", choices=("mean", "class"), default="mean")
+        else:
+            measure.add_argument("--seed", type=int, default=0)
         if name == "reconstruct":
             measure.add_argument("--count", type=int, default=8)
         else:
@@ -168,7 +174,18 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
 def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
     from occinv.evaluate import run
 
-    chosen: dict[str, Any] = {"source": options.source, "seed": options.seed}
+    chosen: dict[str, Any] = {"source": options.source}
+    if options.measure == "knn":
+        for name in ("num_images", "neighbours", "temperature", "pooling"):
+            chosen[name] = getattr(options, name)
+        found = run.evaluate_knn(options.workdir, **chosen)
+        print(
+            f"{options.workdir}: top-1 {100 * found['top1']:.1f} %, top-5 "
+            f"{100 * found['top5']:.1f} %, by {found['neighbours']} neighbours among "
+            f"{found['training_images']} images; {found['images']} held out"
+        )
+        return 0
+    chosen["seed"] = options.seed
     if options.measure == "reconstruct":
         print(run.evaluate_reconstruct(options.workdir, options.count, **chosen))
         return 0

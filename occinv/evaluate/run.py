@@ -15,6 +15,7 @@ from occinv.data.loader import EvalLoader
 from occinv.data.sample import Source
 from occinv.data.sources import Subset, open_source
 from occinv.evaluate.cka import RATIOS, Removed, Tokens, cka_curves
+from occinv.evaluate.knn import Knn, Pooling, extract, knn
 from occinv.evaluate.psnr import reconstructing, reconstruction_psnr
 from occinv.evaluate.reconstruct import save_grid, save_triples, triples
 from occinv.parallel import make_mesh
@@ -106,6 +107,43 @@ def evaluate_psnr(
     )
     content = _about(workdir, trained, images) | {"seed": seed} | result._asdict()
     return _write(out or folder(workdir) / "psnr.json", content)
+
+
+def evaluate_knn(
+    workdir: str | Path,
+    *,
+    source: str | None = None,
+    num_images: int | None = None,
+    neighbours: int = 20,
+    temperature: float = 0.07,
+    pooling: Pooling = "mean",
+    batch_size: int = BATCH,
+    out: str | Path | None = None,
+) -> dict[str, Any]:
+    """Accuracy of weighted nearest neighbours among the run's frozen features: see `knn`.
+
+    The neighbours are the training images of the run's source, or of `source`. Other arguments as
+    `evaluate_cka`; `out` defaults to `evaluate/knn.json` in the workdir.
+
+    Returns:
+      What is written: workdir, objective, step, source, and the fields of `Knn`.
+    """
+    mesh = make_mesh()
+    trained = load(workdir)
+    images = choose_images(trained, source, num_images)
+    data = trained.experiment.data
+    known = open_source(source or data.source, train=True, data_dir=data.data_dir)
+    if tuple(known.classes) != tuple(images.classes):
+        raise UserError(f"{known.name} and {images.name} have other classes")
+    encoder, params = trained.objective.encoder, trained.params["encoder"]
+    training, held_out = (
+        extract(encoder, params, batches(trained, part, mesh, batch_size), mesh, pooling)
+        for part in (known, images)
+    )
+    top1, top5 = knn(training, held_out, neighbours, temperature)
+    settings = (neighbours, temperature, pooling, len(held_out.labels), len(training.labels))
+    content = _about(workdir, trained, images) | Knn(top1, top5, *settings)._asdict()
+    return _write(out or folder(workdir) / "knn.json", content)
 
 
 def evaluate_reconstruct(
