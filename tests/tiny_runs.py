@@ -8,17 +8,23 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import unflatten_dict
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
+from occinv import schema
+from occinv.configuration import load
 from occinv.objective.base import Axes, Objective, Params, State
+from occinv.train import workdir as files
+from occinv.train.checkpoints import Checkpoints
+from occinv.train.loop import Outcome, train
 from occinv.transform.view import View, whole
 
 TESTS = Path(__file__).resolve().parent
@@ -171,3 +177,58 @@ def losses(workdir: Path) -> dict[int, float]:
     steps = [line["step"] for line in lines if "loss" in line]
     assert steps == sorted(set(steps))
     return {line["step"]: float(line["loss"]) for line in lines if "loss" in line}
+
+
+def run(
+    arguments: list[str], workdir: Path, *fields: str, watch: Callable[..., None] | None = None
+) -> Outcome:
+    """`occinv train` without the command line."""
+    given = [*arguments[2:], *overrides(*fields)]
+    return train(schema.resolve(load(arguments[1], given)), workdir, watch)
+
+
+def at_step(number: int, act: Callable[[], None]) -> Callable[..., None]:
+    """A watch that does something after step `number`."""
+
+    def watch(step: int, steps: int, metrics: dict[str, float] | None) -> None:
+        if step == number:
+            act()
+
+    return watch
+
+
+class Crash(Exception):
+    """A process that ends without saving."""
+
+
+def crash() -> None:
+    raise Crash
+
+
+def state_of(workdir: Path) -> dict[str, np.ndarray]:
+    """Every array of the newest checkpoint, by its path."""
+    with Checkpoints(workdir / files.CHECKPOINTS, read_only=True) as checkpoints:
+        step = checkpoints.latest()
+        layout = checkpoints._about(step)["layout"]
+        template: dict[str, Any] = {
+            item: {"/".join(names): np.zeros(shape, dtype) for names, shape, dtype in leaves}
+            for item, leaves in layout.items()
+        }
+        nested = {
+            item: unflatten_dict({tuple(name.split("/")): leaf for name, leaf in leaves.items()})
+            for item, leaves in template.items()
+        }
+        _, items = checkpoints.restore(nested)
+    found = jax.tree.leaves_with_path(items)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in found}
+
+
+def assert_same_end(workdir: Path, other: Path) -> None:
+    """Bit for bit: parameters, optimizer, state and counters; every loss; the last evaluation."""
+    ours, theirs = state_of(workdir), state_of(other)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        np.testing.assert_array_equal(value, theirs[name], err_msg=name)
+    assert losses(workdir) == losses(other)
+    results = [json.loads((folder / files.RESULT).read_text()) for folder in (workdir, other)]
+    assert results[0] == results[1]

@@ -13,22 +13,33 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from flax.traverse_util import unflatten_dict
-from tiny_runs import compile_once, losses, make_images, overrides, start, tiny, toy_config
+from tiny_runs import (
+    Crash,
+    assert_same_end,
+    at_step,
+    compile_once,
+    crash,
+    losses,
+    make_images,
+    overrides,
+    run,
+    start,
+    state_of,
+    tiny,
+    toy_config,
+)
 
-from occinv import cli, parallel, schema
-from occinv.configuration import load
+from occinv import cli, parallel
 from occinv.progress import Progress
 from occinv.train import workdir as files
 from occinv.train.checkpoints import Checkpoints
-from occinv.train.loop import NonFinite, Outcome, train
+from occinv.train.loop import NonFinite
 from occinv.train.writers import read_scalars
 
 OFTEN = ("train.log_every.steps=1", "train.checkpoint_every.steps=2")
@@ -60,61 +71,6 @@ def whole(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
     workdir = tmp_path_factory.mktemp("whole") / "run"
     assert run(arguments, workdir).stopped_by is None
     return workdir
-
-
-def run(
-    arguments: list[str], workdir: Path, *fields: str, watch: Callable[..., None] | None = None
-) -> Outcome:
-    """`occinv train` without the command line."""
-    given = [*arguments[2:], *overrides(*fields)]
-    return train(schema.resolve(load(arguments[1], given)), workdir, watch)
-
-
-def at_step(number: int, act: Callable[[], None]) -> Callable[..., None]:
-    """A watch that does something after step `number`."""
-
-    def watch(step: int, steps: int, metrics: dict[str, float] | None) -> None:
-        if step == number:
-            act()
-
-    return watch
-
-
-class Crash(Exception):
-    """A process that ends without saving."""
-
-
-def crash() -> None:
-    raise Crash
-
-
-def state_of(workdir: Path) -> dict[str, np.ndarray]:
-    """Every array of the newest checkpoint, by its path."""
-    with Checkpoints(workdir / files.CHECKPOINTS, read_only=True) as checkpoints:
-        step = checkpoints.latest()
-        layout = checkpoints._about(step)["layout"]
-        template: dict[str, Any] = {
-            item: {"/".join(names): np.zeros(shape, dtype) for names, shape, dtype in leaves}
-            for item, leaves in layout.items()
-        }
-        nested = {
-            item: unflatten_dict({tuple(name.split("/")): leaf for name, leaf in leaves.items()})
-            for item, leaves in template.items()
-        }
-        _, items = checkpoints.restore(nested)
-    found = jax.tree.leaves_with_path(items)
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in found}
-
-
-def assert_same_end(workdir: Path, other: Path) -> None:
-    """Bit for bit: parameters, optimizer, state and counters; every loss; the last evaluation."""
-    ours, theirs = state_of(workdir), state_of(other)
-    assert ours.keys() == theirs.keys()
-    for name, value in ours.items():
-        np.testing.assert_array_equal(value, theirs[name], err_msg=name)
-    assert losses(workdir) == losses(other)
-    results = [json.loads((folder / files.RESULT).read_text()) for folder in (workdir, other)]
-    assert results[0] == results[1]
 
 
 def test_a_run_writes_what_it_says(whole: Path) -> None:
