@@ -20,7 +20,9 @@ os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
-        "--xla_backend_optimization_level=0",  # compiling is most of the time of the tests
+        # Compiling is most of the time of the tests. At level 0, XLA of JAX 0.12 gives wrong pixels
+        # for a colour jitter with one image on each of eight CPU devices.
+        "--xla_backend_optimization_level=1",
         "--xla_llvm_disable_expensive_passes=true",
     ]
 ).strip()

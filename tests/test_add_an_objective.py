@@ -51,7 +51,7 @@ def test_the_objective_of_the_page_trains(experiment: schema.Experiment) -> None
     def run() -> tuple[Any, list[dict[str, Any]]]:
         config = experiment.optimizer
         optimizer = make_optimizer(config, learning_rate(config, images, 1, 100))
-        compile_fast: Any = {"xla_backend_optimization_level": 0}
+        compile_fast: Any = {"xla_backend_optimization_level": 1}
         start = jax.jit(
             lambda: init_state(objective, optimizer, seed=0), compiler_options=compile_fast
         )

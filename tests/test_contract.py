@@ -58,7 +58,7 @@ CASES: dict[str, dict[str, Any]] = {
     "classification, mixed": {"name": "classification", "mixup": 0.8, "cutmix": 1.0, "erase": 0.25},
 }
 COUPLED = {"cmae", "cmae batch, batch norm", "mocov3", "classification, mixed"}
-FAST_COMPILE = {"xla_backend_optimization_level": 0}  # compiling is most of the time of these tests
+FAST_COMPILE = {"xla_backend_optimization_level": 1}  # compiling is most of the time of these tests
 SEED = 5
 
 

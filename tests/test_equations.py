@@ -30,7 +30,7 @@ DECODER = {"decoder_width": 8, "decoder_depth": 1, "decoder_heads": 2}
 HEADS = {"head_hidden": 12, "head_out": 8}
 TOLERANCE = 1e-5
 # Compiling is most of the time of these tests, and LLVM's effort most of compiling.
-FAST_COMPILE = {"xla_backend_optimization_level": 0}
+FAST_COMPILE = {"xla_backend_optimization_level": 1}
 
 
 def make(name: str, **fields: Any) -> Objective:

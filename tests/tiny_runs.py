@@ -132,7 +132,7 @@ def start_python(
 ) -> subprocess.Popen[str]:
     """Python in a process of its own on so many devices, compiling fast rather than well."""
     flags = (
-        f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0 "
+        f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=1 "
         "--xla_llvm_disable_expensive_passes=true"
     )
     environment = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}

@@ -14,7 +14,7 @@ from occinv.encoder.blocks import drop_path
 from occinv.encoder.vit import SIZES, ViT, build
 from occinv.transform.keys import image_keys
 
-FAST_COMPILE = {"xla_backend_optimization_level": 0}  # compiling is most of the time of these tests
+FAST_COMPILE = {"xla_backend_optimization_level": 1}  # compiling is most of the time of these tests
 IMAGES, SIZE, PATCH, COUNT, KEPT = 3, 8, 2, 16, 4
 
 

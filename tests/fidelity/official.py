@@ -18,7 +18,7 @@ from occinv.objective.base import Setting, build
 from occinv.transform.keys import image_keys
 from occinv.transform.view import View
 
-FAST_COMPILE = {"xla_backend_optimization_level": 0}  # compiling is most of the time of these tests
+FAST_COMPILE = {"xla_backend_optimization_level": 1}  # compiling is most of the time of these tests
 PLACES = {  # regular expressions of official names -> our path
     r"cls_token": "encoder class_token",
     r"pos_embed": "encoder position",

@@ -16,7 +16,7 @@ from occinv.transform.keys import image_keys
 
 PATCH, SIDE = 4, 4
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
-FAST_COMPILE = {"xla_backend_optimization_level": 0}  # compiling is most of the time of these tests
+FAST_COMPILE = {"xla_backend_optimization_level": 1}  # compiling is most of the time of these tests
 
 
 def make(name: str, **fields: Any) -> Objective:

@@ -14,7 +14,7 @@ from occinv.transform.colour import ColourJitter, blend, grey, shift_hue
 from occinv.transform.keys import image_keys
 
 SIZE = 12
-FAST_COMPILE = {"xla_backend_optimization_level": 0}  # compiling is most of the time of these tests
+FAST_COMPILE = {"xla_backend_optimization_level": 1}  # compiling is most of the time of these tests
 
 
 @pytest.fixture(scope="module")
