@@ -51,11 +51,8 @@ def test_the_objective_of_the_page_trains(experiment: schema.Experiment) -> None
     def run() -> tuple[Any, list[dict[str, Any]]]:
         config = experiment.optimizer
         optimizer = make_optimizer(config, learning_rate(config, images, 1, 100))
-        compile_fast: Any = {"xla_backend_optimization_level": 1}
-        start = jax.jit(
-            lambda: init_state(objective, optimizer, seed=0), compiler_options=compile_fast
-        )
-        step = jax.jit(make_step(objective, optimizer), compiler_options=compile_fast)
+        start = jax.jit(lambda: init_state(objective, optimizer, seed=0))
+        step = jax.jit(make_step(objective, optimizer))
         state, rows = start(), []
         for _ in range(2):
             state, metrics = step(state, batch)

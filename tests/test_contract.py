@@ -58,7 +58,6 @@ CASES: dict[str, dict[str, Any]] = {
     "classification, mixed": {"name": "classification", "mixup": 0.8, "cutmix": 1.0, "erase": 0.25},
 }
 COUPLED = {"cmae", "cmae batch, batch norm", "mocov3", "classification, mixed"}
-FAST_COMPILE = {"xla_backend_optimization_level": 1}  # compiling is most of the time of these tests
 SEED = 5
 
 
@@ -118,7 +117,6 @@ class Run:
             make_step(self.objective, self.optimizer, accumulate),
             in_shardings=(whole, parted),
             out_shardings=whole,
-            compiler_options=FAST_COMPILE,
         )
         return lambda state, batch: step(
             jax.device_put(state, whole), parallel.put_batch(mesh, batch)
@@ -232,9 +230,7 @@ def test_the_number_of_devices_does_not_change_what_is_drawn(case: str) -> None:
 
     def draw_on(devices: int) -> Any:
         rows = parallel.by_image(parallel.make_mesh(jax.devices()[:devices]))
-        compiled = jax.jit(
-            draw, in_shardings=rows, out_shardings=rows, compiler_options=FAST_COMPILE
-        )
+        compiled = jax.jit(draw, in_shardings=rows, out_shardings=rows)
         return jax.device_get(compiled(np.zeros((BATCH, SIZE, SIZE, 3), np.float32)))
 
     expected = draw_on(1)
@@ -294,7 +290,7 @@ def test_twenty_steps_on_one_batch_bring_the_loss_down(run: Run) -> None:
     if run.case != "mae":
         return
     keys = image_keys(jax.random.key(9), jnp.int32(0), BATCH)
-    pictures = jax.jit(run.objective.pictures, compiler_options=FAST_COMPILE)
+    pictures = jax.jit(run.objective.pictures)
     errors = []
     for params in (run.start.params, state.params):
         found = pictures(params, run.batch, keys)

@@ -30,7 +30,6 @@ DECODER = {"decoder_width": 8, "decoder_depth": 1, "decoder_heads": 2}
 HEADS = {"head_hidden": 12, "head_out": 8}
 TOLERANCE = 1e-5
 # Compiling is most of the time of these tests, and LLVM's effort most of compiling.
-FAST_COMPILE = {"xla_backend_optimization_level": 1}
 
 
 def make(name: str, **fields: Any) -> Objective:
@@ -94,7 +93,7 @@ def run(objective: Objective, rest: Callable[..., Any], *, step: int = 3) -> dic
         }
 
     batch = make_batch()
-    found = jax.device_get(jax.jit(everything, compiler_options=FAST_COMPILE)(params, state, batch))
+    found = jax.device_get(jax.jit(everything)(params, state, batch))
     return {**found, "image": batch.image, "params": params, "before": state}
 
 
@@ -319,7 +318,7 @@ def run_contrastive(variants: dict[str, dict[str, Any]], **fields: Any) -> dict[
             ],
         }
 
-    found = jax.device_get(jax.jit(everything, compiler_options=FAST_COMPILE)(params, state))
+    found = jax.device_get(jax.jit(everything)(params, state))
     return {**found, "params": params, "before": state}
 
 
@@ -398,7 +397,7 @@ def test_gradient_is_the_slope_of_the_loss(name: str, fields: dict[str, Any]) ->
         keys = image_keys(jax.random.key(7), jnp.int32(3), IMAGES)
         return objective.loss(params, state, batch, keys, jnp.int32(3))[0]
 
-    both = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)), compiler_options=FAST_COMPILE)
+    both = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
     gradient, of_state = jax.device_get(both(params, state)[1])
     assert not any(g.any() for g in jax.tree.leaves(of_state))  # C-MAE's target has no gradient
     # Component by component: f and d each must have all of their slope.

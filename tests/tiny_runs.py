@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -131,10 +132,8 @@ def start_python(
     arguments: Sequence[str], *, devices: int = 1, **variables: str
 ) -> subprocess.Popen[str]:
     """Python in a process of its own on so many devices, compiling fast rather than well."""
-    flags = (
-        f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=1 "
-        "--xla_llvm_disable_expensive_passes=true"
-    )
+    count = "--xla_force_host_platform_device_count="
+    flags = re.sub(rf"{count}\d+", f"{count}{devices}", os.environ["XLA_FLAGS"])  # of conftest.py
     environment = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
     return subprocess.Popen(
         [sys.executable, *arguments],

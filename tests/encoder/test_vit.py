@@ -14,7 +14,6 @@ from occinv.encoder.blocks import drop_path
 from occinv.encoder.vit import SIZES, ViT, build
 from occinv.transform.keys import image_keys
 
-FAST_COMPILE = {"xla_backend_optimization_level": 1}  # compiling is most of the time of these tests
 IMAGES, SIZE, PATCH, COUNT, KEPT = 3, 8, 2, 16, 4
 
 
@@ -32,7 +31,7 @@ def run(model: ViT, pixels: np.ndarray, *rest: Any, keys: Any = None) -> Any:
         return model.apply(weights, pixels, visible, KEPT if visible is not None else None, keys)
 
     visible = rest[0] if rest else None
-    return jax.device_get(jax.jit(apply, compiler_options=FAST_COMPILE)(pixels, visible, keys))
+    return jax.device_get(jax.jit(apply)(pixels, visible, keys))
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ from occinv.objective.base import Setting, build
 from occinv.transform.keys import image_keys
 from occinv.transform.view import View
 
-FAST_COMPILE = {"xla_backend_optimization_level": 1}  # compiling is most of the time of these tests
 PLACES = {  # regular expressions of official names -> our path
     r"cls_token": "encoder class_token",
     r"pos_embed": "encoder position",
@@ -180,7 +179,7 @@ def differentiated(objective: Any, params: Any, state: Any, images: int) -> Any:
     def loss(params: Any) -> Any:
         return objective.loss(params, state, batch, keys, jnp.int32(0))
 
-    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=FAST_COMPILE)
+    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (value, (state, _)), gradients = jax.device_get(gradient(params))
     return value, state, gradients
 

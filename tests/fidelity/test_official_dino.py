@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from jax.tree_util import DictKey
 from official import (
-    FAST_COMPILE,
     agrees,
     differentiated,
     group,
@@ -88,7 +87,6 @@ def dino_outcome(dino: Any) -> Any:
             [objective.source(params, view) for view in views],
             [objective.source(target, view) for view in views[:2]],
         ),
-        compiler_options=FAST_COMPILE,
     )(params, state["target"])
     return *outcome, jax.device_get(said)
 

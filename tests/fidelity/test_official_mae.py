@@ -12,7 +12,6 @@ import optax
 import pytest
 from jax.tree_util import DictKey
 from official import (
-    FAST_COMPILE,
     agrees,
     at,
     group,
@@ -52,7 +51,7 @@ def mae_loss(file: Any, **fields: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def mae_gradient(mae: Any) -> Any:
-    return jax.jit(jax.value_and_grad(mae_loss(mae), has_aux=True), compiler_options=FAST_COMPILE)
+    return jax.jit(jax.value_and_grad(mae_loss(mae), has_aux=True))
 
 
 @pytest.fixture(scope="module")
@@ -102,14 +101,14 @@ def test_every_gradient(mae: Any, mae_outcome: Any) -> None:
 
 @pytest.mark.parametrize("ratio", [0.25, 0.5, 0.9])
 def test_loss_at_other_mask_ratios(mae: Any, ratio: float) -> None:
-    loss = jax.jit(mae_loss(mae, mask_ratio=ratio), compiler_options=FAST_COMPILE)
+    loss = jax.jit(mae_loss(mae, mask_ratio=ratio))
     found, _ = loss(ours(group(mae, "state")), mae["noise"][0])
     expected = mae[f"loss_ratio_{ratio}"]
     agrees("MAE: loss, normalised pixels, four mask ratios", found, expected, 1e-5)
 
 
 def test_loss_of_raw_pixels(mae: Any) -> None:
-    loss = jax.jit(mae_loss(mae, normalise_target=False), compiler_options=FAST_COMPILE)
+    loss = jax.jit(mae_loss(mae, normalise_target=False))
     found, _ = loss(ours(group(mae, "state")), mae["noise"][0])
     agrees("MAE: loss, raw pixels", found, mae["loss_raw_pixels"], 1e-5)
 
@@ -126,7 +125,7 @@ def test_four_steps_of_adamw(mae: Any, mae_gradient: Any) -> None:
             updates, state = optimizer.update(gradient, state, params)
             return optax.apply_updates(params, updates), state
 
-        update = jax.jit(update, compiler_options=FAST_COMPILE)
+        update = jax.jit(update)
         losses = []
         for noise in mae["noise"]:
             (loss, _), gradient = mae_gradient(params, noise)

@@ -16,7 +16,6 @@ from occinv.transform.keys import image_keys
 
 PATCH, SIDE = 4, 4
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
-FAST_COMPILE = {"xla_backend_optimization_level": 1}  # compiling is most of the time of these tests
 
 
 def make(name: str, **fields: Any) -> Objective:
@@ -34,7 +33,7 @@ def many_views(objective: Objective, pixels: Any = None, step: int = 0) -> Any:
 
     if pixels is None:
         pixels = jnp.zeros((MANY, SIDE * PATCH, SIDE * PATCH, 3))
-    return jax.jit(draw, compiler_options=FAST_COMPILE)(pixels)
+    return jax.jit(draw)(pixels)
 
 
 @pytest.mark.parametrize("name", ["mae", "rmae", "cmae"])
@@ -89,7 +88,7 @@ def test_the_jitter_of_a_half_knows_nothing_of_the_other_half() -> None:
 
 def test_the_target_of_cmae_starts_as_the_online_branch() -> None:
     objective = make("cmae", head_hidden=8, head_out=8)
-    params, state = jax.jit(objective.init, compiler_options=FAST_COMPILE)(jax.random.key(0))
+    params, state = jax.jit(objective.init)(jax.random.key(0))
     online = {name: params[name] for name in ("encoder", "projector")}
     jax.tree.map(np.testing.assert_array_equal, state["target"], online)
     weights = [params[name]["in"]["kernel"].ravel()[:16] for name in ("projector", "predictor")]

@@ -14,7 +14,6 @@ from occinv.transform.colour import ColourJitter, blend, grey, shift_hue
 from occinv.transform.keys import image_keys
 
 SIZE = 12
-FAST_COMPILE = {"xla_backend_optimization_level": 1}  # compiling is most of the time of these tests
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +78,7 @@ def jittered(**fields: float) -> tuple[np.ndarray, np.ndarray]:
     image = np.random.default_rng(1).random((6, 6, 3)).astype(np.float32)
     before = np.repeat(image[None], 64, 0)
     keys = image_keys(jax.random.key(0), jnp.int32(0), 64)
-    compiled = jax.jit(ColourJitter(**fields), compiler_options=FAST_COMPILE)
+    compiled = jax.jit(ColourJitter(**fields))
     return before, np.asarray(compiled(keys, jnp.asarray(before)))
 
 
