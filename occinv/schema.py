@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 T = TypeVar("T")
+Choice = Literal["random", "one_class", "one_per_class"]
 
 
 class UserError(Exception):
@@ -78,6 +79,8 @@ class Data:
     resize_ratio: float = 0.875  # evaluation: the short side becomes image_size / resize_ratio
     per_class: int | None = None  # train on this many images of each class
     fraction: float | None = None  # train on this class-balanced fraction
+    num_images: int | None = None  # train on so few; an epoch stays that of all (Tables 6 to 8)
+    choose: Choice = "random"  # which num_images: data/selection.py
     data_dir: str | None = None  # where tfds keeps its data sets
     max_corrupt: int = 0  # undecodable images to skip before giving up
     num_threads: int = 8
@@ -209,6 +212,7 @@ def resolve(config: Mapping[str, Any]) -> Experiment:
         ("data.image_size", data.image_size, 1),
         ("data.num_threads", data.num_threads, 0),
         ("data.max_corrupt", data.max_corrupt, 0),
+        ("data.num_images", data.num_images, 1),
         ("encoder.patch_size", encoder.patch_size, 1),
         ("encoder.width", encoder.width, 1),
         ("encoder.depth", encoder.depth, 1),
@@ -238,11 +242,13 @@ def resolve(config: Mapping[str, Any]) -> Experiment:
     _require(
         0 < low <= high <= 1, "data.crop_scale", data.crop_scale, "0 < smallest <= largest <= 1"
     )
-    if data.per_class is not None and data.fraction is not None:
-        raise UserError(
-            f"data.per_class={data.per_class} and data.fraction={data.fraction} are both given; "
-            "give one"
-        )
+    parts = ("per_class", "fraction", "num_images")
+    given = [name for name in parts if getattr(data, name) is not None]
+    if len(given) > 1:
+        both = " and ".join(f"data.{name}={getattr(data, name)}" for name in given)
+        raise UserError(f"{both} are both given; give one")
+    if data.choose != "random" and data.num_images is None:
+        raise UserError(f"data.choose={data.choose!r} without data.num_images: how many images?")
     if data.fraction is not None:
         _require(0 < data.fraction <= 1, "data.fraction", data.fraction, "a number in (0, 1]")
     _require(0 <= encoder.drop_path < 1, "encoder.drop_path", encoder.drop_path, "a rate in [0, 1)")

@@ -34,6 +34,10 @@ class FolderSource:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def where(self, index: int) -> str:
+        """The path below the folder."""
+        return self.paths[index]
+
     def read(self, index: int) -> Sample:
         """The decoded image as PIL RGB. Raises DecodeError naming the file."""
         path = os.path.join(self.folder, self.paths[index])

@@ -50,6 +50,10 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
+    def where(self, index: int) -> str:
+        """The file or record that sample number `index` is, as a person would look it up."""
+        ...
+
     def read(self, index: int) -> Sample:
         """Sample number `index`, 0 <= index < len. Raises DecodeError."""
         ...

@@ -45,6 +45,10 @@ class TensorflowDatasetsSource:
         logger.info("%s: reading the labels of %d records", self.name, len(self))
         return np.asarray([self._records[i][self._label_key] for i in range(len(self))], np.int32)
 
+    def where(self, index: int) -> str:
+        """The record's number in its split."""
+        return f"record {index}"
+
     def read(self, index: int) -> Sample:
         """The decoded image as PIL RGB. Raises DecodeError naming the data set and the record."""
         try:

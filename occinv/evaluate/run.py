@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 from occinv.data.batch import Batch
 from occinv.data.loader import EvalLoader
 from occinv.data.sample import Source
-from occinv.data.sources import Subset, open_source
+from occinv.data.selection import Subset
+from occinv.data.sources import open_source
 from occinv.evaluate.cka import RATIOS, Removed, Tokens, cka_curves
 from occinv.evaluate.knn import Knn, Pooling, extract, knn
 from occinv.evaluate.psnr import reconstructing, reconstruction_psnr

@@ -27,7 +27,8 @@ from occinv import parallel
 from occinv.data.batch import Batch
 from occinv.data.loader import EvalLoader, TrainLoader
 from occinv.data.sample import Source
-from occinv.data.sources import open_source, subset
+from occinv.data.selection import Subset, select
+from occinv.data.sources import open_source
 from occinv.encoder import vit
 from occinv.objective.base import Objective, Setting, build
 from occinv.schema import Duration, Experiment, UserError
@@ -63,14 +64,14 @@ class Run:
     held_out: EvalLoader | None
     classes: tuple[str, ...]
     steps: int
+    epoch: int  # images in an epoch
     pretrained: Any  # parameters of an encoder to start from, or None
 
     def every(self, interval: Duration | None) -> int:
         """An interval in steps, at least 1; no interval is the whole run."""
         if interval is None:
             return self.steps
-        train, images = self.experiment.train, len(self.loader.source)
-        return max(1, interval.in_steps(train.batch_size, images))
+        return max(1, interval.in_steps(self.experiment.train.batch_size, self.epoch))
 
 
 class Outcome(NamedTuple):
@@ -94,16 +95,16 @@ def prepare(experiment: Experiment) -> Run:
 
     source = open_source(data.source, train=True, data_dir=data.data_dir)
     held_out = open_held_out(experiment, source)
-    if data.per_class is not None or data.fraction is not None:
-        source = subset(
-            source, per_class=data.per_class, fraction=data.fraction, seed=experiment.seed
-        )
-    steps = train.duration.in_steps(train.batch_size, len(source))
-    warmup = experiment.optimizer.warmup.in_steps(train.batch_size, len(source))
+    everything = source
+    source = select(everything, data, experiment.seed)
+    # On few images an epoch is that of all, or else a few epochs of them would be no step at all.
+    epoch = len(source if data.num_images is None else everything)
+    steps = train.duration.in_steps(train.batch_size, epoch)
+    warmup = experiment.optimizer.warmup.in_steps(train.batch_size, epoch)
     if steps < 1:
         raise UserError(
             f"train.duration={train.duration} is less than one step of {train.batch_size} images "
-            f"over the {len(source)} of {source.name}"
+            f"over the {epoch} of {source.name}"
         )
     if warmup > steps:
         raise UserError(
@@ -113,7 +114,7 @@ def prepare(experiment: Experiment) -> Run:
     dtype = parallel.compute_dtype(train.precision)
     encoder = vit.build(experiment.encoder, data.image_size, dtype)
     setting = Setting(
-        encoder, len(source.classes), steps, dtype, train.batch_size, num_images=len(source)
+        encoder, len(source.classes), steps, dtype, train.batch_size, num_images=epoch
     )
     objective = build(experiment.objective, setting)
     share: dict[str, Any] = {
@@ -151,6 +152,7 @@ def prepare(experiment: Experiment) -> Run:
         else EvalLoader(held_out, resize_ratio=data.resize_ratio, **share),
         classes=tuple(source.classes),
         steps=steps,
+        epoch=epoch,
         pretrained=pretrained,
     )
 
@@ -189,6 +191,8 @@ def train(experiment: Experiment, workdir: Path, watch: Watch | None = None) -> 
     run = prepare(experiment)
     if jax.process_index() == 0:
         files.claim(workdir, experiment, run.classes)
+        if isinstance(run.loader.source, Subset):
+            files.record_images(workdir, run.loader.source.lines())
     if (workdir / files.RESULT).exists():
         finished = json.loads((workdir / files.RESULT).read_text())
         return Outcome(finished["step"], run.steps, finished["metrics"], None)

@@ -1,6 +1,7 @@
 """What lies in a workdir, and how a finished or running run is read back from it.
 
 <workdir>/config.json    the experiment, field by field, and the names of its classes
+<workdir>/images.tsv     the images trained on, where they are a part of the source
 <workdir>/checkpoints/   see checkpoints.py
 <workdir>/metrics.jsonl  one line for each time metrics were written
 <workdir>/result.json    what a finished run came to
@@ -11,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from occinv.schema import UserError
 from occinv.train.checkpoints import Checkpoints
 
 CONFIG, CHECKPOINTS, METRICS, RESULT = "config.json", "checkpoints", "metrics.jsonl", "result.json"
+IMAGES = "images.tsv"
 
 # What may change when a run goes on, for it has no influence on what the run computes.
 FREE = (
@@ -48,9 +50,13 @@ class Trained:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes `content` so that the file is either the old one or the whole new one."""
+    _write(path, json.dumps(content, indent=1) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".tmp")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
+    partial.write_text(text)
     os.replace(partial, path)
 
 
@@ -86,6 +92,22 @@ def claim(workdir: Path, experiment: schema.Experiment, classes: tuple[str, ...]
                 f"{workdir} holds a run with {', '.join(changed)}; use another --workdir"
             )
     write_json(path, ours)
+
+
+def record_images(workdir: Path, lines: Iterable[str]) -> None:
+    """Writes which images the run trains on, or checks that they are those it has begun with.
+
+    Raises UserError when the source has changed meanwhile, so that the seed now draws others.
+    """
+    path, text = workdir / IMAGES, "index\tclass\tfile\n" + "".join(f"{line}\n" for line in lines)
+    if not path.exists():
+        _write(path, text)
+    elif (before := path.read_text()) != text:
+        changed = set(before.splitlines()) ^ set(text.splitlines())
+        raise UserError(
+            f"{path}: the data has changed since the run began, which now draws other images "
+            f"({len(changed)} lines differ); use another --workdir, or put the images back"
+        )
 
 
 def as_json(experiment: schema.Experiment) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from PIL import Image
 
 from occinv.data.loader import EvalLoader
 from occinv.data.sample import DecodeError
-from occinv.data.sources import open_source, subset
+from occinv.data.selection import balanced
+from occinv.data.sources import open_source
 from occinv.schema import UserError
 
 
@@ -73,7 +74,7 @@ def test_a_prepared_data_set_is_read(data_dir):
         assert wanted.pop(np.asarray(sample.image).tobytes()) == sample.label
     assert not wanted
     assert source.labels.dtype == np.int32
-    assert len(subset(source, per_class=2)) == 4
+    assert len(balanced(source, per_class=2)) == 4
     assert "tensorflow" not in sys.modules
 
 
