@@ -18,6 +18,7 @@ from occinv.encoder.position import interpolate
 from occinv.encoder.vit import Features, ViT
 from occinv.objective import OBJECTIVES
 from occinv.schema import UserError, nearest
+from occinv.transform.colour import ColourJitter
 from occinv.transform.keys import fold, split
 from occinv.transform.view import View, unit_range
 
@@ -44,6 +45,16 @@ class Axes(NamedTuple):
     t2: str
     target: str
     measure: str
+
+
+def occlusion(mask_ratio: float, cutmix: float, colour: ColourJitter | None) -> str:
+    """A transformation in words, such as `75% removed, CutMix, colour`."""
+    parts = {
+        f"{mask_ratio:.0%} removed": mask_ratio,
+        "CutMix": cutmix,
+        "colour": colour is not None,
+    }
+    return ", ".join(name for name, is_on in parts.items() if is_on) or "identity"
 
 
 class Terms(NamedTuple):
@@ -91,6 +102,11 @@ class Objective(ABC):
         return {}
 
     @property
+    def rate_factors(self) -> dict[tuple[str, ...], float]:
+        """By how much the learning rate of parameters below a path differs; others: 1."""
+        return {}
+
+    @property
     def couples_batch(self) -> bool:
         """Whether an image's loss depends on the other images, so that a batch cannot be parted."""
         return False
@@ -135,12 +151,15 @@ class Objective(ABC):
         del params, step
         return state
 
-    def observe(self, state: State, targets: dict[int, Any], weight: jax.Array) -> State:
+    def observe(
+        self, state: State, sources: dict[int, Any], targets: dict[int, Any], weight: jax.Array
+    ) -> State:
         """The state after a forward pass: a centre moves by the targets that it has seen.
 
-        `targets` are z2 by the number of their view, `weight` [B] is 0 for padding.
+        `sources` and `targets` are z1 and z2 by the number of their view, `weight` [B] is 0 for
+        padding.
         """
-        del targets, weight
+        del sources, targets, weight
         return state
 
     def encode(self, params: Params, view: View, keys: jax.Array | None = None) -> Features:
@@ -181,7 +200,7 @@ class Objective(ABC):
             self.measure(params, state, z1[i], z2[j], views[i], views[j]) for i, j in self.pairs
         ]
         loss, metrics = jax.tree.map(lambda *terms: sum(terms) / len(terms), *measured)
-        return Terms(loss, metrics, self.observe(state, z2, batch.weight))
+        return Terms(loss, metrics, self.observe(state, z1, z2, batch.weight))
 
     def loss(
         self, params: Params, state: State, batch: Batch, keys: jax.Array, step: jax.Array
@@ -205,6 +224,10 @@ class Objective(ABC):
         return {k: (batch.weight * v).sum() for k, v in sums.items()} | {
             "count": batch.weight.sum()
         }
+
+    def summarise(self, metrics: dict[str, float]) -> dict[str, float]:
+        """What an evaluation comes to: `metrics` are the means over its images."""
+        return metrics
 
     def pictures(self, params: Params, batch: Batch, keys: jax.Array) -> dict[str, jax.Array]:
         """What is worth looking at: named images float32 [B, H, W, 3] in [0, 1], or nothing."""

@@ -13,11 +13,12 @@ from occinv.data.batch import Batch
 from occinv.encoder.vit import Features, ViT
 from occinv.measure.heads import HeadNorm, MlpHead
 from occinv.measure.losses import Negatives, byol, cosine, info_nce, similarities
-from occinv.objective.base import Axes, Objective, Params, State
+from occinv.objective.base import Axes, Objective, Params, State, occlusion
 from occinv.objective.ema import cosine_momentum, moved
 from occinv.transform.colour import ColourJitter
-from occinv.transform.keys import split
+from occinv.transform.keys import fold, split
 from occinv.transform.masking import kept_patches, paint, random_visible
+from occinv.transform.mixing import mix
 from occinv.transform.view import View, normalise
 
 
@@ -29,7 +30,7 @@ class ContrastiveAutoencoder(Objective):
     half. The choices that the paper leaves open are fields.
 
     Attributes:
-      mask_ratio: of patches that T1 removes and T2 keeps.
+      mask_ratio: of patches that T1 removes and T2 keeps; 0: both see the whole image.
       tokens: what the loss is taken on: each `patch` token, the `class` token, the `mean` of the
         patch tokens, or `patch+class`.
       similarity: `infonce`, or `byol`, which needs no negatives.
@@ -41,7 +42,9 @@ class ContrastiveAutoencoder(Objective):
       momentum: of the EMA target.
       momentum_schedule: `constant`, or `cosine` from `momentum` to 1 at the end.
       head_hidden, head_out, head_norm: of projector and predictor.
-      colour: the jitter that follows masking.
+      colour: the jitter that follows masking, or None.
+      cutmix: α of the share that an image keeps when a box of another is pasted into it before
+        masking, in each view by itself; 0: none.
     """
 
     mask_ratio: float = 0.75
@@ -56,11 +59,13 @@ class ContrastiveAutoencoder(Objective):
     head_hidden: int = 2048
     head_out: int = 768
     head_norm: HeadNorm = "none"
-    colour: ColourJitter = ColourJitter()
+    colour: ColourJitter | None = ColourJitter()
+    cutmix: float = 0.0
 
     def __post_init__(self) -> None:
-        kept_patches(self.encoder.num_patches, self.mask_ratio)
-        if not self.mask_token and "patch" in self.tokens:
+        if self.mask_ratio != 0:
+            kept_patches(self.encoder.num_patches, self.mask_ratio)
+        if self.mask_ratio and not self.mask_token and "patch" in self.tokens:
             raise schema.UserError(
                 f"objective.tokens={self.tokens!r} with objective.mask_token=False: T1 and T2 "
                 "share no patch to compare; use objective.tokens='mean' or 'class'"
@@ -78,7 +83,9 @@ class ContrastiveAutoencoder(Objective):
     @property
     def axes(self) -> Axes:
         measure = f"{self.tokens} " + {"infonce": "InfoNCE", "byol": "BYOL"}[self.similarity]
-        return Axes(f"{self.mask_ratio:.0%} removed", "the complement", "EMA encoder", measure)
+        t1 = occlusion(self.mask_ratio, self.cutmix, self.colour)
+        t2 = t1.replace(f"{self.mask_ratio:.0%} removed", "the complement")
+        return Axes(t1, t2, "EMA encoder", measure)
 
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:
@@ -87,12 +94,12 @@ class ContrastiveAutoencoder(Objective):
     @property
     def couples_batch(self) -> bool:
         contrasts = self.similarity == "infonce" and self.negatives != "image"
-        return contrasts or self.head_norm == "batchnorm"
+        return contrasts or self.head_norm == "batchnorm" or bool(self.cutmix)
 
     @property
     def encoder(self) -> ViT:
         """f, with a learnable mask token if removed patches are to enter it."""
-        return self.setting.encoder.clone(mask_token=self.mask_token)
+        return self.setting.encoder.clone(mask_token=self.mask_token and self.mask_ratio > 0)
 
     @property
     def head(self) -> MlpHead:
@@ -117,17 +124,24 @@ class ContrastiveAutoencoder(Objective):
         return {"target": moved(state["target"], online, momentum)}
 
     def transform(self, pixels: jax.Array, keys: jax.Array) -> tuple[View, ...]:
-        """Eq. (6), then the colour jitter of each half by itself."""
+        """CutMix, Eq. (6), then the colour jitter of each half by itself."""
         count, patch_size = self.encoder.num_patches, self.encoder.patch_size
-        kept = kept_patches(count, self.mask_ratio)
-        mask_keys, *colour_keys = split(keys, 3)
-        visible = random_visible(mask_keys, count, kept)
+        mask_keys, *view_keys = split(keys, 3)
+        if self.mask_ratio:
+            kept = kept_patches(count, self.mask_ratio)
+            visible = random_visible(mask_keys, count, kept)
+            halves = (visible, kept), (~visible, count - kept)
+        else:
+            halves = 2 * ((jnp.ones((len(pixels), count), bool), count),)
 
-        def half(seen: jax.Array, kept: int, jitter_keys: jax.Array) -> View:
-            occluded = paint(pixels, seen, patch_size)
-            return View(normalise(self.colour(jitter_keys, occluded)), seen, kept)
+        def half(seen: jax.Array, kept: int, keys: jax.Array) -> View:
+            image = mix(fold(keys, 1), pixels, mixup=0.0, cutmix=self.cutmix).pixels
+            image = paint(image, seen, patch_size)
+            image = image if self.colour is None else self.colour(keys, image)
+            return View(normalise(image), seen, kept)
 
-        return half(visible, kept, colour_keys[0]), half(~visible, count - kept, colour_keys[1])
+        first, second = (half(*each, keys) for each, keys in zip(halves, view_keys, strict=True))
+        return first, second
 
     def target(self, params: Params, state: State, view: View, batch: Batch, keys: Any) -> Any:
         """p'(f'(T2 x)) of the EMA copy, through which no gradient flows."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,12 @@ from occinv.encoder.patches import patchify, unpatchify
 from occinv.encoder.vit import Features
 from occinv.measure.decoder import Decoder
 from occinv.measure.losses import normalise_patches, patch_distance, patch_statistics
-from occinv.objective.base import Axes, Objective, Params, State
+from occinv.objective.base import Axes, Objective, Params, State, occlusion
+from occinv.transform.colour import ColourJitter
+from occinv.transform.keys import fold, split
 from occinv.transform.masking import kept_patches, random_visible
-from occinv.transform.view import View, denormalise, normalise, unit_range
+from occinv.transform.mixing import mix
+from occinv.transform.view import View, denormalise, normalise, unit_range, whole
 
 
 class Reconstruction(NamedTuple):
@@ -31,12 +34,19 @@ class MaskedAutoencoder(Objective):
     """‖(d(f(x ⊙ M)) - x) ⊙ (1 - M)‖².
 
     Attributes:
-      mask_ratio: of patches that T1 removes.
+      mask_ratio: of patches that T1 removes; 0 makes it a plain autoencoder of all patches.
+      cutmix: α of the share that an image keeps when a box of another is pasted into it; 0: none.
+      colour: the jitter that follows, or None.
+      augmented: what these two change: the `input` of the encoder, the target staying the pixels
+        that were there (Table 4's "unmasked only"), or the whole `image`, target and all.
       normalise_target: whether each target patch is scaled to mean 0 and deviation 1.
       decoder_width, decoder_depth, decoder_heads: of d.
     """
 
     mask_ratio: float = 0.75
+    cutmix: float = 0.0
+    colour: ColourJitter | None = None
+    augmented: Literal["input", "image"] = "input"
     normalise_target: bool = True
     decoder_width: int = 512
     decoder_depth: int = 8
@@ -45,11 +55,22 @@ class MaskedAutoencoder(Objective):
     framework: ClassVar[str] = "reconstructive"
 
     def __post_init__(self) -> None:
-        kept_patches(self.encoder.num_patches, self.mask_ratio)
+        if self.mask_ratio != 0:
+            kept_patches(self.encoder.num_patches, self.mask_ratio)
 
     @property
     def axes(self) -> Axes:
-        return Axes(f"{self.mask_ratio:.0%} removed", "the complement", "pixels", "pixel L2")
+        t1 = occlusion(self.mask_ratio, self.cutmix, self.colour)
+        t2 = "the complement" if self.mask_ratio else "identity"
+        return Axes(t1, t2, "pixels", "pixel L2")
+
+    @property
+    def couples_batch(self) -> bool:
+        return bool(self.cutmix)
+
+    @property
+    def for_evaluation(self) -> Objective:
+        return dataclasses.replace(self, cutmix=0.0, colour=None)
 
     @property
     def decoder(self) -> Decoder:
@@ -73,13 +94,27 @@ class MaskedAutoencoder(Objective):
         }, {}
 
     def transform(self, pixels: jax.Array, keys: jax.Array) -> tuple[View, ...]:
-        """Eq. (6): T1(x) = x ⊙ M, T2(x) = x ⊙ (1 - M)."""
-        pixels = normalise(pixels)
-        return self.occlude(pixels, keys)
+        """Eq. (6): T1(x) = x ⊙ M, T2(x) = x ⊙ (1 - M); T1 of the augmented image."""
+        seen = self.augment(pixels, fold(keys, 1))
+        first, second = self.occlude(normalise(seen), keys)
+        if self.augmented == "input":
+            second = View(normalise(pixels), second.visible, second.kept)
+        return first, second
+
+    def augment(self, pixels: jax.Array, keys: jax.Array) -> jax.Array:
+        """CutMix and colour jitter of `pixels` float32 [B, H, W, 3] in [0, 1], where asked for."""
+        cutmix_keys, colour_keys = split(keys, 2)
+        pixels = mix(cutmix_keys, pixels, mixup=0.0, cutmix=self.cutmix).pixels
+        return pixels if self.colour is None else self.colour(colour_keys, pixels)
 
     def occlude(self, pixels: jax.Array, keys: jax.Array) -> tuple[View, View]:
-        """Both halves of normalised `pixels`: what M lets through, and what it removes."""
+        """Both halves of normalised `pixels`: what M lets through, and what it removes.
+
+        Without masking both are the whole image.
+        """
         count = self.encoder.num_patches
+        if self.mask_ratio == 0:
+            return whole(pixels, count), whole(pixels, count)
         kept = kept_patches(count, self.mask_ratio)
         visible = random_visible(keys, count, kept)
         return View(pixels, visible, kept), View(pixels, ~visible, count - kept)
@@ -104,7 +139,8 @@ class MaskedAutoencoder(Objective):
           visible: bool [B, N] with equally many True in each row.
         """
         size, count = self.encoder.patch_size, self.encoder.num_patches
-        view = View(normalise(pixels), visible, kept_patches(count, self.mask_ratio))
+        kept = kept_patches(count, self.mask_ratio) if self.mask_ratio else count
+        view = View(normalise(pixels), visible, kept)
         predicted = self.decode(params, self.encode(params, view), view)
         if self.normalise_target:
             mean, deviation = patch_statistics(patchify(view.pixels, size))
@@ -130,6 +166,6 @@ class MaskedAutoencoder(Objective):
     def measure(
         self, params: Params, state: State, z1: Features, z2: Any, view1: View, view2: View
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Eq. (3): over the patches that T1 removed, which are those of T2."""
+        """Eq. (3): over the patches that T1 removed, which are those of T2 (without T1, all)."""
         del state
         return patch_distance(self.decode(params, z1, view1), z2, view2.visible), {}

@@ -10,11 +10,11 @@ import jax
 from occinv.data.batch import Batch
 from occinv.encoder.vit import Features
 from occinv.measure.losses import patch_distance
-from occinv.objective.base import Axes, Params, State
+from occinv.objective.base import Axes, Params, State, occlusion
 from occinv.objective.reconstruction import MaskedAutoencoder
 from occinv.transform.keys import split
 from occinv.transform.masking import kept_patches, random_visible
-from occinv.transform.view import View, normalise, whole
+from occinv.transform.view import View, whole
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class RelaxedAutoencoder(MaskedAutoencoder):
     framework: ClassVar[str] = "siamese"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        kept_patches(self.encoder.num_patches, self.mask_ratio)  # 0 would leave nothing to compare
         if self.t2 == "independent":
             kept_patches(self.encoder.num_patches, self.t2_mask_ratio)
 
@@ -51,19 +51,19 @@ class RelaxedAutoencoder(MaskedAutoencoder):
             "independent": f"{self.t2_mask_ratio:.0%} removed",
             "identity": "identity",
         }[self.t2]
-        return Axes(f"{self.mask_ratio:.0%} removed", t2, "same encoder", "decoder L2")
+        t1 = occlusion(self.mask_ratio, self.cutmix, self.colour)
+        return Axes(t1, t2, "same encoder", "decoder L2")
 
     def transform(self, pixels: jax.Array, keys: jax.Array) -> tuple[View, ...]:
         """T1 and T2 by the variant."""
-        pixels = normalise(pixels)
         count = self.encoder.num_patches
         first_keys, second_keys = split(keys, 2)
-        first, second = self.occlude(pixels, first_keys)
+        first, second = super().transform(pixels, first_keys)
         if self.t2 == "independent":
             kept = kept_patches(count, self.t2_mask_ratio)
-            second = View(pixels, random_visible(second_keys, count, kept), kept)
+            second = View(second.pixels, random_visible(second_keys, count, kept), kept)
         elif self.t2 == "identity":
-            second = whole(pixels, count)
+            second = whole(second.pixels, count)
         return first, second
 
     def target(self, params: Params, state: State, view: View, batch: Batch, keys: Any) -> Any:
