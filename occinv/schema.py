@@ -182,6 +182,8 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
         if value in args:
             return value
         raise UserError(f"{path}={value!r} is not a choice{nearest(str(value), map(str, args))}")
+    if origin is tuple and args[-1] is Ellipsis and isinstance(value, (tuple, list)):
+        args = args[:1] * len(value)  # tuple[float, ...]
     if origin is tuple and isinstance(value, (tuple, list)) and len(value) == len(args):
         return tuple(
             _convert(v, a, f"{path}[{i}]") for i, (v, a) in enumerate(zip(value, args, strict=True))

@@ -14,7 +14,7 @@ from occinv.schema import Duration, Experiment
 
 PRETRAINING = ("mae", "rmae", "cmae")
 THEIRS = ("mocov3", "dino")  # with the settings of their own papers
-NAMES = (*PRETRAINING, "finetune", "supervised", *THEIRS)
+NAMES = (*PRETRAINING, "finetune", "supervised", "linear", *THEIRS)
 VARIANTS = ("imagenet", "tiny_imagenet", "quickstart", "smoke")
 
 
@@ -65,7 +65,7 @@ def test_the_encoder_is_the_papers_in_every_default(name: str) -> None:
     assert experiment.train.accumulate == 1
     if name not in THEIRS:
         assert experiment.optimizer.clip_norm is None
-        assert experiment.optimizer.weight_decay == 0.05
+        assert experiment.optimizer.weight_decay == (0.0 if name == "linear" else 0.05)
 
 
 def test_mocov3_is_the_official_recipe() -> None:
@@ -201,6 +201,19 @@ def test_training_on_labels_is_the_papers(name: str, layer_decay: float) -> None
     assert experiment.init_from is None
 
 
+def test_linear_probing_is_the_official_one() -> None:
+    experiment = resolve("linear")
+    train, optimizer = experiment.train, experiment.optimizer
+    assert (train.batch_size, train.duration) == (16384, Duration(epochs=90))
+    assert (optimizer.name, optimizer.base_lr, optimizer.min_lr) == ("lars", 0.1, 0.0)
+    assert (optimizer.warmup, optimizer.momentum) == (Duration(epochs=10), 0.9)
+    assert optimizer.trust_coefficient == 1e-3
+    assert (experiment.data.crop_scale, experiment.data.flip) == ((0.08, 1.0), True)
+    objective = objective_of(experiment)
+    assert objective.pooling == "class"  # type: ignore[attr-defined]
+    assert 1.0 in objective.lr_factors  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", NAMES)
 def test_only_training_on_labels_of_imagenet_augments_by_rand_augment(
@@ -210,10 +223,11 @@ def test_only_training_on_labels_of_imagenet_augments_by_rand_augment(
     assert resolve(name, variant).data.rand_augment is expected
 
 
+@pytest.mark.parametrize("after", ["finetune", "linear"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_fine_tuning_takes_every_pretrained_encoder(variant: str) -> None:
+def test_training_on_labels_takes_every_pretrained_encoder(variant: str, after: str) -> None:
     """The same images and the same sizes, so that `init_from` fits."""
-    labels = resolve("finetune", variant)
+    labels = resolve(after, variant)
     for name in PRETRAINING:
         before = resolve(name, variant)
         assert before.data.source == labels.data.source

@@ -38,6 +38,23 @@ def test_lists_become_tuples_and_whole_numbers_floats() -> None:
     assert isinstance(experiment.data.crop_scale[0], float)
 
 
+@dataclasses.dataclass(frozen=True)
+class Several:
+    """A field of any number of values."""
+
+    values: tuple[float, ...] = ()
+
+
+def test_a_tuple_may_have_any_length() -> None:
+    for given in ((), (1,), [1, 0.5, 2]):
+        values = build(Several, {"values": given}, "").values
+        assert values == tuple(given) and all(isinstance(value, float) for value in values)
+    with pytest.raises(UserError, match=r"^values\[1\]='b' is str, expected float$"):
+        build(Several, {"values": (1.0, "b")}, "")
+    with pytest.raises(UserError, match=r"^values=1.0 is float, expected tuple\[float, \.\.\.\]$"):
+        build(Several, {"values": 1.0}, "")
+
+
 def test_an_experiment_survives_its_own_fields() -> None:
     """config.json is written from `asdict` and read back by `resolve`."""
     experiment = resolve(changed("train.evaluate_every", {"epochs": 2}))

@@ -11,4 +11,5 @@ OBJECTIVES = {
     "mocov3": "occinv.objective.momentum_contrast:MomentumContrast",
     "dino": "occinv.objective.self_distillation:SelfDistillation",
     "classification": "occinv.objective.classification:Classification",
+    "linear_probe": "occinv.objective.linear_probe:LinearProbe",
 }

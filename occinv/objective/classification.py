@@ -101,16 +101,20 @@ class Classification(Objective):
         """
         del state, view2
         logits = self.classify(params, z1)
-        own = jnp.take_along_axis(logits, z2[:, None], axis=1)
-        better = (~(logits <= own)).sum(1)  # so that NaN counts as wrong
-        metrics = {"top1": better < 1, "top5": better < 5}
         loss = cross_entropy(logits, z2, self.label_smoothing)
         if self.couples_batch:
             assert view1.share is not None
             of_partner = cross_entropy(logits, z2[::-1], self.label_smoothing)
             loss = view1.share * loss + (1 - view1.share) * of_partner
-        return loss, {name: hit.astype(jnp.float32) for name, hit in metrics.items()}
+        return loss, hits(logits, z2)
 
     def classify(self, params: Params, z: Features) -> jax.Array:
         """Logits float32 [B, num_classes]."""
         return self.head.apply({"params": params["head"]}, z.tokens)  # type: ignore[return-value]
+
+
+def hits(logits: jax.Array, label: jax.Array) -> dict[str, jax.Array]:
+    """`top1` and `top5`, 0 or 1: whether `label` [B] is among the best of `logits` [B, classes]."""
+    own = jnp.take_along_axis(logits, label[:, None], axis=1)
+    better = (~(logits <= own)).sum(1)  # so that NaN counts as wrong
+    return {f"top{best}": (better < best).astype(jnp.float32) for best in (1, 5)}

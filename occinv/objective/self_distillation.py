@@ -138,8 +138,11 @@ class SelfDistillation(Objective):
         warm = self.first_teacher_temperature + rise * done
         return jnp.where(step // an_epoch < epochs, warm, self.teacher_temperature)
 
-    def observe(self, state: State, targets: dict[int, Any], weight: jax.Array) -> State:
+    def observe(
+        self, state: State, sources: dict[int, Any], targets: dict[int, Any], weight: jax.Array
+    ) -> State:
         """c moves by the mean of what the teacher has said of the batch."""
+        del sources
         share = weight / weight.sum()
         seen = sum(share @ logits for logits in targets.values()) / len(targets)
         return {**state, "centre": moved(state["centre"], seen, self.centre_momentum)}

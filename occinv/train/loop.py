@@ -144,7 +144,9 @@ def prepare(experiment: Experiment) -> Run:
         experiment=experiment,
         mesh=mesh,
         objective=objective,
-        optimizer=make_optimizer(experiment.optimizer, schedule, steps, objective.learns_late),
+        optimizer=make_optimizer(
+            experiment.optimizer, schedule, steps, objective.learns_late, objective.rate_factors
+        ),
         schedule=schedule,
         loader=TrainLoader(source, seed=experiment.seed, rand_augment=data.rand_augment, **share),
         held_out=None
@@ -376,7 +378,7 @@ def make_evaluation(run: Run) -> Callable[[TrainState], dict[str, float]]:
             for name, value in parallel.fetch(sums).items():
                 totals[name] = totals.get(name, 0.0) + float(value)
         count = totals.pop("count", 0.0)
-        return {name: value / count for name, value in totals.items()}
+        return objective.summarise({name: value / count for name, value in totals.items()})
 
     return evaluate
 

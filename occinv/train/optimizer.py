@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,8 @@ import optax
 from jax.tree_util import DictKey, KeyPath
 
 from occinv.schema import Optimizer
+
+T = TypeVar("T")
 
 # Each choice of `optimizer.decay` adds its names to those before it.
 DECAYED = {
@@ -75,6 +77,7 @@ def make_optimizer(
     schedule: optax.Schedule,
     steps: int = 1,
     late: Mapping[tuple[str, ...], int | None] | None = None,
+    factors: Mapping[tuple[str, ...], float] | None = None,
 ) -> optax.GradientTransformation:
     """What a config's `optimizer` section describes.
 
@@ -84,8 +87,9 @@ def make_optimizer(
       late: the step from which on the parameters below a path learn, None for never; the others do
         from the first. Until then nothing of theirs moves: no decay, no moments, no count, as in
         PyTorch for a parameter without a gradient.
+      factors: what the learning rate of the parameters below a path is multiplied by.
     """
-    late = late or {}
+    late, factors = late or {}, factors or {}
 
     def rule(start: int | None) -> optax.GradientTransformation:
         if start is None:
@@ -93,23 +97,29 @@ def make_optimizer(
         inner = update_rule(config, schedule, steps, start)
         return optax.transforms.conditionally_mask(inner, lambda step: step >= start)
 
-    def label(path: KeyPath, _: Any) -> str:
-        keys = tuple(key.key for key in path if isinstance(key, DictKey))
-        return next((str(late[below]) for below in late if keys[: len(below)] == below), "0")
-
     def labels(params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(label, params)
+        return jax.tree_util.tree_map_with_path(lambda path, _: str(given(late, path, 0)), params)
 
-    def by_layer(updates: Any, params: Any) -> Any:
-        return jax.tree.map(jnp.multiply, updates, layer_scales(params, config.layer_decay))
+    def scaled(updates: Any, params: Any) -> Any:
+        if config.layer_decay != 1:
+            updates = jax.tree.map(jnp.multiply, updates, layer_scales(params, config.layer_decay))
+        return jax.tree_util.tree_map_with_path(
+            lambda path, x: given(factors, path, 1) * x, updates
+        )
 
     at_once = update_rule(config, schedule, steps, 0)
     others = {str(start): rule(start) for start in late.values()}
     return optax.chain(
         clipping(config),
         optax.partition({"0": at_once, **others}, labels) if late else at_once,
-        optax.stateless(by_layer) if config.layer_decay != 1 else optax.identity(),
+        optax.stateless(scaled) if config.layer_decay != 1 or factors else optax.identity(),
     )
+
+
+def given(table: Mapping[tuple[str, ...], T], path: KeyPath, default: T) -> T:
+    """The entry of the first path in `table` that a parameter's own path begins with."""
+    keys = tuple(key.key for key in path if isinstance(key, DictKey))
+    return next((table[below] for below in table if keys[: len(below)] == below), default)
 
 
 def update_rule(

@@ -158,6 +158,23 @@ def test_parameters_learn_from_their_own_step_on_as_if_the_run_began_there() -> 
     )
 
 
+def test_a_factor_scales_the_rate_below_its_path() -> None:
+    config = schema.Optimizer(name="lars", weight_decay=0.0, layer_decay=0.5)
+    gradient = jax.tree.map(lambda x: 0.1 * x, params())
+    late, factors = {("encoder", "norm"): None}, {("encoder", "blocks"): 3.0}
+    steps = []
+    for given in (None, factors):
+        optimizer = make_optimizer(config, lambda step: jnp.float32(0.1), 1, late, given)
+        steps.append(optimizer.update(gradient, optimizer.init(params()), params())[0])
+    plain, scaled = steps
+    expected = jax.tree.map(lambda x: x, plain)
+    blocks = expected["encoder"]["blocks"]
+    expected["encoder"]["blocks"] = jax.tree.map(lambda x: 3 * x, blocks)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), scaled, expected)
+    assert not scaled["encoder"]["norm"]["scale"].any()
+    assert (blocks["scan"]["out"]["kernel"] != 0).all()
+
+
 def test_weight_decay_moves_along_a_cosine() -> None:
     config = schema.Optimizer(weight_decay=0.04, final_weight_decay=0.4)
     optimizer = make_optimizer(config, lambda step: jnp.float32(1.0), steps=4)
