@@ -73,6 +73,7 @@ def make_parser() -> argparse.ArgumentParser:
         ("knn", "accuracy of weighted nearest neighbours among frozen features"),
         ("psnr", "quality of reconstructions in dB (Table 1)"),
         ("reconstruct", "pictures: original, masked, reconstructed"),
+        ("attention", "pictures: what the class token attends to, head by head"),
     ):
         measure = measures.add_parser(name, help=text)
         many = "+" if name == "cka" else None
@@ -82,9 +83,12 @@ def make_parser() -> argparse.ArgumentParser:
             measure.add_argument("--neighbours", type=int, default=20)
             measure.add_argument("--temperature", type=float, default=0.07)
             measure.add_argument("--pooling", choices=("mean", "class"), default="mean")
+        elif name == "attention":
+            measure.add_argument("--block", type=int, default=-1,
+                                 help="1 is the first, -1 the last (default)")  # fmt: skip
         else:
             measure.add_argument("--seed", type=int, default=0)
-        if name == "reconstruct":
+        if name in ("reconstruct", "attention"):
             measure.add_argument("--count", type=int, default=8)
         else:
             measure.add_argument("--num-images", type=int, help="only the first so many")
@@ -184,6 +188,9 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
             f"{100 * found['top5']:.1f} %, by {found['neighbours']} neighbours among "
             f"{found['training_images']} images; {found['images']} held out"
         )
+        return 0
+    if options.measure == "attention":
+        print(run.evaluate_attention(options.workdir, options.count, block=options.block, **chosen))
         return 0
     chosen["seed"] = options.seed
     if options.measure == "reconstruct":

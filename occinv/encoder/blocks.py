@@ -20,7 +20,11 @@ def layer_norm(name: str, dtype: Any) -> nn.LayerNorm:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over [B, n, D]; the softmax is float32."""
+    """Multi-head self-attention over [B, n, D]; the softmax is float32.
+
+    Whoever makes the collection `intermediates` mutable finds `of_class` in it, float32
+    [B, heads, n]: the attention of the class token, the first of the n. It costs others nothing.
+    """
 
     heads: int
     dtype: Any
@@ -32,6 +36,9 @@ class Attention(nn.Module):
         qkv = nn.Dense(3 * width, kernel_init=XAVIER, dtype=self.dtype, name="qkv")(x)
         q, k, v = jnp.moveaxis(qkv.reshape(batch, count, 3, self.heads, -1), 2, 0)
         mixed = jax.nn.dot_product_attention(q, k, v)
+        if self.is_mutable_collection("intermediates"):
+            similarity = jnp.einsum("bhd,bnhd->bhn", *(x.astype(jnp.float32) for x in (q[:, 0], k)))
+            self.sow("intermediates", "of_class", jax.nn.softmax(similarity * q.shape[-1] ** -0.5))
         out = nn.Dense(width, kernel_init=XAVIER, dtype=self.dtype, name="out")
         return out(mixed.reshape(batch, count, width))
 
@@ -111,7 +118,7 @@ class Blocks(nn.Module):
         """
         scanned = nn.scan(
             Block,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True},
             in_axes=(0, 0, nn.broadcast),
             length=self.depth,

@@ -15,6 +15,7 @@ from occinv.data.loader import EvalLoader
 from occinv.data.sample import Source
 from occinv.data.selection import Subset
 from occinv.data.sources import open_source
+from occinv.evaluate import attention
 from occinv.evaluate.cka import RATIOS, Removed, Tokens, cka_curves
 from occinv.evaluate.knn import Knn, Pooling, extract, knn
 from occinv.evaluate.psnr import reconstructing, reconstruction_psnr
@@ -183,6 +184,45 @@ def evaluate_reconstruct(
     if jax.process_index() == 0:
         save_triples(path.with_suffix(""), found, scale)
         save_grid(path, found, scale)
+    return path
+
+
+def evaluate_attention(
+    workdir: str | Path,
+    count: int = 8,
+    *,
+    source: str | None = None,
+    block: int = -1,
+    out: str | Path | None = None,
+) -> Path:
+    """Pictures of what the class token attends to in `count` images, spread over the source.
+
+    Args:
+      block: 1 to depth, as in the curves of CKA, or -1 for the last, -2 for the one before it, ….
+      out: the grid; None: `evaluate/attention.png` in the workdir. The single pictures go into a
+        folder beside it, of its name without the suffix.
+
+    Returns:
+      The path of the grid.
+
+    Raises:
+      UserError: the run cannot be read, or has no such block.
+    """
+    trained = load(workdir)
+    encoder = trained.objective.encoder
+    if not 1 <= abs(block) <= encoder.depth:
+        raise UserError(
+            f"--block {block}, expected 1 to {encoder.depth}, or -1 to -{encoder.depth} from the "
+            "last on"
+        )
+    images = choose_images(trained, source, count)
+    loader = _loader(trained, images, len(images))
+    index = block - 1 if block > 0 else encoder.depth + block
+    found = attention.attend(encoder, trained.params["encoder"], loader.batch(0).image, index)
+    path = Path(out) if out else folder(workdir) / "attention.png"
+    if jax.process_index() == 0:
+        attention.save_maps(path.with_suffix(""), found, max(1, round(128 / encoder.image_size)))
+        attention.save_grid(path, found)
     return path
 
 
