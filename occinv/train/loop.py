@@ -88,10 +88,8 @@ def prepare(experiment: Experiment) -> Run:
     data, train = experiment.data, experiment.train
     mesh = parallel.make_mesh()
     parallel.check_batch(mesh, train.batch_size)
-    if (train.batch_size // train.accumulate) % mesh.size:
-        parallel.check_batch(
-            mesh, train.batch_size // train.accumulate, "train.batch_size / train.accumulate"
-        )
+    part = train.batch_size // train.accumulate
+    parallel.check_batch(mesh, part, "train.batch_size / train.accumulate")
 
     source = open_source(data.source, train=True, data_dir=data.data_dir)
     held_out = open_held_out(experiment, source)
@@ -113,9 +111,7 @@ def prepare(experiment: Experiment) -> Run:
         )
     dtype = parallel.compute_dtype(train.precision)
     encoder = vit.build(experiment.encoder, data.image_size, dtype)
-    setting = Setting(
-        encoder, len(source.classes), steps, dtype, train.batch_size, num_images=epoch
-    )
+    setting = Setting(encoder, len(source.classes), steps, dtype, train.batch_size, epoch)
     objective = build(experiment.objective, setting)
     share: dict[str, Any] = {
         "batch_size": train.batch_size,
