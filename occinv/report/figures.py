@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,28 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 
-from occinv.report.results import Results, Row, baseline, cka_curves, method_rows, percent
+from occinv.report.results import (
+    ENCODERS,
+    Results,
+    Row,
+    baseline,
+    cka_curves,
+    cka_encoders,
+    has_paper,
+    mean_and_std,
+    method_rows,
+    paper_value,
+    percent,
+    seed_values,
+)
 
 INK, FAINT, GRID = "#222222", "#767676", "#e6e6e6"
 # Okabe and Ito's colours, which stay apart for every common colour blindness; the yellow is left
 # out because it vanishes on white. Line styles and markers repeat the distinction.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 MARKERS = ("o", "s", "^", "D", "v", "P")
-STAGES = {"pretrained": "pre-trained", "finetuned": "fine-tuned"}
 LONGEST_CURVE = 400
+PANELS_IN_LINE = 6  # of CKA by block
 
 
 def data_uri(figure: Figure) -> str:
@@ -75,9 +89,9 @@ def _say_missing(axes: Axes, text: str) -> None:
         spine.set_visible(False)
 
 
-def missing_stage(results: Results, row: Row, stage: str) -> str:
-    """Why a row has no CKA curves of this stage."""
-    if stage == "pretrained" and row is baseline(results):
+def why_no_cka(results: Results, row: Row, encoder: str) -> str:
+    """Why a row has no CKA curves of this encoder."""
+    if encoder == "pretrained" and row is baseline(results):
         return "no pre-training"
     return {"done": "not measured", "failed": "failed"}.get(row["status"], "not yet run")
 
@@ -87,8 +101,8 @@ def lowest_cka(results: Results) -> float:
     values = [
         value
         for row in results["rows"]
-        for stage in STAGES
-        for line in (cka_curves(row, stage) or {"values": []})["values"]
+        for encoder in ENCODERS
+        for line in (cka_curves(row, encoder) or {"values": []})["values"]
         for value in line
         if value is not None
     ]
@@ -100,40 +114,48 @@ def lowest_cka(results: Results) -> float:
 def cka_by_block(results: Results) -> Figure | None:
     """Figure 1 of the paper: CKA over the blocks, one line per drop ratio, one panel per model.
 
-    The upper panels are the pre-trained encoders, the lower ones the fine-tuned. None if no row
-    has any curve yet.
+    The upper panels are the pre-trained encoders, the lower ones the fine-tuned; many rows take
+    several such lines of panels. None if no row has any curve yet.
     """
     rows = results["rows"]
     ratios = sorted(
         {
             ratio
             for row in rows
-            for stage in STAGES
-            for ratio in (cka_curves(row, stage) or {"ratios": []})["ratios"]
+            for encoder in ENCODERS
+            for ratio in (cka_curves(row, encoder) or {"ratios": []})["ratios"]
         }
     )
     if not ratios:
         return None
     ramp = colormaps["viridis_r"](np.linspace(0.12, 1.0, len(ratios)))
     colour = dict(zip(ratios, ramp, strict=True))
-    stages = [s for s in STAGES if s == "pretrained" or any(cka_curves(row, s) for row in rows)]
-    size = (1.75 * len(rows) + 1.0, 2.3 * len(stages))
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(len(stages), len(rows), sharey=True, squeeze=False)
+    encoders = [e for e in ENCODERS if e == "pretrained" or e in cka_encoders(results)]
+    width = math.ceil(len(rows) / math.ceil(len(rows) / PANELS_IN_LINE))
+    lines = [
+        (rows[start : start + width], encoder)
+        for start in range(0, len(rows), width)
+        for encoder in encoders
+    ]
+    figure = Figure(figsize=(1.75 * width + 1.0, 2.3 * len(lines)), layout="constrained")
+    grid = figure.subplots(len(lines), width, sharey=True, squeeze=False)
     low = lowest_cka(results)
-    for line_of_panels, stage in zip(grid, stages, strict=True):
-        for axes, row in zip(line_of_panels, rows, strict=True):
-            is_first, is_last_stage = axes is line_of_panels[0], stage == stages[-1]
+    drawn: list[Axes] = []
+    for panels, (members, encoder) in zip(grid, lines, strict=True):
+        for axes in panels[len(members) :]:
+            axes.remove()
+        drawn += panels[: len(members)].tolist()
+        for axes, row in zip(panels, members, strict=False):
             _dress(
                 axes,
-                row["name"] if stage == stages[0] else "",
-                "block" if is_last_stage else "",
-                f"{STAGES[stage]}\nCKA" if is_first else "",
+                textwrap.fill(row["name"], 22) if encoder == encoders[0] else "",
+                "block" if encoder == encoders[-1] else "",
+                f"{ENCODERS[encoder]}\nCKA" if axes is panels[0] else "",
             )
             axes.set_ylim(low, 1 + 0.02 * (1 - low))
-            curves = cka_curves(row, stage)
+            curves = cka_curves(row, encoder)
             if curves is None:
-                _say_missing(axes, missing_stage(results, row, stage))
+                _say_missing(axes, why_no_cka(results, row, encoder))
                 continue
             for ratio, values in zip(curves["ratios"], curves["values"], strict=True):
                 axes.plot(
@@ -147,7 +169,7 @@ def cka_by_block(results: Results) -> Figure | None:
                 )
             step = math.ceil(len(curves["blocks"]) / 6)
             axes.set_xticks(curves["blocks"][::step])
-    _ratio_bar(figure, grid, ratios, ramp)
+    _ratio_bar(figure, drawn, ratios, ramp)
     return figure
 
 
@@ -169,15 +191,13 @@ def save_cka(models: list[dict[str, Any]], path: Path) -> Path:
     return path
 
 
-def _ratio_bar(figure: Figure, grid: np.ndarray, ratios: list[float], ramp: np.ndarray) -> None:
+def _ratio_bar(figure: Figure, panels: list[Axes], ratios: list[float], ramp: np.ndarray) -> None:
     edges = np.arange(len(ratios) + 1) - 0.5
     scale = ScalarMappable(BoundaryNorm(edges, len(ratios)), ListedColormap(ramp))
-    bar = figure.colorbar(
-        scale, ax=list(grid.flat), ticks=range(len(ratios)), fraction=0.02, pad=0.01
-    )
+    bar = figure.colorbar(scale, ax=panels, ticks=range(len(ratios)), fraction=0.02, pad=0.01)
     bar.ax.set_yticklabels([percent(ratio) for ratio in ratios])
     bar.ax.tick_params(labelsize=8, colors=FAINT, length=0, which="both")
-    bar.ax.set_title("dropped", fontsize=8, color=FAINT, loc="left")
+    bar.set_label("patches dropped", fontsize=8, color=FAINT)
     bar.outline.set_visible(False)
 
 
@@ -188,23 +208,23 @@ def cka_by_ratio(results: Results) -> Figure | None:
     scratch is in both, as the reference. None if nothing was measured.
     """
     first = baseline(results)
-    if not any(cka_curves(row, stage) for row in results["rows"] for stage in STAGES):
+    if not cka_encoders(results):
         return None
     figure = Figure(figsize=(11.3, 3.8), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     low = lowest_cka(results)
     labelled: dict[str, Any] = {}
-    for axes, (stage, stage_name) in zip(panels, STAGES.items(), strict=True):
+    for axes, (encoder, encoder_name) in zip(panels, ENCODERS.items(), strict=True):
         _dress(
             axes,
-            f"{stage_name} encoders",
+            f"{encoder_name} encoders",
             "patches dropped (%)",
             "CKA at the last block" if axes is panels[0] else "",
         )
         axes.set_ylim(low, 1 + 0.02 * (1 - low))
         for row in results["rows"]:
             is_reference = row is first
-            curves = cka_curves(row, "finetuned" if is_reference else stage)
+            curves = cka_curves(row, "finetuned" if is_reference else encoder)
             if curves is None:
                 continue
             name = f"{row['name']}, supervised" if is_reference else row["name"]
@@ -233,7 +253,8 @@ def pretraining_losses(results: Results) -> Figure | None:
     figure = Figure(figsize=(max(2.2 * columns, 3.2), 2.2 * lines), layout="constrained")
     panels = list(figure.subplots(lines, columns, squeeze=False).flat)
     for axes, row in zip(panels, rows, strict=False):
-        _dress(axes, row["name"], "step", "loss" if axes in panels[::columns] else "")
+        title = textwrap.fill(row["name"], 26)
+        _dress(axes, title, "step", "loss" if axes in panels[::columns] else "")
         colour = row_style(results, row)["color"]
         _curve(axes, row["pretrain"]["loss"], color=colour)
     for axes in panels[len(rows) :]:
@@ -241,28 +262,24 @@ def pretraining_losses(results: Results) -> Figure | None:
     return figure
 
 
-def finetuning_curves(results: Results) -> Figure | None:
-    """Fine-tuning loss (cross-entropy) and test accuracy (percent) over the steps, all rows."""
-    rows = [
-        row
-        for row in results["rows"]
-        if (row.get("finetune") or {}).get("loss") or (row.get("finetune") or {}).get("accuracy")
-    ]
-    if not rows:
+def training_curves(results: Results, stage: str) -> Figure | None:
+    """Loss (cross-entropy) and test accuracy (percent) of a stage on labels over the steps."""
+    trained = [(row, row.get(stage) or {}) for row in results["rows"]]
+    trained = [(row, of) for row, of in trained if of.get("loss") or of.get("accuracy")]
+    if not trained:
         return None
     figure = Figure(figsize=(11.3, 3.6), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     _dress(loss, "training loss", "step", "cross-entropy")
     _dress(accuracy, "test accuracy", "step", "top-1 (%)")
     labelled: dict[str, Any] = {}
-    for row in rows:
+    for row, of in trained:
         style = row_style(results, row)
         plain = {key: style[key] for key in ("color", "linestyle", "zorder")}
-        if row["finetune"].get("loss"):
-            labelled[row["name"]] = _curve(loss, row["finetune"]["loss"], **plain)
-        points = row["finetune"].get("accuracy")
-        if points:
-            steps, values = zip(*points, strict=True)
+        if of.get("loss"):
+            labelled[row["name"]] = _curve(loss, of["loss"], **plain)
+        if of.get("accuracy"):
+            steps, values = zip(*of["accuracy"], strict=True)
             (labelled[row["name"]],) = accuracy.plot(
                 steps, [100 * v for v in _floats(values)], linewidth=1.5, markersize=4, **style
             )
@@ -270,10 +287,53 @@ def finetuning_curves(results: Results) -> Figure | None:
     return figure
 
 
+def accuracies(results: Results) -> Figure | None:
+    """Every accuracy (percent) as a dot, a line per row; the paper's beside them, on its own scale.
+
+    Ours has the standard deviation over seeds as a bar, and the baseline's goes down as a line.
+    None if there is no accuracy of ours.
+    """
+    rows = results["rows"]
+    columns = [
+        c for c in results["columns"] if c["unit"] == "%" and any(seed_values(r, c) for r in rows)
+    ]
+    if not columns:
+        return None
+    panels = [
+        (c, is_ours)
+        for c in columns
+        for is_ours in (True, False)
+        if is_ours or has_paper(results, c)
+    ]
+    figure = Figure(
+        figsize=(3.0 + 8.3 * min(1.0, len(panels) / 4), 0.8 + 0.3 * len(rows)), layout="constrained"
+    )
+    grid = figure.subplots(
+        1, len(panels), sharey=True, squeeze=False, width_ratios=[3 if o else 2 for _, o in panels]
+    )
+    first = baseline(results)
+    for axes, (column, is_ours) in zip(grid.flat, panels, strict=True):
+        _dress(axes, column["heading"] if is_ours else "", "ours" if is_ours else "paper")
+        axes.margins(x=0.15)
+        for place, row in enumerate(rows):
+            ours, theirs = seed_values(row, column), paper_value(row, column)
+            colour = "#000000" if row is first else COLOURS[0]
+            if is_ours and ours:
+                mean, std = mean_and_std(ours)
+                axes.errorbar(mean, place, xerr=std, fmt="o", color=colour, markersize=6, capsize=3)
+                if row is first:
+                    axes.axvline(mean, color=FAINT, linewidth=1, linestyle="--", zorder=1)
+            elif not is_ours and theirs is not None:
+                axes.plot(theirs, place, "o", color=colour, markersize=6, fillstyle="none")
+    grid[0, 0].set_yticks(range(len(rows)), [textwrap.fill(row["name"], 40) for row in rows])
+    grid[0, 0].set_ylim(len(rows) - 0.5, -0.5)
+    return figure
+
+
 def _legend(figure: Figure, labelled: dict[str, Any]) -> None:
     figure.legend(
         list(labelled.values()),
-        list(labelled),
+        [textwrap.fill(name, 28) for name in labelled],
         loc="outside right upper",
         frameon=False,
         fontsize=9,

@@ -14,36 +14,41 @@ from jinja2 import Environment, StrictUndefined
 
 from occinv.report import figures, findings, table
 from occinv.report.results import (
+    ENCODERS,
     QUOTED_DROP_RATIO,
+    STAGES,
+    Column,
     Results,
     Row,
     baseline,
+    cka_encoders,
+    has_paper,
     last_block_cka,
     load_results,
     mean_and_std,
-    method_rows,
     percent,
-    seed_accuracies,
+    seed_counts,
+    seed_values,
 )
 
 PIXELS_PER_INCH = 100
 PICTURES = ("original", "masked", "reconstructed")
 
 
-def write_html(results: Results | None, folder: str | Path) -> Path:
-    """Write `folder/report.html` in one atomic step and return its path.
+def write_html(results: Results | None, folder: str | Path, name: str = "report.html") -> Path:
+    """Write `folder/name` in one atomic step and return its path.
 
     Args:
         results: the content of `results.json`; None reads it from `folder`.
-        folder: where the pictures named in `results` lie and the page goes.
+        folder: where the page goes, and from where relative paths of pictures in `results` count.
 
     Raises:
         UserError: `results` is None and `folder` has no readable `results.json`.
     """
     folder = Path(folder)
     page = render(load_results(folder) if results is None else results, folder)
-    path = folder / "report.html"
-    unfinished = folder / f".report.html.{os.getpid()}"
+    path = folder / name
+    unfinished = folder / f".{name}.{os.getpid()}"
     try:
         unfinished.write_text(page, encoding="utf-8")
         unfinished.replace(path)
@@ -63,15 +68,19 @@ def render(results: Results, folder: str | Path) -> str:
         style=here.joinpath("page.css").read_text(encoding="utf-8"),
         results=results,
         rows=[_row(results, row) for row in results["rows"]],
+        columns=[{**column, "paper": has_paper(results, column)} for column in results["columns"]],
+        encoders=[ENCODERS[encoder] for encoder in cka_encoders(results)],
         unfinished=[row for row in results["rows"] if row["status"] != "done"],
         has_baseline=baseline(results) is not None,
+        has_paper=any(has_paper(results, column) for column in results["columns"]),
         created=_date(results.get("created")),
         dropped=percent(QUOTED_DROP_RATIO),
         cka_origin=table.cka_origin(results),
-        paper_heading=table.PAPER_HEADING,
-        seed_counts=sorted({len(seed_accuracies(row)) for row in results["rows"]} - {0}),
+        paper_heading=table.paper_heading(results),
+        seed_counts=seed_counts(results),
         findings=findings.findings(results),
         figures=_figures(results),
+        stages=STAGES,
         lowest_cka=figures.lowest_cka(results),
         reconstructions=_reconstructions(results, Path(folder)),
     )
@@ -98,45 +107,46 @@ def _date(created: str | None) -> str:
 
 def _row(results: Results, row: Row) -> dict[str, Any]:
     """What the table and the details of one row print."""
-    stages = [
-        (title, row.get(key))
-        for title, key in (("Pre-training", "pretrain"), ("Fine-tuning", "finetune"))
-    ]
-    spent = [stage["seconds"] for _, stage in stages if stage and stage.get("seconds") is not None]
+    stages = [(title, row[key]) for key, title in STAGES.items() if row.get(key)]
+    spent = [stage["seconds"] for _, stage in stages if stage.get("seconds") is not None]
+    epochs = row.get("paper_epochs")
     return {
         "name": row["name"],
         "status": row["status"],
         "error": row.get("error"),
         "is_baseline": row is baseline(results),
-        "definition": [row.get(key) or table.MISSING for key in ("t1", "t2", "target", "measure")],
-        "accuracy": table.accuracy_text(row),
-        "has_accuracy": bool(seed_accuracies(row)),
-        "gap": _gap(results, row),
-        "psnr": table.psnr_text(row.get("psnr")),
-        "cka": [_cka(results, row, stage) for stage in ("pretrained", "finetuned")],
-        "paper": [table.paper_text(row, field) for field in ("accuracy", "psnr")],
-        "paper_epochs": (row.get("paper") or {}).get("epochs"),
+        "words": {words: row.get(key) or table.MISSING for key, words in table.WORDS.items()},
+        "numbers": [
+            {
+                "ours": table.value_text(row, column),
+                "gap": _gap(results, row, column),
+                "paper": table.paper_text(row, column),
+                "difference": table.difference_text(row, column),
+            }
+            for column in results["columns"]
+        ],
+        "paper_epochs": epochs and f"{epochs} epochs",
+        "cka": [_cka(results, row, encoder) for encoder in cka_encoders(results)],
         "seconds": sum(spent) if spent else None,
-        "stages": [(title, stage) for title, stage in stages if stage],
+        "stages": stages,
     }
 
 
-def _gap(results: Results, row: Row) -> str | None:
+def _gap(results: Results, row: Row, column: Column) -> str | None:
     """Signed points against the baseline, printed under the accuracy."""
     first = baseline(results)
-    if first is None or row is first:
+    if first is None or row is first or column["unit"] != "%":
         return None
-    ours, theirs = seed_accuracies(row), seed_accuracies(first)
+    ours, theirs = seed_values(row, column), seed_values(first, column)
     if not ours or not theirs:
         return None
-    points = 100 * (mean_and_std(ours)[0] - mean_and_std(theirs)[0])
-    return f"{points:+.1f}".replace("-", "−")
+    return table.signed(mean_and_std(ours)[0] - mean_and_std(theirs)[0])
 
 
-def _cka(results: Results, row: Row, stage: str) -> str:
-    if last_block_cka(row, stage) is None and row["status"] == "done":
-        return figures.missing_stage(results, row, stage)
-    return table.cka_text(row, stage)
+def _cka(results: Results, row: Row, encoder: str) -> str:
+    if last_block_cka(row, encoder) is None and row["status"] == "done":
+        return figures.why_no_cka(results, row, encoder)
+    return table.cka_text(row, encoder)
 
 
 def _figures(results: Results) -> dict[str, dict[str, Any] | None]:
@@ -145,10 +155,13 @@ def _figures(results: Results) -> dict[str, dict[str, Any] | None]:
     The width follows the figure's, so that letters have one size in all of them.
     """
     drawn = {
+        "accuracies": figures.accuracies(results),
         "cka_by_block": figures.cka_by_block(results),
         "cka_by_ratio": figures.cka_by_ratio(results),
         "pretraining_losses": figures.pretraining_losses(results),
-        "finetuning_curves": figures.finetuning_curves(results),
+    }
+    drawn |= {
+        stage: figures.training_curves(results, stage) for stage in STAGES if stage != "pretrain"
     }
     return {
         name: None
@@ -166,7 +179,7 @@ def _reconstructions(results: Results, folder: Path) -> list[Mapping[str, Any]]:
     return [
         {
             "name": row["name"],
-            "psnr": table.psnr_text(row.get("psnr")),
+            "psnr": table.value_text(row, {"key": "psnr", "unit": "dB"}),
             "count": len(row["reconstructions"]),
             "lines": [
                 (
@@ -179,7 +192,7 @@ def _reconstructions(results: Results, folder: Path) -> list[Mapping[str, Any]]:
                 for kind in PICTURES
             ],
         }
-        for row in method_rows(results)
+        for row in results["rows"]
         if row.get("reconstructions")
     ]
 

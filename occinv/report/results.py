@@ -1,4 +1,8 @@
-"""Reading `results.json`, and the few numbers that table, figures and sentences all need."""
+"""Reading `results.json`, and the few numbers that table, figures and sentences all need.
+
+A `row` has under `values`, for each key of `columns`, a number per finished seed (accuracies in
+[0, 1], PSNR in dB), and under `paper` the paper's (percent, dB). What is missing was not measured.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +16,22 @@ from occinv.schema import UserError
 
 Results = Mapping[str, Any]
 Row = Mapping[str, Any]
+Column = Mapping[str, Any]
 
 # The drop ratio that tables quote: the mask ratio of MAE.
 QUOTED_DROP_RATIO = 0.75
+
+# What the paper's numbers are of, where the results do not say otherwise in `paper_setting`.
+PAPER_SETTING = "ViT-B, ImageNet"
+
+# States of an encoder in which its CKA is measured, and trainings, by their keys in a row.
+ENCODERS = {"pretrained": "pre-trained", "finetuned": "fine-tuned"}
+STAGES = {
+    "pretrain": "Pre-training",
+    "finetune": "Fine-tuning",
+    "tenth": "Fine-tuning on 10 % of the labels",
+    "linear": "Linear probe",
+}
 
 
 def percent(share: float) -> str:
@@ -42,17 +59,46 @@ def load_results(folder: str | Path) -> dict[str, Any]:
         raise UserError(f"no results in {str(folder)!r}: expected the file {path}") from None
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(results, dict) or not isinstance(results.get("rows"), list):
-        raise UserError(f"{path} has no list of 'rows': expected what `occinv reproduce` writes")
+    for field in ("rows", "columns"):
+        if not isinstance(results, dict) or not isinstance(results.get(field), list):
+            raise UserError(
+                f"{path} has no list of {field!r}: expected what this version of `occinv "
+                "reproduce` writes; run it again"
+            )
     return results
 
 
-def seed_accuracies(row: Row) -> list[float]:
-    """Top-1 in [0, 1] after fine-tuning, one per seed; empty if there is none yet."""
-    values = row.get("accuracies")
-    if not values:
-        values = [row.get("accuracy")]
-    return [float(value) for value in values if value is not None]
+def column_of(results: Results, key: str) -> Column | None:
+    """The column with this key, or None."""
+    return next((column for column in results["columns"] if column["key"] == key), None)
+
+
+def seed_values(row: Row, column: Column) -> list[float]:
+    """What was measured, one number per finished seed, in the column's unit; accuracies in %."""
+    scale = 100 if column["unit"] == "%" else 1
+    return [scale * float(value) for value in row["values"].get(column["key"]) or ()]
+
+
+def seed_counts(results: Results) -> list[int]:
+    """Over how many seeds the rows' numbers are, each count once, in order."""
+    counts = {len(seed_values(row, c)) for row in results["rows"] for c in results["columns"]}
+    return sorted(counts - {0})
+
+
+def paper_value(row: Row, column: Column) -> float | None:
+    """The paper's number in the column's unit, if it has one."""
+    return (row.get("paper") or {}).get(column["key"])
+
+
+def has_paper(results: Results, column: Column) -> bool:
+    """Whether the paper has a number for any row."""
+    return any(paper_value(row, column) is not None for row in results["rows"])
+
+
+def paper_difference(row: Row, column: Column) -> float | None:
+    """Ours (mean over seeds) minus the paper's, in the column's unit; None if either is missing."""
+    ours, theirs = seed_values(row, column), paper_value(row, column)
+    return mean_and_std(ours)[0] - theirs if ours and theirs is not None else None
 
 
 def mean_and_std(values: list[float]) -> tuple[float, float | None]:
@@ -66,10 +112,12 @@ def mean_and_std(values: list[float]) -> tuple[float, float | None]:
 def baseline(results: Results) -> Row | None:
     """The row every other is compared with: the first one, if it has no pre-training.
 
-    It starts from random weights, so its fine-tuned model is the one supervised from scratch.
+    It starts from random weights, so its fine-tuned model is the one supervised from scratch. None
+    too if the rows were measured on other data (`same_data` of `runs.compare`).
     """
     rows = results["rows"]
-    return rows[0] if rows and rows[0].get("pretrain") is None else None
+    is_first = rows and results.get("same_data", True) and rows[0].get("pretrain") is None
+    return rows[0] if is_first else None
 
 
 def method_rows(results: Results) -> list[Row]:
@@ -87,6 +135,11 @@ def occluding_rows(results: Results) -> list[Row]:
 def cka_curves(row: Row, stage: str) -> Mapping[str, Any] | None:
     """`ratios` [R], `blocks` [L], `values` [R][L] of stage `pretrained` or `finetuned`, or None."""
     return (row.get("cka") or {}).get(stage)
+
+
+def cka_encoders(results: Results) -> list[str]:
+    """The keys of `ENCODERS` of which some row has curves."""
+    return [key for key in ENCODERS if any(cka_curves(row, key) for row in results["rows"])]
 
 
 def last_block_cka(row: Row, stage: str, ratio: float = QUOTED_DROP_RATIO) -> Cka | None:

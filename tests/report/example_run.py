@@ -33,8 +33,14 @@ def stage(name: str, scale: float, accuracy: float | None = None) -> dict[str, A
     }
 
 
-def row(name: str, accuracy: float | None, **changes: Any) -> dict[str, Any]:
-    """A finished row; `changes` replace its fields."""
+COLUMNS = [
+    {"key": "finetune", "heading": "FT %", "unit": "%", "about": "top-1 after fine-tuning"},
+    {"key": "psnr", "heading": "PSNR", "unit": "dB", "about": "of reconstructions"},
+]
+
+
+def row(name: str, *accuracies: float, **changes: Any) -> dict[str, Any]:
+    """A finished row, fine-tuned to an accuracy per seed; `changes` replace its fields."""
     finished = {
         "name": name,
         "key": name.lower(),
@@ -47,13 +53,14 @@ def row(name: str, accuracy: float | None, **changes: Any) -> dict[str, Any]:
         "status": "done",
         "error": None,
         "pretrain": stage("mae", 1.0),
-        "finetune": stage("finetune", 2.5, accuracy),
-        "accuracy": accuracy,
-        "psnr": 21.3,
-        "psnr_removed": 18.1,
+        "finetune": stage("finetune", 2.5, *accuracies[:1]),
+        "linear": None,
+        "tenth": None,
+        "values": {"finetune": list(accuracies), "psnr": [21.3], "psnr_removed": [18.1]},
         "cka": {"pretrained": curves(0.91), "finetuned": curves(0.82)},
         "reconstructions": [],
-        "paper": {"accuracy": 83.1, "psnr": 22.2, "epochs": 100},
+        "paper": {"finetune": 83.1, "psnr": 22.2},
+        "paper_epochs": 100,
     }
     return {**finished, **changes}
 
@@ -62,11 +69,13 @@ def example() -> dict[str, Any]:
     """Random init, two finished rows (one worse than random), one running, one failed."""
     return {
         "title": "quickstart",
+        "subject": "Occlusion against a random start",
         "command": "occinv reproduce quickstart",
         "created": "2026-01-02T03:04:05",
         "machine": "2 CPU cores, JAX 0.10.2, Python 3.11",
         "seconds": 271.3,
         "settings": {"data": "photos", "encoder": "ViT 4 x 64", "seeds": [0], "num_test": 760},
+        "columns": COLUMNS,
         "rows": [
             row(
                 "Random init",
@@ -76,24 +85,21 @@ def example() -> dict[str, Any]:
                 t2=None,
                 target=None,
                 measure=None,
-                psnr=None,
-                psnr_removed=None,
+                values={"finetune": [0.8]},
                 cka={"pretrained": None, "finetuned": curves(0.64)},
-                paper={"accuracy": 80.9, "psnr": None, "epochs": 100},
+                paper={"finetune": 80.9},
             ),
             row("MAE", 0.857),
             row(
                 "R-MAE†",
                 0.787,
                 t2="25 % removed, independent",
-                psnr=23.5,
+                values={"finetune": [0.787], "psnr": [23.5]},
                 cka={"pretrained": curves(0.95), "finetuned": curves(0.52)},
             ),
             row(
                 "R-MAE‡",
-                None,
-                psnr=None,
-                psnr_removed=None,
+                values={},
                 status="running",
                 finetune=None,
                 cka={"pretrained": None, "finetuned": None},
@@ -101,9 +107,7 @@ def example() -> dict[str, Any]:
             ),
             row(
                 "C-MAE",
-                None,
-                psnr=None,
-                psnr_removed=None,
+                values={},
                 status="failed",
                 error="loss is <script>alert('nan')</script> at step 7",
                 pretrain=None,
@@ -113,3 +117,37 @@ def example() -> dict[str, Any]:
             ),
         ],
     }
+
+
+def large() -> dict[str, Any]:
+    """A table of the size of Table 5 and the columns of Table 4: 16 rows, over three seeds."""
+    texts = {"finetune": "fine-tuning", "linear": "a linear probe", "tenth": "10 % of the labels"}
+    headings = {"finetune": "FT %", "linear": "Linear %", "tenth": "10 % FT %"}
+    columns = [
+        {"key": key, "heading": headings[key], "unit": "%", "about": f"top-1 after {texts[key]}"}
+        for key in headings
+    ]
+    rows = []
+    for i in range(16):
+        mean = 0.7 + 0.015 * (i * 7 % 16)
+        seeds = [mean, mean + 0.02, mean - 0.004 * i]
+        t1 = ["none", "cutmix", "colour", "cutmix + colour"][i % 4]
+        t1 += ", 75 % removed" * (i % 8 > 3)
+        rows.append(
+            row(
+                f"{'C-MAE' if i > 7 else 'MAE'}, {t1}",
+                *seeds,
+                key=f"row{i}",
+                t1=t1,
+                linear=stage("linear", 2.0, mean - 0.2),
+                values={
+                    "finetune": seeds,
+                    "linear": [value - 0.2 for value in seeds],
+                    "tenth": [value - 0.12 for value in seeds],
+                    "psnr": [20.0 + i / 4],
+                },
+                paper={"finetune": 80.0 + i / 3, "linear": 40.0 + i, "tenth": 65.0 + i / 5},
+                paper_epochs=None,
+            )
+        )
+    return {**example(), "title": "table4", "columns": [*columns, COLUMNS[1]], "rows": rows}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 
 import pytest
+from example_run import large
 
 from occinv.report import figures
 
@@ -59,7 +60,7 @@ def test_overview_has_a_line_per_model_and_the_supervised_one_in_both_panels(res
 def test_training_curves(results):
     titles = [axes.get_title(loc="left") for axes in figures.pretraining_losses(results).axes]
     assert titles == ["MAE", "R-MAE†", "R-MAE‡"]
-    loss, accuracy = figures.finetuning_curves(results).axes
+    loss, accuracy = figures.training_curves(results, "finetune").axes
     assert len(accuracy.lines) == 3
     assert len({line.get_color() for line in loss.lines}) == 3
     last = results["rows"][1]["finetune"]["accuracy"][-1]
@@ -83,10 +84,66 @@ def test_short_broken_and_missing_curves_do_not_stop_the_report(results):
         figures.cka_by_block,
         figures.cka_by_ratio,
         figures.pretraining_losses,
-        figures.finetuning_curves,
+        lambda results: figures.training_curves(results, "finetune"),
     ):
         assert draw(results) is None
-        assert draw({"rows": []}) is None
+        assert draw({"rows": [], "columns": []}) is None
+
+
+def test_each_stage_on_labels_has_curves_of_its_own(results):
+    assert figures.training_curves(results, "linear") is None
+    results["rows"][1]["linear"] = {"loss": [[0, 3.0]], "accuracy": [[0, 0.25]]}
+    loss, accuracy = figures.training_curves(results, "linear").axes
+    assert [len(loss.lines), len(accuracy.lines)] == [1, 1]
+    assert accuracy.lines[0].get_ydata() == pytest.approx(25.0)
+
+
+def test_many_rows_take_several_lines_of_panels():
+    results = large()
+    panels = figures.cka_by_block(results).axes[:-1]
+    assert len(panels) == 2 * 16
+    figure = figures.cka_by_block(results)
+    assert figure.get_figwidth() < 12
+    assert figure.get_figheight() > 12
+    titles = [axes.get_title(loc="left").replace("\n", " ") for axes in panels]
+    assert [title for title in titles if title] == [row["name"] for row in results["rows"]]
+    assert titles[:7] == [*(row["name"] for row in results["rows"][:6]), ""], "six in a line"
+    assert len(figures.cka_by_block({**results, "rows": results["rows"][:7]}).axes) == 2 * 7 + 1
+
+
+def test_dots_of_ours_with_deviation_and_of_the_paper_on_a_scale_of_its_own():
+    results = large()
+    panels = figures.accuracies(results).axes
+    assert [axes.get_title(loc="left") for axes in panels[::2]] == ["FT %", "Linear %", "10 % FT %"]
+    ours, paper = panels[2:4]
+    marker, _, bars = ours.containers[3]
+    values = [100 * value for value in results["rows"][3]["values"]["linear"]]
+    mean = sum(values) / 3
+    assert marker.get_xydata()[0].tolist() == [pytest.approx(mean), 3]
+    low, high = bars[0].get_segments()[0][:, 0]
+    deviation = (sum((value - mean) ** 2 for value in values) / 2) ** 0.5
+    assert (high - low) / 2 == pytest.approx(deviation)
+    assert [line.get_xydata()[0].tolist() for line in paper.lines] == [
+        [row["paper"]["linear"], place] for place, row in enumerate(results["rows"])
+    ]
+    assert {line.get_fillstyle() for line in paper.lines} == {"none"}
+    assert paper.get_xlim() != ours.get_xlim()
+    assert ours.get_ylim() == (15.5, -0.5), "the first row on top"
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == [
+        row["name"] for row in results["rows"]
+    ]
+
+
+def test_dots_leave_out_what_is_not_there(results):
+    ours, paper = figures.accuracies(results).axes
+    assert len(ours.containers) == 3
+    assert len(paper.lines) == 4, "R-MAE‡ has no number in the paper"
+    for row in results["rows"]:
+        row["paper"] = None
+    assert len(figures.accuracies(results).axes) == 1
+    for row in results["rows"]:
+        row["values"].pop("finetune", None)
+    assert figures.accuracies(results) is None
 
 
 def test_data_uri_is_an_opaque_svg(results):

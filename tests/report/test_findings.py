@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from example_run import curves, row
+from example_run import COLUMNS, curves, row
 
 from occinv.report.findings import (
-    accuracy_difference,
     accuracy_finding,
     binomial_standard_error,
     budget_note,
     cka_finding,
+    claim_finding,
+    difference,
     findings,
     psnr_finding,
 )
@@ -20,12 +21,17 @@ def run(*accuracies: float, num_test: int | None = 10_000) -> dict:
     """Random init with the first accuracy, a method M1, M2, … for each of the others."""
     rows = [row("Random init", accuracies[0], pretrain=None)]
     rows += [row(f"M{i}", value) for i, value in enumerate(accuracies[1:], 1)]
-    return {"rows": rows, "settings": {"num_test": num_test} if num_test else {}}
+    settings = {"num_test": num_test} if num_test else {}
+    return {"rows": rows, "settings": settings, "columns": COLUMNS}
+
+
+def from_first(results: dict, row: dict):
+    return difference(results, row, results["rows"][0], COLUMNS[0])
 
 
 def test_direction_and_amount():
     results = run(0.80, 0.85, 0.70, 0.8001)
-    above, below, level = (accuracy_difference(results, r).sentence for r in results["rows"][1:])
+    above, below, level = (from_first(results, r).sentence for r in results["rows"][1:])
     assert above.startswith("M1: 85.0 %, 5.0 points above Random init (80.0 %)")
     assert below.startswith("M2: 70.0 %, 10.0 points below Random init (80.0 %)")
     assert level.startswith("M3: 80.0 %, level with Random init (80.0 %)")
@@ -34,13 +40,13 @@ def test_direction_and_amount():
 def test_one_seed_uses_the_binomial_error_of_the_difference():
     assert binomial_standard_error(0.5, 100) == pytest.approx(0.05)
     results = run(0.50, 0.60, num_test=100)
-    difference = accuracy_difference(results, results["rows"][1])
+    difference = from_first(results, results["rows"][1])
     # 1.96 * sqrt(.25 / 100 + .24 / 100) = 13.7 points, more than the 10 measured.
     assert difference.margin == pytest.approx(13.72, abs=0.01)
     assert not difference.is_significant
     assert difference.sentence.endswith("100 test images ± 13.7: not significant.")
     results = run(0.50, 0.60, num_test=1000)
-    assert accuracy_difference(results, results["rows"][1]).is_significant
+    assert from_first(results, results["rows"][1]).is_significant
     assert "seed" in accuracy_finding(results).details[-1]
 
 
@@ -52,9 +58,9 @@ def test_unknown_size_of_the_test_set_is_said_and_claims_nothing():
 
 def test_several_seeds_are_compared_seed_by_seed():
     results = run(0.5, 0.6)
-    results["rows"][0]["accuracies"] = [0.50, 0.60, 0.70]
-    results["rows"][1]["accuracies"] = [0.52, 0.61, 0.73]
-    difference = accuracy_difference(results, results["rows"][1])
+    results["rows"][0]["values"]["finetune"] = [0.50, 0.60, 0.70]
+    results["rows"][1]["values"]["finetune"] = [0.52, 0.61, 0.73]
+    difference = from_first(results, results["rows"][1])
     assert difference.points == pytest.approx(2.0)
     # Differences 2, 1, 3: deviation 1, Student's quantile for two degrees of freedom 4.303.
     assert difference.margin == pytest.approx(4.303 / 3**0.5, abs=0.001)
@@ -85,7 +91,7 @@ def test_counts_in_the_claim():
 def test_missing_rows_are_named_and_spoil_the_verdict(results):
     finding = accuracy_finding(results)
     assert "No number for R-MAE‡, C-MAE." in finding.details
-    results["rows"][2]["accuracy"] = 0.9
+    results["rows"][2]["values"]["finetune"] = [0.9]
     assert accuracy_finding(results).verdict == "shown in part"
 
 
@@ -107,9 +113,9 @@ def test_psnr_is_compared_with_mae(results):
     finding = psnr_finding(results)
     assert finding.claim.endswith("23.5 dB, by R-MAE†")
     assert finding.details[1].endswith("2.2 dB above MAE.")
-    results["rows"][2]["psnr"] = 20.3
+    results["rows"][2]["values"]["psnr"] = [20.2, 20.4]
     assert psnr_finding(results).details[1].endswith("1.0 dB below MAE.")
-    results["rows"][2]["psnr"] = 21.34
+    results["rows"][2]["values"]["psnr"] = [21.34]
     assert psnr_finding(results).details[1].endswith(", level with MAE.")
 
 
@@ -118,6 +124,90 @@ def test_budgets_are_told(results):
 
 
 def test_nothing_is_claimed_without_numbers():
-    assert findings({"rows": []}) == []
-    empty = {**row("MAE", None, status="running", cka=None, psnr=None, finetune=None)}
-    assert findings({"rows": [empty]}) == []
+    assert findings({"rows": [], "columns": COLUMNS}) == []
+    empty = row("MAE", status="running", cka=None, values={}, finetune=None)
+    assert findings({"rows": [empty], "columns": COLUMNS}) == []
+
+
+def test_each_finding_needs_its_column(results):
+    results["columns"] = COLUMNS[1:]
+    assert accuracy_finding(results) is None
+    for of in results["rows"]:
+        of["cka"] = None
+        of["values"].pop("psnr", None)
+    assert [found.claim for found in findings(results)] == ["The budgets differ"]
+
+
+def test_rows_of_different_data_have_no_common_baseline(results):
+    results["same_data"] = False
+    assert accuracy_finding(results) is None
+    assert cka_finding(results, "finetuned") is None
+
+
+def verdict_on(results: dict, relation: str, **changes) -> str:
+    claim = {"text": "M1 and M2", "row": "m1", "than": "m2", "column": "finetune"}
+    return claim_finding(results, {**claim, "relation": relation, **changes}).verdict
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "verdict"),
+    [
+        ([0.60, 0.71, 0.82], [0.50, 0.60, 0.70], "shown"),
+        ([0.52, 0.61, 0.70], [0.50, 0.60, 0.70], "unclear"),  # 2, 1, 0: 1.0 ± 2.5
+        ([0.49, 0.60, 0.70], [0.50, 0.60, 0.70], "not shown"),
+        ([0.40, 0.50, 0.60], [0.50, 0.60, 0.70], "not shown"),
+        ([0.50, 0.60, 0.70], [0.50, 0.60, 0.70], "not shown"),
+        ([], [0.50], "not measured"),
+        ([0.50], [], "not measured"),
+    ],
+)
+def test_verdict_on_a_claim_of_above(ours, theirs, verdict):
+    results = run(0.1, 0.2, 0.3)
+    results["rows"][1]["values"]["finetune"] = ours
+    results["rows"][2]["values"]["finetune"] = theirs
+    assert verdict_on(results, "above") == verdict
+
+
+@pytest.mark.parametrize(
+    ("ours", "verdict"),
+    [
+        ([0.501, 0.602, 0.703], "shown"),  # 0.1, 0.2, 0.3: 0.2 ± 0.2
+        ([0.499, 0.598, 0.697], "shown"),
+        ([0.515, 0.616, 0.717], "not shown"),  # 1.6 ± 0.2
+        ([0.485, 0.584, 0.683], "not shown"),
+        ([0.52, 0.61, 0.69], "unclear"),  # 2, 1, -1: ± 3.8
+        ([0.60, 0.71, 0.82], "not shown"),  # 11 ± 2.5: wide, and far from level
+        ([], "not measured"),
+    ],
+)
+def test_verdict_on_a_claim_of_level(ours, verdict):
+    results = run(0.1, 0.2, 0.3)
+    results["rows"][1]["values"]["finetune"] = ours
+    results["rows"][2]["values"]["finetune"] = [0.50, 0.60, 0.70]
+    assert verdict_on(results, "level", within=1.0) == verdict
+
+
+def test_claims_say_what_was_measured_and_what_is_missing():
+    results = run(0.1, 0.60, 0.50)
+    claim = {"text": "M1 helps", "row": "m1", "than": "m2", "column": "finetune"}
+    results["claims"] = [{**claim, "relation": "above"}]
+    found = next(found for found in findings(results) if found.claim == "M1 helps")
+    assert found.verdict == "shown"
+    assert found.details[0].startswith("FT %: M1: 60.0 %, 10.0 points above M2 (50.0 %); 95 %")
+    assert found.details[1].startswith("This is one seed")
+    results["rows"].pop()
+    found = claim_finding(results, results["claims"][0])
+    assert (found.verdict, found.details) == ("not measured", ["No row m2."])
+    assert verdict_on(run(0.1, 0.2, 0.3), "above", column="linear") == "not measured"
+    assert verdict_on(run(0.1, 0.6, 0.5), "level", within=1.0, column="psnr") == "unclear"
+    with pytest.raises(ValueError, match="sideways"):
+        verdict_on(run(0.1, 0.6, 0.5), "sideways")
+
+
+def test_a_difference_in_decibels_is_not_scaled():
+    results = run(0.1, 0.2)
+    results["rows"][0]["values"]["psnr"] = [20.0]
+    found = difference(results, results["rows"][1], results["rows"][0], COLUMNS[1])
+    assert found.points == pytest.approx(1.3)
+    assert found.margin is None, "the binomial error is one of accuracies"
+    assert found.sentence.startswith("M1: 21.3 dB, 1.3 dB above Random init (20.0 dB)")

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from example_run import large
 
 from occinv.report.html import duration, render, write_html
 from occinv.schema import UserError
@@ -72,7 +73,7 @@ def test_page_is_self_contained(results, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["p", "report.html"], "no scratch left"
     page = Page(path.read_text(encoding="utf-8"))
     sources = [attributes["src"] for tag, attributes in page.tags if "src" in attributes]
-    assert len(sources) == 4 + 2 * 9, "four figures, and two rows of three triples"
+    assert len(sources) == 5 + 2 * 9, "five figures, and two rows of three triples"
     assert all(source.startswith("data:image/") for source in sources)
     assert all(attributes.get("alt") for tag, attributes in page.tags if tag == "img")
     assert page.count("link") == 0
@@ -83,7 +84,8 @@ def test_page_is_self_contained(results, tmp_path):
 @pytest.mark.usefixtures("quick_figures")
 def test_page_is_escaped(results, tmp_path):
     nasty = "<script>alert(1)</script>"
-    results.update(title=nasty, command=nasty, machine=nasty)
+    results.update(title=nasty, subject=nasty, command=nasty, machine=nasty, paper_setting=nasty)
+    results["columns"] = [{**c, "heading": nasty, "about": nasty} for c in results["columns"]]
     results["settings"][nasty] = nasty
     row = results["rows"][1]
     row.update(name=nasty, t1=nasty, measure=nasty)
@@ -93,7 +95,7 @@ def test_page_is_escaped(results, tmp_path):
     assert nasty not in source
     page = Page(source)
     assert page.count("script") == 1, "the page's own"
-    assert page.count("b") == 4, "the page's own"
+    assert page.count("b") == 5, "the page's own"
     assert "loss is <script>alert('nan')</script> at step 7" in page.text
 
 
@@ -104,6 +106,11 @@ def test_page_holds_numbers_sentences_commands_and_configs(results, tmp_path):
         "85.7",
         "+5.7",
         "−1.3",
+        "Δ +2.6",
+        "Δ −0.9",
+        "top-1 after fine-tuning",
+        "paper (ViT-B, ImageNet)",
+        "Occlusion against a random start",
         "0.910",
         "R-MAE†: 78.7 %, 1.3 points below Random init",
         "occinv train --config configs/mae.py --workdir runs/mae",
@@ -138,6 +145,39 @@ def test_finished_run_has_no_notice(results, tmp_path):
 
 
 @pytest.mark.usefixtures("quick_figures")
+def test_the_table_has_the_columns_of_the_results():
+    page = Page(render(large(), "."))
+    cells = [attributes for tag, attributes in page.tags if tag == "td"]
+    measured = ["FT %", "paper", "Linear %", "paper", "10 % FT %", "paper", "PSNR"]
+    labels = ["T1 · T2", "Target", "M", *measured, "CKA pre-trained", "CKA fine-tuned", "Time"]
+    assert [cell["data-label"] for cell in cells] == 16 * labels, "each has its heading on a phone"
+    assert "Which invariance" not in page.text and "Linear probe" in page.text
+    results = {**large(), "notes": ["A note on it."]}
+    for row in results["rows"]:
+        row.update(cka=None, paper=None, pretrain=None, finetune=None, linear=None)
+    page = Page(render(results, "."))
+    labels = {attributes["data-label"] for tag, attributes in page.tags if tag == "td"}
+    assert labels == {"T1 · T2", "Target", "M", "FT %", "Linear %", "10 % FT %", "PSNR", "Time"}
+    assert "A note on it." in page.text
+    assert "CKA" not in page.text and "Training" not in page.text and "Δ" not in page.text
+
+
+@pytest.mark.usefixtures("quick_figures")
+def test_pictures_may_lie_anywhere(results, tmp_path):
+    add_pictures(results, tmp_path)
+    for row in results["rows"]:
+        row["reconstructions"] = [
+            {kind: str(tmp_path / path) for kind, path in triple.items()}
+            for triple in row["reconstructions"]
+        ]
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    path = write_html(results, elsewhere, "comparison.html")
+    assert path == elsewhere / "comparison.html"
+    assert "missing:" not in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("quick_figures")
 def test_nothing_has_run_yet(tmp_path):
     empty = {
         "title": "x",
@@ -147,6 +187,7 @@ def test_nothing_has_run_yet(tmp_path):
         "seconds": None,
         "settings": {},
         "rows": [],
+        "columns": [],
     }
     page = Page(render(empty, tmp_path))
     assert "no row has a number to compare" in page.text

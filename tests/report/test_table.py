@@ -6,7 +6,7 @@ import io
 import json
 
 import pytest
-from example_run import curves
+from example_run import COLUMNS, curves, large, row
 from rich.console import Console
 
 from occinv.report import table
@@ -27,28 +27,83 @@ def cell(text: str, method: str, column: int) -> str:
 
 def test_every_number_stands_in_its_column(results):
     text = printed(results)
-    assert [cell(text, "MAE", i) for i in range(6, 12)] == (
-        ["85.7", "21.3", "0.910", "0.820", "83.1", "22.2"]
-    )
+    assert [cell(text, "MAE", i) for i in range(6, 10)] == ["85.7", "21.3", "0.910", "0.820"]
     assert [cell(text, "R-MAE†", i) for i in range(6, 10)] == ["78.7", "23.5", "0.950", "0.520"]
     assert cell(text, "Random", 8) == "–"
-    assert cell(text, "R-MAE‡", 6) == "running"
-    assert cell(text, "C-MAE", 6) == "failed"
+    assert "R-MAE‡" in text and "(running)" in text and "(failed)" in text
     assert "paper (ViT-B, ImageNet)" in text
     assert "interpolated between 70 % and 80 % dropped" in text
+    assert "FT %: top-1 after fine-tuning." in text
     assert "C-MAE failed: loss is <script>" in text
 
 
-@pytest.mark.parametrize("accuracies", [None, [0.1, 0.2, 0.3]])
+def test_under_ours_stand_the_papers_number_and_the_difference(results):
+    lines = printed(results).splitlines()
+    place = next(i for i, line in enumerate(lines) if line.startswith("|MAE"))
+    below = [part.strip() for part in lines[place + 1].split("|")]
+    assert below[6:10] == ["83.1 +2.6", "22.2 −0.9", "", ""]
+    failed = next(i for i, line in enumerate(lines) if line.startswith("|C-MAE"))
+    assert lines[failed + 1].split("|")[6].strip() == "83.1 –", "nothing of ours to compare"
+
+
+def test_differences_are_ours_minus_the_papers_in_its_unit(results):
+    accuracy, psnr = COLUMNS
+    of = row("A", 0.80, 0.82, paper={"finetune": 81.0, "psnr": 21.34})
+    assert table.difference_text(of, accuracy) == "0.0"
+    assert table.difference_text(of, psnr) == "0.0", "not −0.0"
+    of["paper"] = {"finetune": 83.5}
+    assert table.difference_text(of, accuracy) == "−2.5"
+    assert table.difference_text(of, psnr) == ""
+    of["values"] = {}
+    assert table.difference_text(of, accuracy) == ""
+
+
+def test_what_was_not_measured_anywhere_has_no_column(results):
+    for of in results["rows"]:
+        of.update(cka=None, paper=None)
+    text = printed(results) + table.markdown_table(results)
+    assert "CKA" not in text and "paper" not in text and "Δ" not in text
+    results["rows"][1]["cka"] = {"pretrained": curves(0.9), "finetuned": None}
+    assert "| CKA pre-trained |\n" in table.markdown_table(results)
+
+
+def test_results_may_say_what_the_papers_numbers_are_of(results):
+    results["paper_setting"] = "ViT-S, ImageNet-100"
+    for text in (printed(results), table.markdown_table(results)):
+        assert "paper (ViT-S, ImageNet-100)" in text
+
+
+@pytest.mark.parametrize("accuracies", [[0.8], [0.1, 0.2, 0.3]])
 def test_file_output_is_plain_and_fits_100_columns(results, accuracies):
-    for row in results["rows"]:
-        row["accuracies"] = accuracies
+    for of in results["rows"]:
+        of["values"] = {"finetune": accuracies}
     text = printed(results)
     assert "\x1b" not in text
     assert max(map(len, text.splitlines()[:-1])) <= 100
     assert "independent" in text, "words are not broken"
     lines = [line for line in text.splitlines() if line.startswith("+")]
     assert all(line.endswith("+") for line in lines), "no column is cut off"
+
+
+def test_sixteen_rows_with_every_column_fit_100_columns():
+    results = large()
+    text = printed(results)
+    assert max(map(len, text.splitlines())) <= 100
+    assert "70.7 ± 1.2" in text and "40.0 +10.7" in text
+    assert "Left out" not in text
+
+
+def test_words_that_say_least_give_way_to_numbers():
+    results = large()
+    extra = [{**c, "key": f"{c['key']} again"} for c in results["columns"][:3]]
+    for of in results["rows"]:
+        of["values"] |= {c["key"]: [0.5, 0.6] for c in extra}
+    results["columns"] += extra
+    text = printed(results)
+    assert max(map(len, text.splitlines())) <= 100
+    assert "Left out for want of room: T2, target, M." in " ".join(text.split())
+    assert "75 %" in text, "T1, which differs from row to row, stays"
+    assert "decoder distance" in table.markdown_table(results)
 
 
 def test_terminal_output_has_colour_and_narrow_terminals_do_not_crash(results):
@@ -62,8 +117,8 @@ def test_markup_in_names_is_printed_not_interpreted(results):
 
 
 def test_several_seeds_give_mean_and_sample_deviation(results):
-    results["rows"][1].update(accuracy=None, accuracies=[0.80, 0.82, 0.87])
-    assert table.accuracy_text(results["rows"][1]) == "83.0 ± 3.6"
+    results["rows"][1]["values"]["finetune"] = [0.80, 0.82, 0.87]
+    assert table.value_text(results["rows"][1], COLUMNS[0]) == "83.0 ± 3.6"
     assert mean_and_std([1.0]) == (1.0, None)
     assert "over 1 or 3 seeds" in table.caption(results)
 
@@ -73,7 +128,11 @@ def test_markdown_has_one_line_per_row_and_the_same_cells(results):
     lines = table.markdown_table(results).splitlines()
     body = [line for line in lines if line.startswith("|")]
     assert len(body) == 2 + len(results["rows"])
-    assert "| MAE | 75 % removed | complement | same encoder | a\\|b | 85.7 | 21.3 |" in body[3]
+    assert "| FT % | paper (ViT-B, ImageNet): FT % (Δ) | PSNR |" in body[0]
+    words = "| MAE | 75 % removed | complement | same encoder | a\\|b |"
+    assert body[3] == f"{words} 85.7 | 83.1 (+2.6) | 21.3 | 22.2 (−0.9) | 0.910 | 0.820 |"
+    assert "| – | 83.1 | – | 22.2 |" in body[6]
+    assert len({line.replace("\\|", "").count("|") for line in body}) == 1
 
 
 def test_cka_says_where_it_comes_from():
@@ -107,6 +166,9 @@ def test_loading_names_what_is_wrong(tmp_path, results):
         load_results(tmp_path)
     (tmp_path / "results.json").write_text("[]")
     with pytest.raises(UserError, match="rows"):
+        load_results(tmp_path)
+    (tmp_path / "results.json").write_text(json.dumps({"rows": []}))
+    with pytest.raises(UserError, match=r"no list of 'columns'.*run it again"):
         load_results(tmp_path)
     (tmp_path / "results.json").write_text(json.dumps(results))
     assert load_results(tmp_path) == results
