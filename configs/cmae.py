@@ -41,8 +41,4 @@ def get_config(variant: str = "imagenet") -> ConfigDict:
         "head_norm": "none",
         **HEADS[variant],
     }
-    if variant == "quickstart":
-        # Without mask token (Table 4): an encoder that has seen nothing but images with mask tokens
-        # fine-tunes badly after so few steps, see docs/results.md. And one way only, to save time.
-        config.objective.update({"mask_token": False, "tokens": "mean", "symmetric": False})
     return config

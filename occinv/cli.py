@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 import sys
 import typing
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from typing import Any, NoReturn
 from occinv import schema
 from occinv.configuration import CONFIGS, load
 from occinv.objective import OBJECTIVES
+from occinv.reproduce.tables import SCALES, TABLES, choose, make_table
 from occinv.schema import UserError, nearest
 from occinv.weights import Origin, Target
 
@@ -45,6 +47,18 @@ def _choices() -> str:
             "by Ctrl-C or SIGTERM after saving: run the same command again to go on.",
         ]
     )
+
+
+_REPRODUCE = """\
+what is there is not run again, what was interrupted goes on, and any number of workers may
+share a workdir. Fields of every run are set with --config.FIELD=VALUE, those of one kind of run
+with --pretrain.FIELD=VALUE, --finetune., --linear. or --tenth. in place of it:
+
+  occinv reproduce table4 --scale smoke --workdir runs/try
+  occinv reproduce table3 --scale small --workdir runs/small --seeds 3 \\
+      --config.data.source=folder:tiny_imagenet_20 --pretrain.train.batch_size=256
+  occinv reproduce table1 --scale paper --workdir /shared/paper --jobs 2 of 4
+"""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -99,14 +113,25 @@ def make_parser() -> argparse.ArgumentParser:
             measure.add_argument("--removed", choices=("drop", "mask_token"), default="drop",
                                  help="how removed patches enter the encoder")  # fmt: skip
 
-    reproduce = commands.add_parser("reproduce", help="a table of the paper, as one command")
-    reproduce.add_argument("table", choices=("quickstart",))
-    reproduce.add_argument("--workdir", required=True, type=Path)
-    reproduce.add_argument("--seeds", type=int, default=1, help="how many seeds for every row")
+    reproduce = commands.add_parser("reproduce", help="a table of the paper, as one command",
+                                    epilog=_REPRODUCE, formatter_class=form)  # fmt: skip
+    reproduce.add_argument("table", metavar="TABLE", help=", ".join(TABLES))
+    reproduce.add_argument("--workdir", required=True, type=Path,
+                           help="tables share the runs in it")  # fmt: skip
+    reproduce.add_argument("--scale", help=f"{', '.join(SCALES)}: a variant of every config")
     reproduce.add_argument("--rows", help="only these, separated by commas, or all")
+    reproduce.add_argument("--seeds", type=int, default=1, help="how many seeds for every row")
+    reproduce.add_argument("--length", type=float, default=1.0, metavar="FACTOR",
+                           help="times every training's length")  # fmt: skip
+    reproduce.add_argument("--jobs", nargs=3, metavar=("K", "of", "N"),
+                           help="worker K of N that share the workdir")  # fmt: skip
+    reproduce.add_argument("--add", action="append", default=[], metavar="NAME=WORKDIR",
+                           help="a row more, of an encoder that is there")  # fmt: skip
+    reproduce.add_argument("--distributed", action="store_true",
+                           help="one process of several (on Cloud TPU or SLURM)")  # fmt: skip
 
-    report = commands.add_parser("report", help="print and draw what `reproduce` has measured")
-    report.add_argument("workdir", type=Path)
+    report = commands.add_parser("report", help="compare runs, or what `reproduce` has measured")
+    report.add_argument("folders", type=Path, nargs="+", metavar="DIR")
     report.add_argument("--markdown", action="store_true", help="print the table as Markdown only")
 
     weights = commands.add_parser("weights", help="other people's checkpoints, in and out")
@@ -135,11 +160,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options, rest = make_parser().parse_known_args(arguments)
         unknown = [a for a in rest if not a.startswith("--config.")]
-        if unknown or (rest and options.command != "train"):
+        if options.command != "reproduce" and (unknown or (rest and options.command != "train")):
             known = ("--config", "--workdir", "--source", "--seed", "--seeds", "--rows",
                      "--from", "--to", "--heads", "--decoder-heads", "--pixel-range")  # fmt: skip
             word = (unknown or rest)[0]
             raise UserError(f"unknown argument {word!r}{nearest(word.split('=')[0], known)}")
+        options.typed = list(sys.argv[1:] if arguments is None else arguments)
         return _COMMANDS[options.command](options, rest)
     except UserError as error:
         print(f"occinv: {error}", file=sys.stderr)
@@ -154,10 +180,7 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     from occinv.progress import Progress
     from occinv.train.loop import NonFinite, train
 
-    if options.distributed:
-        import jax
-
-        jax.distributed.initialize()
+    _join(options)
     try:
         with Progress() as progress:
             outcome = train(experiment, options.workdir, progress.stage(options.workdir.name))
@@ -215,23 +238,39 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def _reproduce(options: argparse.Namespace, rest: list[str]) -> int:
-    from occinv.reproduce.quickstart import reproduce
+def _join(options: argparse.Namespace) -> None:
+    """Makes this one of several processes, if it is to be."""
+    if options.distributed:
+        import jax
 
-    return reproduce(options.workdir, seeds=options.seeds, rows=options.rows)
+        jax.distributed.initialize()
+
+
+def _reproduce(options: argparse.Namespace, rest: list[str]) -> int:
+    scale = options.scale or ("quickstart" if options.table == "quickstart" else "")
+    if not scale and options.table in TABLES:
+        raise UserError(f"--scale is missing: give one of {', '.join(SCALES)}")
+    table = make_table(options.table, scale)
+    rows = choose(table, options.rows)
+    from occinv.reproduce.trial import Plan, added, parse_overrides
+    from occinv.reproduce.work import Share, reproduce
+
+    rows = (*rows, *(added(row) for row in options.add))
+    plan = Plan(table, options.workdir, scale, options.length, parse_overrides(rest))
+    share = Share() if options.jobs is None else Share.parse(options.jobs)
+    _join(options)
+    words = [word for word in options.typed if word != "--distributed"]
+    return reproduce(plan, rows, options.seeds, shlex.join(["occinv", *words]), share)
 
 
 def _report(options: argparse.Namespace, rest: list[str]) -> int:
-    from occinv.report.html import write_html
-    from occinv.report.results import load_results
-    from occinv.report.table import markdown_table, print_table
+    from occinv.report.runs import compare, report
+    from occinv.report.table import markdown_table
 
-    results = load_results(options.workdir)
     if options.markdown:
-        print(markdown_table(results))
-        return 0
-    print_table(results)
-    print(write_html(results, options.workdir))
+        print(markdown_table(compare(options.folders)))
+    else:
+        print(report(options.folders))
     return 0
 
 

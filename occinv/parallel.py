@@ -7,10 +7,12 @@ devices there are.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from occinv.schema import UserError
@@ -53,6 +55,15 @@ def put_batch(mesh: Mesh, batch: Tree) -> Tree:
 def fetch(tree: Any) -> Any:
     """Replicated arrays as NumPy arrays, on every process."""
     return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), tree)
+
+
+def from_first_process(find: Callable[[], int | None]) -> int | None:
+    """`find()` as process 0 sees it, on every process; the others do not call it."""
+    if jax.process_count() == 1:
+        return find()
+    found = find() if jax.process_index() == 0 else None
+    agreed = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if found is None else found)))
+    return None if agreed < 0 else agreed
 
 
 def compute_dtype(precision: str) -> Any:

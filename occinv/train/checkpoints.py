@@ -29,6 +29,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import unflatten_dict
 from jax.experimental import multihost_utils
 
+from occinv.parallel import from_first_process
 from occinv.schema import UserError
 
 PyTree = Any
@@ -137,7 +138,7 @@ class Checkpoints:
 
     def latest(self) -> int | None:
         """The newest of `steps()`, or None; the same on every process."""
-        return _from_first_process(lambda: max(self.steps(), default=None))
+        return from_first_process(lambda: max(self.steps(), default=None))
 
     def restore(
         self, template: Mapping[str, PyTree], step: int | None = None
@@ -253,7 +254,7 @@ class Checkpoints:
         problems: dict[int, str] = {}
         while True:
             # Process 0 looks and all follow, so that they cannot take different steps.
-            chosen = _from_first_process(lambda: self._first_intact(candidates, problems))
+            chosen = from_first_process(lambda: self._first_intact(candidates, problems))
             if chosen is None:
                 # Only process 0 knows why.
                 why = "".join(f"; {at}: {problem}" for at, problem in problems.items())
@@ -423,12 +424,3 @@ def _verify(folder: Path) -> None:
                 raise _Damaged(f"{name}: not in {MANIFEST}")
         elif expected[name] != actual[name]:
             raise _Damaged(f"{name}: checksum or size ({actual[name]['size']} bytes) differs")
-
-
-def _from_first_process(find: Callable[[], int | None]) -> int | None:
-    """`find()` as process 0 sees it, on every process."""
-    if jax.process_count() == 1:
-        return find()
-    found = find() if jax.process_index() == 0 else None
-    agreed = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if found is None else found)))
-    return None if agreed < 0 else agreed
