@@ -115,9 +115,14 @@ def cka_by_block(results: Results) -> Figure | None:
     """Figure 1 of the paper: CKA over the blocks, one line per drop ratio, one panel per model.
 
     The upper panels are the pre-trained encoders, the lower ones the fine-tuned; many rows take
-    several such lines of panels. None if no row has any curve yet.
+    several such lines of panels. A row that is done and has no curves is left out. None if no row
+    has any curve yet.
     """
-    rows = results["rows"]
+    rows = [
+        row
+        for row in results["rows"]
+        if row["status"] != "done" or any(cka_curves(row, encoder) for encoder in ENCODERS)
+    ]
     ratios = sorted(
         {
             ratio

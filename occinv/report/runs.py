@@ -174,14 +174,13 @@ def _row(folder: Path, experiment: schema.Experiment) -> dict[str, Any]:
         stages["pretrain"] = {} if found is None else describe_run(found)
     objective = objective_of(found or folder)
     is_pretrained = stages["pretrain"] is not None
-    is_masking = "removed" in objective.axes.t1
     top1 = (_json(folder / RESULT).get("metrics") or {}).get("top1")
     psnr, knn = (_json(folder / "evaluate" / f"{name}.json") for name in ("psnr", "knn"))
     curves = _curves(folder)
     is_complete = (folder / RESULT).exists() or _is_imported(folder)
     return {
         "framework": objective.framework if is_pretrained else "–",
-        "transformation": "patch masking" if is_pretrained and is_masking else "–",
+        "transformation": "patch masking" if "removed" in objective.axes.t1 else "–",
         **objective.axes._asdict(),
         "status": "done" if is_complete else "running",
         "error": None,
@@ -257,7 +256,7 @@ def describe_run(
       `accuracy` (in [0, 1]).
 
     Raises:
-      UserError: there is no run in `workdir`.
+      UserError: no experiment is given, and there is no run in `workdir`.
     """
     if experiment is None:
         experiment, _ = _read(workdir)

@@ -26,6 +26,13 @@ def test_figure_1_has_a_panel_per_model_and_stage_and_a_line_per_ratio(results):
     assert list(line.get_ydata()) == results["rows"][1]["cka"]["pretrained"]["values"][8]
 
 
+def test_a_row_of_the_paper_alone_has_no_panel(results):
+    results["rows"].insert(1, {**results["rows"][1], "name": "CAE", "cka": None})
+    figure = figures.cka_by_block(results)
+    titles = {axes.get_title(loc="left") for axes in figure.axes}
+    assert "CAE" not in titles and {"MAE", "R-MAE‡", "C-MAE"} <= titles
+
+
 def test_ratios_have_one_colour_in_every_panel_and_darken_in_order(results):
     panels = figures.cka_by_block(results).axes
     colours = [tuple(line.get_color()) for line in panels[1].lines]

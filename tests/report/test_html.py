@@ -163,6 +163,16 @@ def test_the_table_has_the_columns_of_the_results():
 
 
 @pytest.mark.usefixtures("quick_figures")
+def test_on_a_phone_nothing_is_wider_than_the_page():
+    page = render(large(), ".")
+    cards = page[page.index("@media (max-width: 640px)") :]
+    assert ".wide thead { display: none; }" in cards, "rows become cards"
+    assert "content: attr(data-label)" in cards, "which keep their headings"
+    boxes = dict(re.findall(r"^\.?(plot|pre|wide) {[^}]*overflow(?:-x)?: (\w+)", page, re.M))
+    assert boxes == dict.fromkeys(("plot", "pre", "wide"), "auto"), "these scroll by themselves"
+
+
+@pytest.mark.usefixtures("quick_figures")
 def test_pictures_may_lie_anywhere(results, tmp_path):
     add_pictures(results, tmp_path)
     for row in results["rows"]:

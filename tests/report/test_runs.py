@@ -10,6 +10,7 @@ import pytest
 from example_run import example
 from PIL import Image
 
+from occinv import schema
 from occinv.evaluate.reconstruct import Triple
 from occinv.report.findings import cka_finding
 from occinv.report.results import baseline
@@ -112,6 +113,9 @@ def test_a_run_is_described_from_its_workdir(mae):
     }
     (mae / "metrics.jsonl").unlink()
     assert describe_run(mae)["parameters"] is describe_run(mae)["command"] is None
+    experiment = schema.resolve({"objective": {"name": "mae"}, "data": {"source": "digits"}})
+    planned = describe_run(mae / "gone", experiment)
+    assert (planned["duration"], planned["loss"]) == ("100 epochs", [])
     with pytest.raises(UserError, match=r"gone/config\.json is not the config of a run"):
         describe_run(mae / "gone")
 
@@ -157,6 +161,15 @@ def test_a_run_on_labels_is_a_row_of_what_it_starts_from(supervised, finetuned):
     assert json.loads(second["pretrain"]["config"])["objective"]["name"] == "mae"
     assert second["finetune"]["config"] != second["pretrain"]["config"]
     assert baseline(compare([finetuned, supervised])) is None
+
+
+def test_a_linear_probe_leaves_the_encoder_as_it_was(tmp_path, mae):
+    probe = run(tmp_path / "probe", {"name": "linear_probe"}, {"top1": 0.5}, init_from=str(mae))
+    write(probe / "evaluate" / "cka.json", curves(0.9, probe))
+    (row,) = compare([probe])["rows"]
+    assert row["linear"]["accuracy"] == [[20, 0.75]] and row["finetune"] is None
+    assert row["cka"]["pretrained"]["values"] == [[1.0, 0.9]] and row["cka"]["finetuned"] is None
+    assert row["target"] == "pixels"
 
 
 def test_a_run_whose_start_is_gone_is_not_one_from_scratch(tmp_path):
