@@ -18,7 +18,8 @@ from typing import Any, NoReturn
 from occinv import schema
 from occinv.configuration import CONFIGS, load
 from occinv.objective import OBJECTIVES
-from occinv.reproduce.tables import SCALES, TABLES, choose, make_table
+from occinv.reproduce.definition import SCALES
+from occinv.reproduce.tables import TABLES, choose, make_table
 from occinv.schema import UserError, nearest
 from occinv.weights import Origin, Target
 

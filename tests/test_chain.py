@@ -11,12 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_runs import compile_once, make_images, overrides, tiny
+from tiny_runs import DECODER, compile_once, make_images, overrides, tiny
 
-from occinv import configuration
 from occinv.cli import main
 from occinv.evaluate import run
-from occinv.reproduce.quickstart import reproduce
 from occinv.train import workdir as files
 
 # 16 patches: a quarter of them is enough to reconstruct from.
@@ -82,31 +80,22 @@ def test_by_hand(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert grid.width > 3 * 16
 
 
-def shrink(config: str, images: Path) -> str:
-    """A config file whose only variant is that of `tiny`."""
-    arguments = tiny(config, images, *STEPS)
-    return (
-        "from occinv.configuration import load\n"
-        f"VARIANTS = ('tiny',)\n"
-        f"def get_config(variant):\n"
-        f"    return load({arguments[1]!r}, {arguments[2:]!r})\n"
-    )
-
-
 def test_reproduced(
     images: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    configs = tmp_path / "configs"
-    configs.mkdir()
-    for name in ("mae", "finetune", "supervised"):
-        (configs / f"{name}.py").write_text(shrink(name, images))
-    monkeypatch.setattr(configuration, "CONFIGS", configs)
-    workdir = tmp_path / "runs"
+    monkeypatch.chdir(tmp_path)
+    workdir = Path("runs")
+    fields = tiny("finetune", images, *STEPS)[2:]
+    command = [
+        *("reproduce", "quickstart", "--scale", "smoke", "--rows", "random,mae"),
+        *("--workdir", str(workdir), *fields),
+        *(f"--pretrain.{field}" for field in DECODER),
+    ]
 
-    assert reproduce(workdir, rows="random,mae", variant="tiny") == 0
+    assert main(command) == 0
     shown = capsys.readouterr().out
     assert "Random init" in shown
     assert "MAE" in shown
@@ -114,15 +103,16 @@ def test_reproduced(
     assert [row["key"] for row in results["rows"]] == ["random", "mae"]
     for row in results["rows"]:
         assert row["status"] == "done"
-        assert 0 <= row["accuracy"] <= 1
-        assert len(row["accuracies"]) == 1
+        assert len(row["values"]["finetune"]) == 1
+        assert 0 <= row["values"]["finetune"][0] <= 1
         assert row["cka"]["finetuned"] is not None
         assert row["finetune"]["loss"][-1][0] == 4
     random, mae = results["rows"]
-    assert random["pretrain"] is random["psnr"] is random["cka"]["pretrained"] is None
-    assert mae["psnr"] > 0
+    assert random["pretrain"] is random["cka"]["pretrained"] is None
+    assert random["values"]["psnr"] == []
+    assert mae["values"]["psnr"][0] > mae["values"]["psnr_removed"][0] > 0
     assert mae["cka"]["pretrained"]["blocks"] == mae["cka"]["finetuned"]["blocks"]
-    assert mae["paper"]["accuracy"] == 83.1
+    assert mae["paper"] == {"finetune": 83.1, "psnr": 22.2}
     assert mae["reconstructions"]
     for triple in mae["reconstructions"]:
         for path in triple.values():
@@ -131,18 +121,18 @@ def test_reproduced(
         assert stage["seconds"] > 0
         assert stage["parameters"] > 0
         assert stage["command"].startswith("occinv train --config configs/")
-    assert f"--config.init_from={workdir}/mae/seed0/pretrain" in mae["finetune"]["command"]
+    assert "--config.init_from=runs/runs/mae/seed0/pretrain" in mae["finetune"]["command"]
     page = (workdir / "report.html").read_text()
     assert "data:image/" in page
     assert not re.search(r"(?:src|href)=\"https?://", page)  # self-contained
 
     def trained() -> dict[str, int]:
-        kept = (files.METRICS, files.RESULT, "cka.json", "psnr.json", "seconds.json", "grid.png")
+        kept = (files.METRICS, files.RESULT, "ned.json", "psnr.json", "seconds.json", "ions.png")
         return {name: at for name, at in written(workdir).items() if name.endswith(kept)}
 
     before = trained()
     assert before
-    assert reproduce(workdir, rows="random,mae", variant="tiny") == 0
+    assert main(command) == 0
     assert trained() == before
     again = json.loads((workdir / "results.json").read_text())
     assert again["rows"] == results["rows"]

@@ -89,7 +89,7 @@ MISTAKES = [
     # Values.
     *(
         ("mae", [f"objective.mask_ratio={ratio}"], f"mask ratio {float(ratio)}, expected a number")
-        for ratio in ("0", "1", "1.5", "-0.75")
+        for ratio in ("-1", "1", "1.5", "-0.75")
     ),
     ("mae", ["objective.mask_ratio=0.9"], "mask ratio 0.9 leaves none of the 4 patches visible"),
     ("mae", ["data.image_size=30"], "data.image_size=30 is not divisible by encoder.patch_size=8"),
@@ -226,7 +226,28 @@ CONFIG = ["--config", str(CONFIGS / "mae.py:smoke")]
             ["evaluate", "cka", "--workdir", "W", "--config.seed=1"],
             "unknown argument '--config.seed",
         ),
-        (["reproduce", "quickstrat", "--workdir", "W"], "invalid choice: 'quickstrat'"),
+        (["reproduce", "quickstrat", "--workdir", "W"], "no table 'quickstrat' (did you mean 'qu"),
+        (["reproduce", "table3", "--workdir", "W"], "--scale is missing: give one of smoke, qui"),
+        (
+            ["reproduce", "table3", "--workdir", "W", "--scale", "samll"],
+            "--scale 'samll' (did you mean 'small'?)",
+        ),
+        (
+            ["reproduce", "table3", "--workdir", "W", "--scale", "smoke", "--sed", "1"],
+            "unknown argument '--sed'",
+        ),
+        (
+            ["reproduce", "table3", "--workdir", "W", "--scale", "smoke", "--config.dat.x=1"],
+            "unknown field 'dat' (did you mean 'data'?)",
+        ),
+        (
+            ["reproduce", "table3", "--workdir", "W", "--scale", "small"],
+            "there is no folder tiny_imagenet_20",
+        ),
+        (
+            ["reproduce", "table3", "--workdir", "W", "--scale", "smoke", "--jobs", "3", "of", "2"],
+            "--jobs 3 of 2, expected 1 to 2",
+        ),
         (["reproduce", "quickstart", "--workdir", "W", "--rows", "mea"], "(did you mean 'mae'?)"),
         (["reproduce", "quickstart", "--workdir", "W", "--seeds", "0"], "--seeds 0, expected 1 or"),
         (["report", "W"], "W"),

@@ -18,7 +18,7 @@ from occinv.data.sources import open_source
 from occinv.encoder import vit
 from occinv.objective.base import Setting, build
 from occinv.report.runs import describe_run, objective_of, pictures
-from occinv.reproduce.tables import COLUMNS, Row
+from occinv.reproduce.definition import COLUMNS, Row
 from occinv.reproduce.trial import FAILED, RUNS, Plan, Trial
 from occinv.train.workdir import RESULT
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from occinv import configuration, schema
 from occinv.evaluate.psnr import Reconstructs
 from occinv.report.runs import objective_of
+from occinv.reproduce.definition import SCALES, TRAINED, Row, Table
 from occinv.reproduce.methods import Method
-from occinv.reproduce.tables import SCALES, TRAINED, Row, Table
 from occinv.schema import Duration, UserError, nearest
 from occinv.train.workdir import RESULT
 

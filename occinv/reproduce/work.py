@@ -20,8 +20,8 @@ from occinv.progress import Progress
 from occinv.report.html import write_html
 from occinv.report.table import print_table
 from occinv.reproduce.collect import collect
+from occinv.reproduce.definition import Row
 from occinv.reproduce.lock import locked
-from occinv.reproduce.tables import Row
 from occinv.reproduce.trial import FAILED, MEASURING, SECONDS, TITLES, Plan, Trial
 from occinv.schema import UserError
 from occinv.train.loop import NonFinite, train

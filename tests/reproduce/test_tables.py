@@ -12,8 +12,9 @@ from occinv import configuration, schema
 from occinv.cli import make_parser
 from occinv.encoder import vit
 from occinv.objective.base import Objective, Setting, build
+from occinv.reproduce.definition import COLUMNS, SCALES, Row, Table
 from occinv.reproduce.methods import CMAE, MAE, RANDOM, RMAE, Method
-from occinv.reproduce.tables import COLUMNS, SCALES, TABLES, Row, Table, choose, make_table
+from occinv.reproduce.tables import TABLES, choose, make_table
 from occinv.reproduce.trial import Plan, Stage, Trial, parse_overrides, stretched
 from occinv.schema import UserError
 
