@@ -11,7 +11,6 @@ from flax import linen as nn
 
 from occinv import schema
 from occinv.data.batch import Batch
-from occinv.encoder.vit import ViT
 from occinv.measure.losses import cross_entropy
 from occinv.objective.base import Axes, Objective, Params, State
 from occinv.objective.classification import hits
@@ -75,11 +74,6 @@ class LinearProbe(Objective):
         return ((0, 0),)
 
     @property
-    def encoder(self) -> ViT:
-        """f, without drop path: it does not learn."""
-        return self.setting.encoder.clone(drop_path=0.0)
-
-    @property
     def learns_late(self) -> dict[tuple[str, ...], int | None]:
         return {("encoder",): None}
 
@@ -115,7 +109,7 @@ class LinearProbe(Objective):
         return (whole(normalise(pixels), self.encoder.num_patches),)
 
     def source(self, params: Params, view: View, keys: jax.Array | None = None) -> jax.Array:
-        """The feature, float32 [B, D], through which no gradient flows."""
+        """The feature, float32 [B, D], through which no gradient flows; no drop path acts."""
         del keys
         tokens = self.encode(params, view).tokens
         feature = tokens[:, 0] if self.pooling == "class" else tokens[:, 1:].mean(1)

@@ -221,8 +221,9 @@ def test_a_run_from_an_encoder_crashed_and_again(tmp_path: Path) -> None:
     assert_same_end(again, whole)
     state = state_of(whole)
     assert any("'state'" in name and "variance" in name for name in state)
-    start, end = (files.load(folder).params["encoder"] for folder in (before, whole))
-    jax.tree.map(np.testing.assert_array_equal, end, start)
+    start, end = (files.load(folder).params for folder in (before, whole))
+    jax.tree.map(np.testing.assert_array_equal, end["encoder"], start["encoder"])
+    assert (end["head"]["1"]["kernel"] != end["head"]["4"]["kernel"]).all()
     metrics = json.loads((whole / files.RESULT).read_text())["metrics"]
     assert metrics["top1"] == max(metrics["top1_at_1"], metrics["top1_at_4"])
     assert metrics["lr_factor"] in (1.0, 4.0)
