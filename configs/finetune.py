@@ -34,7 +34,7 @@ def get_config(variant: str = "imagenet") -> ConfigDict:
             "duration": {"epochs": 100},
             "evaluate_every": {"epochs": 1},
         },
-        "tiny_imagenet": {"batch_size": 64, "duration": {"epochs": 1}, "log_every": {"steps": 5}},
+        "tiny_imagenet": {"batch_size": 64, "duration": {"epochs": 10}},
         "quickstart": {
             "batch_size": 64,
             "duration": {"epochs": 8},
@@ -46,7 +46,7 @@ def get_config(variant: str = "imagenet") -> ConfigDict:
     }[variant]
     config.optimizer = {
         "imagenet": {"base_lr": 1e-3, "warmup": {"epochs": 5}, "layer_decay": 0.65, **ADAMW},
-        "tiny_imagenet": {"base_lr": 4e-3, "warmup": {"epochs": 0.2}, "layer_decay": 0.75, **ADAMW},
+        "tiny_imagenet": {"base_lr": 4e-3, "warmup": {"epochs": 1}, "layer_decay": 0.75, **ADAMW},
         "quickstart": {"base_lr": 8e-3, "warmup": {"epochs": 1}, "layer_decay": 0.75, **ADAMW},
         "smoke": {"base_lr": 8e-3, "warmup": {"steps": 2}, "layer_decay": 0.75, **ADAMW},
     }[variant]

@@ -44,7 +44,7 @@ def get_config(variant: str = "imagenet") -> ConfigDict:
             "duration": {"epochs": 90},
             "evaluate_every": {"epochs": 10},
         },
-        "tiny_imagenet": {"batch_size": 256, "duration": {"epochs": 4}, "log_every": {"steps": 5}},
+        "tiny_imagenet": {"batch_size": 256, "duration": {"epochs": 10}},
         "quickstart": {
             "batch_size": 64,
             "duration": {"epochs": 16},
@@ -55,7 +55,7 @@ def get_config(variant: str = "imagenet") -> ConfigDict:
     }[variant]
     config.optimizer = {
         "imagenet": {"base_lr": 0.1, "warmup": {"epochs": 10}},
-        "tiny_imagenet": {"base_lr": 4.0, "warmup": {"epochs": 0.5}, "trust_coefficient": 0.02},
+        "tiny_imagenet": {"base_lr": 4.0, "warmup": {"epochs": 1}, "trust_coefficient": 0.02},
         "quickstart": {"base_lr": 8.0, "warmup": {"epochs": 2}, "trust_coefficient": 0.02},
         "smoke": {"base_lr": 8.0, "warmup": {"steps": 2}, "trust_coefficient": 0.02},
     }[variant]

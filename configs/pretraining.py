@@ -17,7 +17,7 @@ def pretraining(variant: str, base_lr: float) -> ConfigDict:
     config = scale(variant)
     config.train = {
         "imagenet": {"batch_size": 1024, "duration": {"epochs": 100}},
-        "tiny_imagenet": {"batch_size": 64, "duration": {"epochs": 1}, "log_every": {"steps": 10}},
+        "tiny_imagenet": {"batch_size": 64, "duration": {"epochs": 20}},
         "quickstart": {
             "batch_size": 32,
             "duration": {"epochs": 16},
@@ -28,7 +28,7 @@ def pretraining(variant: str, base_lr: float) -> ConfigDict:
     }[variant]
     config.optimizer = {
         "imagenet": {"base_lr": base_lr, "warmup": {"epochs": 20}},
-        "tiny_imagenet": {"base_lr": 4e-3, "warmup": {"epochs": 0.1}},
+        "tiny_imagenet": {"base_lr": 4e-3, "warmup": {"epochs": 2}},
         "quickstart": {"base_lr": 1.6e-2, "warmup": {"epochs": 3}},
         "smoke": {"base_lr": 8e-3, "warmup": {"steps": 2}},
     }[variant]

@@ -138,13 +138,3 @@ def test_tpu_pod_refuses_a_folder_of_one_worker(workdir: str) -> None:
     assert shown.returncode == 2
     assert workdir in shown.stderr
     assert not shown.stdout
-
-
-def test_tiny_imagenet_runs_every_objective_on_both_amounts_of_labels() -> None:
-    script = str(Path(__file__).parent.parent / "launch" / "tiny_imagenet.sh")
-    command = ["bash", script, "--dry-run", "images", "runs", "--config.seed=3"]
-    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
-    assert all(line.startswith("occinv train ") and "--config.seed=3" in line for line in lines)
-    assert len(lines) == 5 + 2 * 6
-    assert sum("--config.data.fraction=0.1" in line for line in lines) == 6
-    assert sum("--config.init_from=runs/rmae-identity/pretrain" in line for line in lines) == 2

@@ -41,6 +41,7 @@ def collect(
         f"Python {platform.python_version()}",
         "seconds": seconds,
         "settings": describe_setting(some) | {"seeds": list(range(seeds))},
+        "paper_setting": table.paper_setting,
         "notes": list(table.notes),
         "columns": [COLUMNS[key]._asdict() for key in table.columns],
         "claims": [claim._asdict() for claim in table.claims],

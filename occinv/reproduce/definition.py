@@ -87,6 +87,7 @@ class Table:
       overrides: for every run of the table, such as another encoder.
       group: of the folder of its runs, where other tables cannot share them.
       notes: what a reader of the result has to know.
+      paper_setting: what the paper's figures were found with.
     """
 
     key: str
@@ -98,3 +99,4 @@ class Table:
     overrides: tuple[str, ...] = ()
     group: str = ""
     notes: tuple[str, ...] = ()
+    paper_setting: str = "ViT-B, ImageNet"

@@ -232,6 +232,7 @@ def _table5(scale: str) -> Table:
         claims=tuple(with_and_without),
         overrides=at_paper if scale == "paper" else (),
         group="table5" if scale == "paper" else "",
+        paper_setting="ViT-S, ImageNet-100",
         notes=(
             "CutMix and colour change what MAE's encoder sees; its target stays the pixels that "
             "were there. The paper leaves this open.",
