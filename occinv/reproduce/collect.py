@@ -44,7 +44,7 @@ def collect(
         "paper_setting": table.paper_setting,
         "notes": list(table.notes),
         "columns": [COLUMNS[key]._asdict() for key in table.columns],
-        "claims": [claim._asdict() for claim in table.claims],
+        "claims": [c._asdict() for c in table.claims if {c.row, c.than} <= {r.key for r in rows}],
         "rows": [describe(row, plan, seeds) for row in rows],
     }
 
