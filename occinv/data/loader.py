@@ -85,7 +85,7 @@ class _Loader:
         self._first_row = process_index * self._rows
         self._num_threads = num_threads
         self._corrupt = _CorruptImages(max_corrupt)
-        self._first_crop = Crop(image_size, crop_scale)
+        self._crop_scale = crop_scale
         self._crop_ratio = crop_ratio
         self._flip = 0.5 if flip else 0.0
         self._crops = crops
@@ -122,7 +122,7 @@ class _Loader:
             sample.image,
             crop.size,
             rng,
-            scale=crop.scale or self._first_crop.scale or (1.0, 1.0),
+            scale=crop.scale or self._crop_scale,
             ratio=self._crop_ratio,
             flip=self._flip,
         )
@@ -224,7 +224,7 @@ class TrainLoader(_Loader):
             if sample is None:
                 sample = self._next_readable(first + row)
             rng = _crop_generator(self.seed, first + row)
-            self._put(batch, row, self._crop(sample, self._first_crop, rng), sample, rng)
+            self._put(batch, row, self._crop(sample, Crop(self.image_size), rng), sample, rng)
             if self._rand_augment:
                 image = Image.fromarray(batch.image[row])
                 batch.image[row] = np.asarray(augment.rand_augment(image, rng))

@@ -130,7 +130,6 @@ def update_rule(
     In AdamW, decay is decoupled and shares the learning rate. In LARS (`lars.py` of the official
     MAE and MoCo v3) only matrices decay and have a trust ratio.
     """
-
     end = config.final_weight_decay
 
     def decayed(params: Any) -> Any:
