@@ -7,7 +7,9 @@ Exit status: 0 done; 1 the run failed (a loss that is no number); 2 a mistake in
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
+import os
 import shlex
 import sys
 import typing
@@ -78,8 +80,7 @@ def make_parser() -> argparse.ArgumentParser:
     train.add_argument("--config", required=True, metavar="FILE[:VARIANT]")
     train.add_argument("--workdir", required=True, type=Path)
     train.add_argument("--config.FIELD=VALUE", dest="_", help="set a field of the config")
-    train.add_argument("--distributed", action="store_true",
-                       help="one process of several (on Cloud TPU or SLURM)")  # fmt: skip
+    _add_processes(train)
 
     evaluate = commands.add_parser("evaluate", help="measure trained encoders")
     measures = evaluate.add_subparsers(dest="measure", required=True, metavar="MEASURE")
@@ -128,8 +129,7 @@ def make_parser() -> argparse.ArgumentParser:
                            help="worker K of N that share the workdir")  # fmt: skip
     reproduce.add_argument("--add", action="append", default=[], metavar="NAME=WORKDIR",
                            help="a row more, of an encoder that is there")  # fmt: skip
-    reproduce.add_argument("--distributed", action="store_true",
-                           help="one process of several (on Cloud TPU or SLURM)")  # fmt: skip
+    _add_processes(reproduce)
 
     report = commands.add_parser("report", help="compare runs, or what `reproduce` has measured")
     report.add_argument("folders", type=Path, nargs="+", metavar="DIR")
@@ -169,11 +169,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.typed = list(sys.argv[1:] if arguments is None else arguments)
         return _COMMANDS[options.command](options, rest)
     except UserError as error:
-        print(f"occinv: {error}", file=sys.stderr)
-        return 2
+        return _failed(2, error)
     except KeyboardInterrupt:
-        print("occinv: interrupted at once; what was saved before stays", file=sys.stderr)
-        return 130
+        return _failed(130, "interrupted at once; what was saved before stays")
+    except Exception as error:
+        if not _is_one_of_several():
+            raise
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return _failed(1, f"this or another process has failed, so all end: {first_line}")
+
+
+def _failed(status: int, reason: object) -> int:
+    """Says why, and returns the status; one of several processes ends there and then.
+
+    Its regular end would wait for the others, who wait for it.
+    """
+    print(f"occinv: {reason}", file=sys.stderr, flush=True)
+    if _is_one_of_several():
+        sys.stdout.flush()
+        os._exit(status)
+    return status
+
+
+def _is_one_of_several() -> bool:
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def _train(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -181,21 +201,21 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     from occinv.progress import Progress
     from occinv.train.loop import NonFinite, train
 
-    _join(options)
+    console = _join(options)
+    say = functools.partial(console.print, highlight=False, soft_wrap=True)
     try:
-        with Progress() as progress:
+        with Progress(console=console) as progress:
             outcome = train(experiment, options.workdir, progress.stage(options.workdir.name))
     except NonFinite as error:
-        print(f"occinv: {error}", file=sys.stderr)
-        return 1
+        return _failed(1, error)
     if outcome.stopped_by is not None and outcome.step < outcome.steps:
-        print(
+        say(
             f"stopped and saved at step {outcome.step} of {outcome.steps} in {options.workdir}; "
             "run the same command to go on"
         )
         return 128 + outcome.stopped_by
     measured = ", ".join(f"{name} {value:.4g}" for name, value in outcome.metrics.items())
-    print(f"{options.workdir}: {outcome.step} steps done" + (f"; {measured}" if measured else ""))
+    say(f"{options.workdir}: {outcome.step} steps done" + (f"; {measured}" if measured else ""))
     return 0
 
 
@@ -239,12 +259,32 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def _join(options: argparse.Namespace) -> None:
-    """Makes this one of several processes, if it is to be."""
-    if options.distributed:
-        import jax
+def _add_processes(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("several processes")
+    group.add_argument("--distributed", action="store_true",
+                       help="one that SLURM, Cloud TPU or Kubernetes has started")  # fmt: skip
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, without a cluster")
+    group.add_argument("--num-processes", type=int, metavar="N")
+    group.add_argument("--process-id", type=int, metavar="I", help="0 to N - 1")
 
-        jax.distributed.initialize()
+
+def _join(options: argparse.Namespace) -> Any:
+    """Makes this one of several processes, if it is to be: where it may print.
+
+    Process 0 speaks for all; the others only warn.
+    """
+    import jax
+    from rich.console import Console
+
+    from occinv import parallel
+
+    given = options.coordinator, options.num_processes, options.process_id
+    if options.distributed or given != (None, None, None):
+        parallel.join(*given)
+    if jax.process_index() == 0:
+        return Console()
+    logging.getLogger("occinv").setLevel(logging.WARNING)
+    return Console(quiet=True)
 
 
 def _reproduce(options: argparse.Namespace, rest: list[str]) -> int:
@@ -259,9 +299,8 @@ def _reproduce(options: argparse.Namespace, rest: list[str]) -> int:
     rows = (*rows, *(added(row) for row in options.add))
     plan = Plan(table, options.workdir, scale, options.length, parse_overrides(rest))
     share = Share() if options.jobs is None else Share.parse(options.jobs)
-    _join(options)
-    words = [word for word in options.typed if word != "--distributed"]
-    return reproduce(plan, rows, options.seeds, shlex.join(["occinv", *words]), share)
+    command = shlex.join(["occinv", *options.typed])
+    return reproduce(plan, rows, options.seeds, command, share, _join(options))
 
 
 def _report(options: argparse.Namespace, rest: list[str]) -> int:

@@ -20,6 +20,44 @@ from occinv.schema import UserError
 Tree = TypeVar("Tree")
 
 
+# A process that has died is noticed after so many seconds, and then all others end.
+PEER_TIMEOUT = 60
+
+
+def join(
+    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
+    """Makes this process one of several, before anything else is done with JAX.
+
+    Without arguments the cluster is asked who is there: SLURM, Cloud TPU, Kubernetes, Open MPI.
+
+    Args:
+      coordinator: HOST:PORT of process 0, at which it listens.
+      num_processes, process_id: how many there are, and which this is, from 0.
+
+    Raises UserError where no cluster is found and nothing was given, or only a part of it.
+    """
+    given = {
+        "--coordinator": coordinator,
+        "--num-processes": num_processes,
+        "--process-id": process_id,
+    }
+    missing = [name for name, value in given.items() if value is None]
+    if 0 < len(missing) < len(given):
+        raise UserError(f"{' and '.join(missing)} missing, expected all of {', '.join(given)}")
+    if num_processes is not None and not 0 <= (process_id or 0) < num_processes:
+        raise UserError(f"--process-id {process_id}, expected 0 to {num_processes - 1}")
+    try:
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id, heartbeat_timeout_seconds=PEER_TIMEOUT
+        )
+    except ValueError as error:
+        raise UserError(
+            "--distributed found no cluster (SLURM, Cloud TPU, Kubernetes, Open MPI): give "
+            f"--coordinator HOST:PORT, --num-processes and --process-id ({error})"
+        ) from error
+
+
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
     """A mesh of one axis, `data`, over every device of every process (or over `devices`)."""
     devices = devices or jax.devices()

@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 
 import jax
+from rich.console import Console
 
 from occinv.evaluate import run as measure
 from occinv.progress import Progress
@@ -58,7 +59,12 @@ class Stopped(Exception):
 
 
 def reproduce(
-    plan: Plan, rows: Sequence[Row], seeds: int, command: str, share: Share = Share()
+    plan: Plan,
+    rows: Sequence[Row],
+    seeds: int,
+    command: str,
+    share: Share = Share(),
+    console: Console | None = None,
 ) -> int:
     """Runs and measures what is missing, and reports: the exit status.
 
@@ -68,6 +74,7 @@ def reproduce(
     Args:
       seeds: each row is run with seeds 0 to `seeds` - 1.
       command: for the report: what was typed.
+      console: where progress is shown.
 
     Returns:
       0; 1 if a row failed; 128 + the number of a signal that stopped it.
@@ -105,7 +112,7 @@ def reproduce(
         return all(row["status"] == "done" for row in results["rows"])
 
     first = (share.number - 1) * len(trials) // share.count
-    with Progress(sum(trial.cost for trial in trials)) as progress:
+    with Progress(sum(trial.cost for trial in trials), console) as progress:
         try:
             left = [*trials[first:], *trials[:first]]
             while left:

@@ -292,7 +292,7 @@ def run_steps(
             clock = Clock()
         if step % save_every == 0 or step == run.steps:
             save()
-        if stop.requested is not None:
+        if stop.is_due(step):
             save()
             break
     if done == run.steps:  # killed between the last checkpoint and result.json
