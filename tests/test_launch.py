@@ -6,10 +6,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
+
+from occinv.cli import make_parser
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(p for p in (REPOSITORY / "launch").iterdir() if p.is_file())
 POD = {"NAME": "pod", "ZONE": "zone-a", "TYPE": "v6e-32", "VERSION": "image", "PROJECT": "project"}
+JOBSET = {"NAME": "mae", "IMAGE": "image", "HOSTS": "4", "CHIPS": "8", "VOLUME": "disk"}
 ARGUMENTS = ["configs/cmae.py", "/shared/run 1", "--config.seed=3"]
 
 
@@ -26,7 +30,13 @@ def launch(script: str, *arguments: str, **variables: str) -> subprocess.Complet
 
 
 def test_the_scripts_are_there() -> None:
-    assert {"local.sh", "slurm.sbatch", "tpu_pod.sh"} <= {script.name for script in SCRIPTS}
+    assert [script.name for script in SCRIPTS] == [
+        "kubernetes.sh",
+        "local.sh",
+        "processes.sh",
+        "slurm.sbatch",
+        "tpu_pod.sh",
+    ]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
@@ -34,10 +44,10 @@ def test_a_script_parses(script: Path) -> None:
     subprocess.run(["bash", "-n", str(script)], check=True)
 
 
-@pytest.mark.parametrize("script", ["local.sh", "slurm.sbatch", "tpu_pod.sh"])
+@pytest.mark.parametrize("script", ["kubernetes.sh", "local.sh", "slurm.sbatch", "tpu_pod.sh"])
 @pytest.mark.parametrize("given", [[], ["--dry-run"], ["--dry-run", "configs/mae.py"]])
 def test_too_few_arguments_are_a_usage_error(script: str, given: list[str]) -> None:
-    shown = launch(script, *given, **POD)
+    shown = launch(script, *given, **(POD | JOBSET))
     assert shown.returncode == 2
     assert shown.stderr.startswith("usage: ")
     assert shown.stderr.count("\n") == 1
@@ -100,7 +110,7 @@ def test_tpu_pod_runs_the_train_command_on_all_workers() -> None:
     shown = launch("tpu_pod.sh", "--dry-run", *ARGUMENTS, **POD)
     assert shown.returncode == 0, shown.stderr
     steps = [shlex.split(line) for line in shown.stdout.splitlines()]
-    assert [step[0] for step in steps] == ["gcloud", "git", "gcloud", "gcloud", "gcloud"]
+    assert [step[0] for step in steps] == ["git", "gcloud", "gcloud", "gcloud", "gcloud"]
     cloud = [step for step in steps if step[0] == "gcloud"]
     assert [step[4] for step in cloud] == ["create", "scp", "ssh", "ssh"]
     for step in cloud:
@@ -123,6 +133,51 @@ def test_tpu_pod_runs_the_train_command_on_all_workers() -> None:
     ]
 
 
+def test_tpu_pod_waits_in_the_queue_for_what_may_be_preempted() -> None:
+    shown = launch("tpu_pod.sh", "--dry-run", *ARGUMENTS, **POD, QUEUE="1", SPOT="1")
+    assert shown.returncode == 0, shown.stderr
+    words = shlex.split(shown.stdout.splitlines()[1])
+    assert words[:5] == ["gcloud", "compute", "tpus", "queued-resources", "create"]
+    assert "--spot" in words
+    assert words[words.index("--node-id") + 1] == POD["NAME"]
+    assert words[words.index("--runtime-version") + 1] == POD["VERSION"]
+
+
+def test_tpu_pod_makes_a_preempted_slice_again(tmp_path: Path) -> None:
+    """With a stand-in for gcloud: the first training ends with the slice, the second is done."""
+    gcloud = tmp_path / "gcloud"
+    gcloud.write_text(
+        "#!/bin/bash\n"
+        f"cd {tmp_path}\n"
+        'case "$*" in\n'
+        "  *describe*) cat state 2> /dev/null;;\n"
+        "  *create*) echo READY > state; echo create >> calls;;\n"
+        "  *delete*) rm -f state; echo delete >> calls;;\n"
+        "  *train*) echo train >> calls\n"
+        "    if [ ! -e first ]; then touch first; echo PREEMPTED > state; exit 1; fi;;\n"
+        "esac\n"
+    )
+    gcloud.chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    shown = launch("tpu_pod.sh", *ARGUMENTS, **POD, PATH=path)
+    assert shown.returncode == 0, shown.stderr
+    calls = (tmp_path / "calls").read_text().split()
+    assert calls == ["create", "train", "delete", "create", "train"]
+
+
+def test_tpu_pod_hands_a_failure_on(tmp_path: Path) -> None:
+    """A run that fails by itself is not begun again."""
+    gcloud = tmp_path / "gcloud"
+    gcloud.write_text(
+        '#!/bin/bash\ncase "$*" in *describe*) echo READY;; *train*) echo once; exit 2;; esac\n'
+    )
+    gcloud.chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    shown = launch("tpu_pod.sh", *ARGUMENTS, **POD, PATH=path)
+    assert shown.returncode == 2
+    assert shown.stdout.splitlines().count("once") == 1
+
+
 @pytest.mark.parametrize("missing", sorted(POD))
 def test_tpu_pod_names_the_setting_that_is_missing(missing: str) -> None:
     given = {name: value for name, value in POD.items() if name != missing}
@@ -138,3 +193,77 @@ def test_tpu_pod_refuses_a_folder_of_one_worker(workdir: str) -> None:
     assert shown.returncode == 2
     assert workdir in shown.stderr
     assert not shown.stdout
+
+
+@pytest.mark.parametrize("chips", ["nvidia.com/gpu", "google.com/tpu"])
+def test_a_jobset_is_one_process_a_node(chips: str) -> None:
+    given = [ARGUMENTS[0], "/shared/it's 1", "--config.objective.colour={}"]
+    tpu = {"TPU": "tpu-v5-lite-podslice", "TOPOLOGY": "4x8"} if "tpu" in chips else {}
+    shown = launch("kubernetes.sh", "--dry-run", *given, **JOBSET, **tpu)
+    assert shown.returncode == 0, shown.stderr
+    manifest = yaml.safe_load(shown.stdout)
+    assert (manifest["kind"], manifest["metadata"]["name"]) == ("JobSet", "mae")
+    job = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
+    assert job["parallelism"] == job["completions"] == 4
+    pod = job["template"]["spec"]
+    selector = pod.get("nodeSelector", {})
+    assert selector.get("cloud.google.com/gke-tpu-topology") == tpu.get("TOPOLOGY")
+    container = pod["containers"][0]
+    assert container["resources"]["limits"] == {chips: 8}
+    shell, option, script = container["command"]
+    assert (shell, option) == ("bash", "-c")
+    found = subprocess.run(
+        ["bash", "-c", script.replace("exec occinv", "printf '%s\\n'")],
+        env={"JOB_COMPLETION_INDEX": "3"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    options, rest = make_parser().parse_known_args(found.stdout.splitlines())
+    assert options.coordinator == "mae-workers-0-0.mae:8476"
+    assert (options.num_processes, options.process_id) == (4, 3)
+    assert (options.config, str(options.workdir), rest) == (given[0], given[1], given[2:])
+
+
+@pytest.mark.parametrize("missing", sorted(JOBSET))
+def test_kubernetes_names_the_setting_that_is_missing(missing: str) -> None:
+    given = {name: value for name, value in JOBSET.items() if name != missing}
+    shown = launch("kubernetes.sh", "--dry-run", *ARGUMENTS, **given)
+    assert (shown.returncode, shown.stdout) == (2, "")
+    assert missing in shown.stderr
+
+
+def test_kubernetes_refuses_a_folder_of_one_node() -> None:
+    shown = launch("kubernetes.sh", "--dry-run", "configs/mae.py", "/runs/mae", **JOBSET)
+    assert (shown.returncode, shown.stdout) == (2, "")
+    assert "/runs/mae" in shown.stderr
+
+
+def test_processes_are_numbered_and_share_a_coordinator() -> None:
+    shown = launch("processes.sh", "--dry-run", "3", *ARGUMENTS, PORT="1234")
+    assert shown.returncode == 0, shown.stderr
+    lines = [shlex.split(line) for line in shown.stdout.splitlines()]
+    found = [make_parser().parse_known_args(words[1:])[0] for words in lines]
+    assert [options.process_id for options in found] == [0, 1, 2]
+    assert {options.num_processes for options in found} == {3}
+    assert {options.coordinator for options in found} == {"localhost:1234"}
+
+
+@pytest.mark.parametrize("count", ["0", "two", "-1"])
+def test_processes_refuses_a_number_that_is_none(count: str) -> None:
+    shown = launch("processes.sh", "--dry-run", count, *ARGUMENTS)
+    assert (shown.returncode, shown.stdout) == (2, "")
+    assert f"N is {count}" in shown.stderr
+
+
+@pytest.mark.parametrize(("failing", "status"), [("none", 0), ("1", 7)])
+def test_processes_hands_the_exit_status_on(failing: str, status: int, tmp_path: Path) -> None:
+    script = tmp_path / "launch" / "processes.sh"
+    script.parent.mkdir()
+    script.write_text((REPOSITORY / "launch" / "processes.sh").read_text())
+    occinv = tmp_path / ".venv" / "bin" / "occinv"
+    occinv.parent.mkdir(parents=True)
+    occinv.write_text(f'#!/bin/sh\n[ "$7" != {failing} ] || exit 7\n')
+    occinv.chmod(0o755)
+    command = ["bash", script, "2", *ARGUMENTS]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == status
