@@ -125,6 +125,8 @@ def make_parser() -> argparse.ArgumentParser:
     reproduce.add_argument("--seeds", type=int, default=1, help="how many seeds for every row")
     reproduce.add_argument("--length", type=float, default=1.0, metavar="FACTOR",
                            help="times every training's length")  # fmt: skip
+    reproduce.add_argument("--images", type=int, metavar="N",
+                           help="that Tables 7 and 8 pretrain on")  # fmt: skip
     reproduce.add_argument("--jobs", nargs=3, metavar=("K", "of", "N"),
                            help="worker K of N that share the workdir")  # fmt: skip
     reproduce.add_argument("--add", action="append", default=[], metavar="NAME=WORKDIR",
@@ -291,7 +293,7 @@ def _reproduce(options: argparse.Namespace, rest: list[str]) -> int:
     scale = options.scale or ("quickstart" if options.table == "quickstart" else "")
     if not scale and options.table in TABLES:
         raise UserError(f"--scale is missing: give one of {', '.join(SCALES)}")
-    table = make_table(options.table, scale)
+    table = make_table(options.table, scale, options.images)
     rows = choose(table, options.rows)
     from occinv.reproduce.trial import Plan, added, parse_overrides
     from occinv.reproduce.work import Share, reproduce

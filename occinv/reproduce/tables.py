@@ -47,13 +47,21 @@ PROBE_NOTE = (
 )
 
 
-def make_table(key: str, scale: str) -> Table:
-    """A table of the paper, or `quickstart`. Raises UserError for an unknown name."""
+def make_table(key: str, scale: str, images: int | None = None) -> Table:
+    """A table of the paper, or `quickstart`.
+
+    Args:
+      images: that Tables 7 and 8 pretrain on; None: those of the scale.
+
+    Raises UserError for an unknown name, and `images` for another table.
+    """
     if key not in TABLES:
         raise UserError(f"no table {key!r}{nearest(key, TABLES)}")
     if scale not in SCALES:
         raise UserError(f"--scale {scale!r}{nearest(scale, SCALES)}")
-    number = SCALES[scale][1]
+    if images is not None and key not in ("table7", "table8"):
+        raise UserError(f"--images {images}: only table7 and table8 pretrain on a number of images")
+    number = SCALES[scale][1] if images is None else images
     if key == "table7":
         return _table7(number)
     if key == "table8":

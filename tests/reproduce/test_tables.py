@@ -211,6 +211,19 @@ def test_names_that_are_not() -> None:
         make_table("table3", "smal")
 
 
+def test_few_images_are_as_many_as_asked() -> None:
+    table = make_table("table8", "small", 1000)
+    assert "1000 images" in table.subject
+    keys = [row.key for row in table.rows]
+    assert keys[1:4] == [
+        "supervised_1000_one_per_class",
+        "mocov3_1000_one_per_class",
+        "mae_1000_one_per_class",
+    ]
+    with pytest.raises(UserError, match="--images 5: only table7 and table8"):
+        make_table("table3", "small", 5)
+
+
 def test_a_length_is_a_factor_of_every_duration() -> None:
     spec = "configs/mae.py:quickstart"
     assert stretched(spec, 1) == ()
