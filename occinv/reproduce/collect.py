@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
@@ -52,18 +53,23 @@ def collect(
 def describe_setting(experiment: Any) -> dict[str, Any]:
     """Data and encoder of the trainings on labels, in words."""
     data = experiment.data
-    train, test = (
-        open_source(spec, train=is_train, data_dir=data.data_dir)
-        for spec, is_train in ((data.source, True), (data.eval_source or data.source, False))
-    )
+    classes, train = count(data.source, True, data.data_dir)
+    _, test = count(data.eval_source or data.source, False, data.data_dir)
     size = vit.build(experiment.encoder, data.image_size)
     return {
-        "data": f"{data.source}: {len(train.classes)} classes, {len(train)} training "
-        f"and {len(test)} test images of {data.image_size}² pixels",
-        "num_test": len(test),
+        "data": f"{data.source}: {classes} classes, {train} training and {test} test images of "
+        f"{data.image_size}² pixels",
+        "num_test": test,
         "encoder": f"ViT of {size.depth} blocks, {size.width} wide, patches of "
         f"{size.patch_size}² pixels",
     }
+
+
+@functools.cache
+def count(source: str, train: bool, data_dir: str | None) -> tuple[int, int]:
+    """The classes and images of a source: once, for listing a large folder takes its time."""
+    opened = open_source(source, train=train, data_dir=data_dir)
+    return len(opened.classes), len(opened)
 
 
 def describe(row: Row, plan: Plan, seeds: int) -> dict[str, Any]:

@@ -45,6 +45,10 @@ class Plan:
     length: float = 1.0
     overrides: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if not self.length > 0:
+            raise UserError(f"--length {self.length}, expected a factor above 0")
+
     @property
     def folder(self) -> Path:
         """Of the table's results; the quickstart has no other tables beside it."""

@@ -26,7 +26,7 @@ from occinv.reproduce.lock import locked
 from occinv.reproduce.trial import FAILED, MEASURING, SECONDS, TITLES, Plan, Trial
 from occinv.schema import UserError
 from occinv.train.loop import NonFinite, train
-from occinv.train.workdir import RESULT, check_folder, write_json
+from occinv.train.workdir import RESULT, check_folder, check_same, write_json
 
 PICTURES = 6  # reconstructions of each model
 
@@ -144,9 +144,11 @@ def trials_of(plan: Plan, rows: Sequence[Row], seeds: int) -> list[Trial]:
 def take(trial: Trial, progress: Progress) -> bool:
     """Runs and measures a trial unless another worker has it: whether it is done with.
 
-    Raises Stopped.
+    Raises Stopped, and UserError where other trainings have been done in the trial's place.
     """
     if trial.is_done:
+        for stage in trial.stages.values():
+            check_same(stage.workdir, stage.experiment)
         progress.done(trial.cost)
         return True
     with locked(trial.folder / ".lock") as is_ours:

@@ -74,24 +74,30 @@ def claim(workdir: Path, experiment: schema.Experiment, classes: tuple[str, ...]
     cannot be a folder.
     """
     check_folder(workdir)
-    path = workdir / CONFIG
-    ours = {"experiment": as_json(experiment), "classes": list(classes)}
-    if path.exists():
-        theirs = json.loads(path.read_text())
-        # Resolved, so that a field which an older version had not is at its default.
-        before = as_json(schema.resolve(theirs["experiment"]))
-        changed = [
-            f"{name}={old!r} (now {new!r})"
-            for name, old, new in differences(before, ours["experiment"])
-            if not name.startswith(FREE)
-        ]
-        if theirs["classes"] != ours["classes"]:
-            changed.append(f"{len(theirs['classes'])} classes (now {len(classes)}, or others)")
-        if changed:
-            raise UserError(
-                f"{workdir} holds a run with {', '.join(changed)}; use another --workdir"
-            )
-    write_json(path, ours)
+    if (workdir / CONFIG).exists():
+        check_same(workdir, experiment, classes)
+    write_json(workdir / CONFIG, {"experiment": as_json(experiment), "classes": list(classes)})
+
+
+def check_same(
+    workdir: Path, experiment: schema.Experiment, classes: tuple[str, ...] | None = None
+) -> None:
+    """Raises UserError, quoting the fields, unless the run in `workdir` is this experiment's.
+
+    `classes` None: whatever they are.
+    """
+    theirs = json.loads((workdir / CONFIG).read_text())
+    # Resolved, so that a field which an older version had not is at its default.
+    before = as_json(schema.resolve(theirs["experiment"]))
+    changed = [
+        f"{name}={old!r} (now {new!r})"
+        for name, old, new in differences(before, as_json(experiment))
+        if not name.startswith(FREE)
+    ]
+    if classes is not None and theirs["classes"] != list(classes):
+        changed.append(f"{len(theirs['classes'])} classes (now {len(classes)}, or others)")
+    if changed:
+        raise UserError(f"{workdir} holds a run with {', '.join(changed)}; use another --workdir")
 
 
 def record_images(workdir: Path, lines: Iterable[str]) -> None:

@@ -235,6 +235,8 @@ def test_a_length_is_a_factor_of_every_duration() -> None:
         trial = Trial(longer, 0, plan("quickstart", "quickstart", length=length))
         assert trial.stage("pretrain").experiment.train.duration.epochs == epochs
         assert trial.stage("finetune").experiment.train.duration.epochs == 8 * length
+    with pytest.raises(UserError, match="--length 0, expected a factor above 0"):
+        plan("quickstart", length=0)
     random = Trial(Method("random_3", None, length=3.0), 0, plan("quickstart", "quickstart"))
     assert random.stage("finetune").experiment.train.duration.epochs == 24
 

@@ -26,7 +26,7 @@ from occinv.reproduce.trial import Plan, Trial, added
 from occinv.reproduce.work import Share, Stopped, trials_of
 from occinv.schema import UserError
 from occinv.train.loop import NonFinite, Outcome
-from occinv.train.workdir import METRICS, RESULT, write_json
+from occinv.train.workdir import CONFIG, METRICS, RESULT, as_json, write_json
 
 TABLE = ["reproduce", "table3", "--scale", "smoke", "--workdir", "runs"]
 ROWS = ["cmae_class", "cmae_mean"]
@@ -138,6 +138,21 @@ def test_a_finished_table_runs_nothing(
     assert trained() == before
 
 
+def test_another_plan_in_the_same_folder_is_refused(
+    whole: Path,
+    arguments: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Else finished rows of one plan would stand in the table of another."""
+    monkeypatch.chdir(whole)
+    before = (whole / "runs" / "table3" / "results.json").read_text()
+    assert main([*arguments, "--length", "2"]) == 2
+    shown = capsys.readouterr().err
+    assert "holds a run with train.duration.steps=8 (now 16)" in shown
+    assert (whole / "runs" / "table3" / "results.json").read_text() == before
+
+
 def test_a_row_more_of_an_encoder_that_is_there(
     whole: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,7 +198,7 @@ def pretended(
         begun.append(workdir)
         if act is not None:
             act(workdir)
-        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(workdir / CONFIG, {"experiment": as_json(experiment), "classes": []})
         write_json(workdir / RESULT, {"step": 8, "metrics": {"top1": 0.25}})
         return Outcome(8, 8, {}, None)
 
@@ -278,6 +293,7 @@ def test_progress_counts_the_whole_once(tmp_path: Path, monkeypatch: pytest.Monk
         if not (workdir / RESULT).exists():
             for step in range(3, 9):
                 watch(step, 8, None)
+            write_json(workdir / CONFIG, {"experiment": as_json(experiment), "classes": []})
             write_json(workdir / RESULT, {"step": 8, "metrics": {}})
         return Outcome(8, 8, {}, None)
 
