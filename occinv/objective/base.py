@@ -36,6 +36,7 @@ class Setting:
     dtype: Any = jnp.float32
     batch_size: int = 1  # with num_images: what an epoch is
     num_images: int = 1
+    mesh: jax.sharding.Mesh | None = None  # over which a batch lies; None: on one device
 
 
 class Axes(NamedTuple):

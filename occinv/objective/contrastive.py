@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from occinv import schema
 from occinv.data.batch import Batch
 from occinv.encoder.vit import Features, ViT
+from occinv.measure.blockwise import check_block, info_nce_blockwise
 from occinv.measure.heads import HeadNorm, MlpHead
-from occinv.measure.losses import Negatives, byol, cosine, info_nce, similarities
+from occinv.measure.losses import Negatives, byol, cosine
 from occinv.objective.base import Axes, Objective, Params, State, occlusion
 from occinv.objective.ema import cosine_momentum, moved
 from occinv.transform.colour import ColourJitter
@@ -36,6 +37,7 @@ class ContrastiveAutoencoder(Objective):
       similarity: `infonce`, or `byol`, which needs no negatives.
       negatives: z'_j: the same `position` of the other images, the other tokens of the same
         `image`, or all tokens of the `batch`.
+      block: how many keys a query meets at once, for less memory and the same loss; None: all.
       mask_token: whether removed patches enter the encoder as a learnable token or not at all.
       symmetric: whether the loss is also taken with the two views swapped, and the two averaged.
       temperature: τ.
@@ -51,6 +53,7 @@ class ContrastiveAutoencoder(Objective):
     tokens: Literal["patch", "class", "mean", "patch+class"] = "patch"
     similarity: Literal["infonce", "byol"] = "infonce"
     negatives: Negatives = "position"
+    block: int | None = None
     mask_token: bool = True
     symmetric: bool = True
     temperature: float = 0.2
@@ -63,6 +66,7 @@ class ContrastiveAutoencoder(Objective):
     cutmix: float = 0.0
 
     def __post_init__(self) -> None:
+        check_block(self.block)
         if self.mask_ratio != 0:
             kept_patches(self.encoder.num_patches, self.mask_ratio)
         if self.mask_ratio and not self.mask_token and "patch" in self.tokens:
@@ -143,6 +147,11 @@ class ContrastiveAutoencoder(Objective):
         first, second = (half(*each, keys) for each, keys in zip(halves, view_keys, strict=True))
         return first, second
 
+    def source(self, params: Params, view: View, keys: jax.Array | None = None) -> jax.Array:
+        """q(p(f(view))), float32 [B, T, head_out]."""
+        projected = self.project(params, self.encode(params, view, keys))
+        return self.head.apply({"params": params["predictor"]}, projected)  # type: ignore[return-value]
+
     def target(self, params: Params, state: State, view: View, batch: Batch, keys: Any) -> Any:
         """p'(f'(T2 x)) of the EMA copy, through which no gradient flows."""
         del params, batch, keys
@@ -160,15 +169,15 @@ class ContrastiveAutoencoder(Objective):
         return self.head.apply({"params": params["projector"]}, tokens)  # type: ignore[return-value]
 
     def measure(
-        self, params: Params, state: State, z1: Features, z2: Any, view1: View, view2: View
+        self, params: Params, state: State, z1: Any, z2: Any, view1: View, view2: View
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Eq. (9), or BYOL's distance, averaged over the tokens."""
-        del state, view1, view2
-        query = self.head.apply({"params": params["predictor"]}, self.project(params, z1))
-        metrics = {"similarity": cosine(query, z2).mean(1)}  # type: ignore[arg-type]
+        del params, state, view1, view2
+        metrics = {"similarity": cosine(z1, z2).mean(1)}
         if self.similarity == "byol":
-            return byol(query, z2).mean(1), metrics  # type: ignore[arg-type]
-        cosines, positive = similarities(query, z2, self.negatives)  # type: ignore[arg-type]
-        nearest = cosines.argmax(-1) == positive
-        metrics["agreement"] = nearest.astype(jnp.float32).mean(1)  # chance: 1 in all keys
-        return info_nce(cosines, positive, self.temperature).mean(1), metrics
+            return byol(z1, z2).mean(1), metrics
+        loss, agrees = info_nce_blockwise(
+            z1, z2, self.negatives, self.temperature, self.block, self.setting.mesh
+        )
+        metrics["agreement"] = agrees.mean(1)  # chance: 1 in all keys
+        return loss.mean(1), metrics

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from occinv.data.batch import Batch
 from occinv.data.crop import Crop
 from occinv.encoder.vit import Features
+from occinv.measure.blockwise import check_block, info_nce_blockwise
 from occinv.measure.heads import BatchNormHead
-from occinv.measure.losses import cosine, info_nce, similarities
+from occinv.measure.losses import cosine
 from occinv.objective.base import Axes, Objective, Params, State
 from occinv.objective.ema import cosine_momentum, moved
 from occinv.transform.colour import Appearance
@@ -29,6 +30,7 @@ class MomentumContrast(Objective):
 
     Attributes:
       temperature: τ.
+      block: how many keys a query meets at once, for less memory and the same loss; None: all.
       momentum: of the EMA target at the start; it grows to 1 along a cosine.
       head_hidden, head_out: of projector (three layers) and predictor (two).
       freeze_patch_embed: whether the patch projection stays as it was drawn, for stability.
@@ -36,12 +38,16 @@ class MomentumContrast(Objective):
     """
 
     temperature: float = 0.2
+    block: int | None = None
     momentum: float = 0.99
     head_hidden: int = 4096
     head_out: int = 256
     freeze_patch_embed: bool = True
     first: Appearance = Appearance(blur=1.0)
     second: Appearance = Appearance(blur=0.1, solarise=0.2)
+
+    def __post_init__(self) -> None:
+        check_block(self.block)
 
     @property
     def axes(self) -> Axes:
@@ -124,8 +130,13 @@ class MomentumContrast(Objective):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """InfoNCE over the images, times 2τ as published, times 2: theirs adds both directions."""
         del params, state, view1, view2
-        cosines, positive = similarities(z1[:, None], z2[:, None], "position")
-        loss = info_nce(cosines, positive, self.temperature)[:, 0]
-        agreement = (cosines.argmax(-1) == positive)[:, 0]
-        metrics = {"similarity": cosine(z1, z2), "agreement": agreement.astype(jnp.float32)}
-        return 2 * (2 * self.temperature) * loss, metrics
+        loss, agrees = info_nce_blockwise(
+            z1[:, None],
+            z2[:, None],
+            "position",
+            self.temperature,
+            self.block,
+            self.setting.mesh,
+        )
+        metrics = {"similarity": cosine(z1, z2), "agreement": agrees[:, 0]}
+        return 2 * (2 * self.temperature) * loss[:, 0], metrics

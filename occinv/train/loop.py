@@ -111,7 +111,7 @@ def prepare(experiment: Experiment) -> Run:
         )
     dtype = parallel.compute_dtype(train.precision)
     encoder = vit.build(experiment.encoder, data.image_size, dtype)
-    setting = Setting(encoder, len(source.classes), steps, dtype, train.batch_size, epoch)
+    setting = Setting(encoder, len(source.classes), steps, dtype, train.batch_size, epoch, mesh)
     objective = build(experiment.objective, setting)
     share: dict[str, Any] = {
         "batch_size": train.batch_size,
