@@ -20,19 +20,17 @@ from occinv.encoder import vit
 from occinv.objective.base import Setting, build
 from occinv.report.runs import describe_run, objective_of, pictures
 from occinv.reproduce.definition import COLUMNS, Row
-from occinv.reproduce.trial import FAILED, RUNS, Plan, Trial
+from occinv.reproduce.trial import FAILED, RUNS, Plan, Trial, trials_of
 from occinv.train.workdir import RESULT
 
 NOTHING = dict.fromkeys(("framework", "transformation", "t1", "t2", "target", "measure"), "–")
 
 
-def collect(
-    plan: Plan, rows: Sequence[Row], seeds: int, command: str, seconds: float
-) -> dict[str, Any]:
-    """The results of a table so far."""
+def collect(plan: Plan, rows: Sequence[Row], seeds: int, command: str) -> dict[str, Any]:
+    """The results of a table so far; `seconds` are those of all trainings, whoever ran them."""
     table = plan.table
-    method = next(row.method for row in rows if row.method is not None)
-    some = [*Trial(method, 0, plan).stages.values()][-1].experiment
+    trials = trials_of(plan, rows, seeds)
+    some = [*trials[0].stages.values()][-1].experiment
     return {
         "title": table.key,
         "subject": table.subject,
@@ -40,7 +38,7 @@ def collect(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{os.cpu_count()} CPU cores, {jax.default_backend()}, JAX {jax.__version__}, "
         f"Python {platform.python_version()}",
-        "seconds": seconds,
+        "seconds": sum(stage.seconds for trial in trials for stage in trial.stages.values()),
         "settings": describe_setting(some) | {"seeds": list(range(seeds))},
         "paper_setting": table.paper_setting,
         "notes": list(table.notes),

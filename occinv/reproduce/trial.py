@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from occinv import configuration, schema
@@ -185,6 +185,12 @@ class Trial:
             f"seed={self.seed}",
         )
         return Stage(spec, tuple(f"--config.{field}" for field in fields), self.folder / run)
+
+
+def trials_of(plan: Plan, rows: Sequence[Row], seeds: int) -> list[Trial]:
+    """Every trial of the rows once, all rows of a seed before the next seed."""
+    methods = {row.method.key: row.method for row in rows if row.method is not None}
+    return [Trial(method, seed, plan) for seed in range(seeds) for method in methods.values()]
 
 
 def stretched(spec: str, length: float) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from occinv.report.table import print_table
 from occinv.reproduce.collect import collect
 from occinv.reproduce.definition import Row
 from occinv.reproduce.lock import locked
-from occinv.reproduce.trial import FAILED, MEASURING, SECONDS, TITLES, Plan, Trial
+from occinv.reproduce.trial import FAILED, MEASURING, SECONDS, TITLES, Plan, Trial, trials_of
 from occinv.schema import UserError
 from occinv.train.loop import NonFinite, train
 from occinv.train.workdir import RESULT, check_folder, check_same, write_json
@@ -87,22 +87,20 @@ def reproduce(
     trials = trials_of(plan, rows, seeds)
     if not trials:
         raise UserError("no row to run, only published figures")
-    collect(plan, rows, seeds, command, 0.0)
+    collect(plan, rows, seeds, command)
     check_folder(plan.workdir)
     plan.workdir.mkdir(parents=True, exist_ok=True)
     # Fine-tuning is the same program in every row: compile it once, and never again on a restart.
     cache = plan.workdir.absolute() / "compiled" / platform.node()
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    started = time.monotonic()
 
     def report(is_last: bool) -> bool:
         """Writes what stands there now: whether every row is done."""
-        seconds = time.monotonic() - started
         folder = plan.folder
         # Or else a worker could replace what another has found meanwhile by what it knew before.
         with locked(folder / ".lock", wait=True):
-            results = collect(plan, rows, seeds, command, seconds)
+            results = collect(plan, rows, seeds, command)
             if jax.process_index() == 0:
                 write_json(folder / "results.json", results)
                 if is_last:
@@ -133,12 +131,6 @@ def reproduce(
     is_done = report(is_last=True)
     progress.say(f"report: {plan.folder / 'report.html'}")
     return 0 if is_done or left else 1
-
-
-def trials_of(plan: Plan, rows: Sequence[Row], seeds: int) -> list[Trial]:
-    """Every trial of the rows once, all rows of a seed before the next seed."""
-    methods = {row.method.key: row.method for row in rows if row.method is not None}
-    return [Trial(method, seed, plan) for seed in range(seeds) for method in methods.values()]
 
 
 def take(trial: Trial, progress: Progress) -> bool:

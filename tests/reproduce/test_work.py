@@ -22,8 +22,8 @@ from occinv.reproduce import work
 from occinv.reproduce.collect import mean_curves, values
 from occinv.reproduce.lock import locked
 from occinv.reproduce.tables import make_table
-from occinv.reproduce.trial import Plan, Trial, added
-from occinv.reproduce.work import Share, Stopped, trials_of
+from occinv.reproduce.trial import Plan, Trial, added, trials_of
+from occinv.reproduce.work import Share, Stopped
 from occinv.schema import UserError
 from occinv.train.loop import NonFinite, Outcome
 from occinv.train.workdir import CONFIG, METRICS, RESULT, as_json, write_json
