@@ -104,8 +104,9 @@ def from_first_process(find: Callable[[], int | None]) -> int | None:
     return None if agreed < 0 else agreed
 
 
-def compute_dtype(precision: str) -> Any:
+def compute_dtype(precision: str, mesh: Mesh | None = None) -> Any:
     """The dtype of the computation: bfloat16 on accelerators unless told, float32 on CPU."""
     if precision == "auto":
-        precision = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        platform = mesh.devices.flat[0].platform if mesh is not None else jax.default_backend()
+        precision = "float32" if platform == "cpu" else "bfloat16"
     return jax.numpy.dtype(precision)

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from clu.parameter_overview import count_parameters
 
 from occinv import parallel
@@ -30,14 +29,13 @@ from occinv.data.sample import Source
 from occinv.data.selection import Subset, select
 from occinv.data.sources import open_source
 from occinv.encoder import vit
-from occinv.objective.base import Objective, Setting, build
 from occinv.schema import Duration, Experiment, UserError
 from occinv.train import workdir as files
+from occinv.train.assemble import Assembly, assemble, trace_step
 from occinv.train.checkpoints import Checkpoints
 from occinv.train.flops import traced_flops
-from occinv.train.optimizer import learning_rate, make_optimizer
 from occinv.train.signals import StopRequest
-from occinv.train.step import TrainState, init_state, make_step
+from occinv.train.step import TrainState, init_state
 from occinv.train.writers import JsonlWriter, MultiWriter, TensorBoardWriter, Writer
 from occinv.transform.keys import image_keys
 
@@ -52,19 +50,12 @@ class NonFinite(RuntimeError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Run(Assembly):
     """A config made real: everything that a run needs, checked, with nothing written yet."""
 
-    experiment: Experiment
-    mesh: jax.sharding.Mesh
-    objective: Objective
-    optimizer: optax.GradientTransformation
-    schedule: optax.Schedule
     loader: TrainLoader
     held_out: EvalLoader | None
     classes: tuple[str, ...]
-    steps: int
-    epoch: int  # images in an epoch
     pretrained: Any  # parameters of an encoder to start from, or None
 
     def every(self, interval: Duration | None) -> int:
@@ -86,33 +77,14 @@ class Outcome(NamedTuple):
 def prepare(experiment: Experiment) -> Run:
     """Builds everything and checks it together. Raises UserError; writes nothing."""
     data, train = experiment.data, experiment.train
-    mesh = parallel.make_mesh()
-    parallel.check_batch(mesh, train.batch_size)
-    part = train.batch_size // train.accumulate
-    parallel.check_batch(mesh, part, "train.batch_size / train.accumulate")
-
     source = open_source(data.source, train=True, data_dir=data.data_dir)
     held_out = open_held_out(experiment, source)
     everything = source
     source = select(everything, data, experiment.seed)
     # On few images an epoch is that of all, or else a few epochs of them would be no step at all.
     epoch = len(source if data.num_images is None else everything)
-    steps = train.duration.in_steps(train.batch_size, epoch)
-    warmup = experiment.optimizer.warmup.in_steps(train.batch_size, epoch)
-    if steps < 1:
-        raise UserError(
-            f"train.duration={train.duration} is less than one step of {train.batch_size} images "
-            f"over the {epoch} of {source.name}"
-        )
-    if warmup > steps:
-        raise UserError(
-            f"optimizer.warmup={experiment.optimizer.warmup} is longer than "
-            f"train.duration={train.duration}"
-        )
-    dtype = parallel.compute_dtype(train.precision)
-    encoder = vit.build(experiment.encoder, data.image_size, dtype)
-    setting = Setting(encoder, len(source.classes), steps, dtype, train.batch_size, epoch, mesh)
-    objective = build(experiment.objective, setting)
+    parts = assemble(experiment, parallel.make_mesh(), len(source.classes), epoch)
+    objective = parts.objective
     share: dict[str, Any] = {
         "batch_size": train.batch_size,
         "image_size": data.image_size,
@@ -124,33 +96,19 @@ def prepare(experiment: Experiment) -> Run:
         "process_index": jax.process_index(),
         "process_count": jax.process_count(),
     }
-    if train.accumulate > 1 and objective.couples_batch:
-        raise UserError(
-            f"train.accumulate={train.accumulate}: {experiment.objective['name']} compares the "
-            "images of a batch with each other, so parts of it have another loss; use 1"
-        )
     pretrained = None
     if experiment.init_from is not None:
         before = files.load(experiment.init_from)
-        check_same_encoder(before.objective.encoder, encoder)
+        check_same_encoder(before.objective.encoder, objective.encoder)
         pretrained = before.params["encoder"]
     jax.eval_shape(objective.init, jax.random.key(0), pretrained)  # does it fit?
-    schedule = learning_rate(experiment.optimizer, train.batch_size, warmup, steps)
     return Run(
-        experiment=experiment,
-        mesh=mesh,
-        objective=objective,
-        optimizer=make_optimizer(
-            experiment.optimizer, schedule, steps, objective.learns_late, objective.rate_factors
-        ),
-        schedule=schedule,
+        **vars(parts),
         loader=TrainLoader(source, seed=experiment.seed, rand_augment=data.rand_augment, **share),
         held_out=None
         if held_out is None
         else EvalLoader(held_out, resize_ratio=data.resize_ratio, **share),
         classes=tuple(source.classes),
-        steps=steps,
-        epoch=epoch,
         pretrained=pretrained,
     )
 
@@ -389,22 +347,6 @@ def pictures(run: Run, state: TrainState) -> dict[str, np.ndarray]:
     return {name: np.asarray(images) for name, images in shown.items()}
 
 
-def batch_shapes(run: Run) -> Batch:
-    """The shapes and dtypes of a global batch."""
-    count = run.experiment.train.batch_size
-
-    def images(size: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((count, size, size, 3), jnp.uint8)
-
-    return Batch(
-        image=images(run.experiment.data.image_size),
-        label=jax.ShapeDtypeStruct((count,), jnp.int32),
-        index=jax.ShapeDtypeStruct((count,), jnp.int32),
-        weight=jax.ShapeDtypeStruct((count,), jnp.float32),
-        crops=tuple(images(crop.size) for crop in run.objective.crops),
-    )
-
-
 def make_writer(workdir: Path, done: int) -> Writer:
     """The writer of process 0; the others write nothing."""
     if jax.process_index() != 0:
@@ -415,18 +357,6 @@ def make_writer(workdir: Path, done: int) -> Writer:
             TensorBoardWriter(workdir, resume_step=done),
         ]
     )
-
-
-def trace_step(run: Run, state: TrainState) -> Any:
-    """The train step for the global batch on the mesh, traced: it can be counted and compiled."""
-    everywhere, parted = parallel.replicated(run.mesh), parallel.by_image(run.mesh)
-    accumulate = run.experiment.train.accumulate
-    return jax.jit(
-        make_step(run.objective, run.optimizer, accumulate),
-        in_shardings=(everywhere, parted),
-        out_shardings=everywhere,
-        donate_argnums=0,
-    ).trace(state, batch_shapes(run))
 
 
 def summarise(run: Run, state: TrainState, program: Any, writer: Writer, done: int) -> None:
