@@ -113,8 +113,8 @@ MISTAKES = [
     ("mae", ["train.accumulate=2"], "train.batch_size / train.accumulate=4 is not divisible by"),
     (
         "cmae",
-        ["train.batch_size=16", "train.accumulate=2"],
-        "train.accumulate=2: cmae compares the images of a batch",
+        ["train.batch_size=16", "train.accumulate=2", "objective.head_norm=batchnorm"],
+        "train.accumulate=2: cmae mixes the images of a batch",
     ),
     ("cmae", ["objective.mask_token=False"], "objective.tokens='patch' with objective.mask_token"),
     # Data and starting points that are not there.

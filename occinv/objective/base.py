@@ -66,6 +66,15 @@ class Terms(NamedTuple):
     state: State
 
 
+def weighted(
+    terms: Terms, weight: jax.Array
+) -> tuple[jax.Array, tuple[State, dict[str, jax.Array]]]:
+    """The mean of `terms` by weight [B], not all 0: loss [], (state, metrics)."""
+    weight = weight / weight.sum()
+    metrics = {name: (weight * value).sum() for name, value in terms.metrics.items()}
+    return (weight * terms.loss).sum(), (terms.state, metrics)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective(ABC):
     """One row: T1, T2, the target of z2, and M. Subclasses' fields are what a config may set.
@@ -109,8 +118,17 @@ class Objective(ABC):
 
     @property
     def couples_batch(self) -> bool:
-        """Whether an image's loss depends on the other images, so that a batch cannot be parted."""
+        """Whether an image's loss depends on the other images."""
         return False
+
+    @property
+    def couples_before_measure(self) -> bool:
+        """Whether its views, z1 or z2 do already, so that a batch cannot be taken in parts.
+
+        Where only `measure` couples the batch, views, z1 and z2 are arrays whose first axis are the
+        images, z1 and z2 of floats.
+        """
+        return self.couples_batch
 
     @property
     def for_evaluation(self) -> Objective:
@@ -184,6 +202,18 @@ class Objective(ABC):
           keys: one key an image [B], which follow from (seed, step, position).
           is_training: whether drop path acts.
         """
+        represented = self.represent(params, state, batch, keys, is_training)
+        return self.compare(params, state, *represented, batch.weight)
+
+    def represent(
+        self,
+        params: Params,
+        state: State,
+        batch: Batch,
+        keys: jax.Array,
+        is_training: bool = True,
+    ) -> tuple[tuple[View, ...], dict[int, Any], dict[int, Any]]:
+        """The views of a batch, and z1 and z2 by the number of their view; arguments of `terms`."""
         transform_keys, encode_keys, target_keys = split(keys, 3)
         images = jax.tree.map(unit_range, (batch.image, *batch.crops))
         views = self.transform(images if batch.crops else images[0], transform_keys)
@@ -197,11 +227,23 @@ class Objective(ABC):
             )
             for j in {j for _, j in self.pairs}
         }
+        return views, z1, z2
+
+    def compare(
+        self,
+        params: Params,
+        state: State,
+        views: tuple[View, ...],
+        z1: dict[int, Any],
+        z2: dict[int, Any],
+        weight: jax.Array,
+    ) -> Terms:
+        """`terms` of what `represent` returns; `weight` [B] is 0 for padding."""
         measured = [
             self.measure(params, state, z1[i], z2[j], views[i], views[j]) for i, j in self.pairs
         ]
         loss, metrics = jax.tree.map(lambda *terms: sum(terms) / len(terms), *measured)
-        return Terms(loss, metrics, self.observe(state, z1, z2, batch.weight))
+        return Terms(loss, metrics, self.observe(state, z1, z2, weight))
 
     def loss(
         self, params: Params, state: State, batch: Batch, keys: jax.Array, step: jax.Array
@@ -211,10 +253,7 @@ class Objective(ABC):
         This is what the train step differentiates; `step`, int32 [], are the steps taken so far.
         """
         state = self.advance(jax.lax.stop_gradient(params), state, step)
-        terms = self.terms(params, state, batch, keys)
-        weight = batch.weight / batch.weight.sum()
-        metrics = {name: (weight * value).sum() for name, value in terms.metrics.items()}
-        return (weight * terms.loss).sum(), (terms.state, metrics)
+        return weighted(self.terms(params, state, batch, keys), batch.weight)
 
     def evaluate(
         self, params: Params, state: State, batch: Batch, keys: jax.Array

@@ -98,7 +98,11 @@ class ContrastiveAutoencoder(Objective):
     @property
     def couples_batch(self) -> bool:
         contrasts = self.similarity == "infonce" and self.negatives != "image"
-        return contrasts or self.head_norm == "batchnorm" or bool(self.cutmix)
+        return contrasts or self.couples_before_measure
+
+    @property
+    def couples_before_measure(self) -> bool:
+        return self.head_norm == "batchnorm" or bool(self.cutmix)
 
     @property
     def encoder(self) -> ViT:

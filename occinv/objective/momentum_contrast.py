@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from occinv.data.batch import Batch
 from occinv.data.crop import Crop
-from occinv.encoder.vit import Features
 from occinv.measure.blockwise import check_block, info_nce_blockwise
 from occinv.measure.heads import BatchNormHead
 from occinv.measure.losses import cosine
@@ -62,6 +61,10 @@ class MomentumContrast(Objective):
         return True
 
     @property
+    def couples_before_measure(self) -> bool:
+        return False  # the heads, which have batch norm, belong to `measure`
+
+    @property
     def crops(self) -> tuple[Crop, ...]:
         return (Crop(self.encoder.image_size),)
 
@@ -108,35 +111,36 @@ class MomentumContrast(Objective):
         )
 
     def source(self, params: Params, view: View, keys: jax.Array | None = None) -> jax.Array:
-        """q(p(f(view))), float32 [B, head_out]."""
+        """The class token of f(view): [B, D]."""
         if self.freeze_patch_embed:
             frozen = jax.lax.stop_gradient(params["encoder"]["patch_embed"])
             params = {**params, "encoder": {**params["encoder"], "patch_embed": frozen}}
-        projected = self.project(params, self.encode(params, view, keys))
-        return self.predictor.apply({"params": params["predictor"]}, projected)  # type: ignore[return-value]
+        return self.encode(params, view, keys).tokens[:, 0]
 
     def target(self, params: Params, state: State, view: View, batch: Batch, keys: Any) -> Any:
-        """p'(f'(view)) of the EMA copy, through which no gradient flows."""
+        """The class token of f'(view), the EMA copy, through which no gradient flows."""
         del params, batch, keys
-        z = self.encode(state["target"], view)
-        return jax.lax.stop_gradient(self.project(state["target"], z))
+        return jax.lax.stop_gradient(self.encode(state["target"], view).tokens[:, 0])
 
-    def project(self, params: Params, z: Features) -> jax.Array:
-        """p of the class token: [B, head_out]."""
-        return self.projector.apply({"params": params["projector"]}, z.tokens[:, 0])  # type: ignore[return-value]
+    def project(self, params: Params, token: jax.Array) -> jax.Array:
+        """p: [B, D] to [B, head_out]."""
+        return self.projector.apply({"params": params["projector"]}, token)  # type: ignore[return-value]
 
     def measure(
         self, params: Params, state: State, z1: Any, z2: Any, view1: View, view2: View
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """InfoNCE over the images, times 2τ as published, times 2: theirs adds both directions."""
-        del params, state, view1, view2
+        del view1, view2
+        projected = self.project(params, z1)
+        query: Any = self.predictor.apply({"params": params["predictor"]}, projected)
+        key = jax.lax.stop_gradient(self.project(state["target"], z2))
         loss, agrees = info_nce_blockwise(
-            z1[:, None],
-            z2[:, None],
+            query[:, None],
+            key[:, None],
             "position",
             self.temperature,
             self.block,
             self.setting.mesh,
         )
-        metrics = {"similarity": cosine(z1, z2), "agreement": agrees[:, 0]}
+        metrics = {"similarity": cosine(query, key), "agreement": agrees[:, 0]}
         return 2 * (2 * self.temperature) * loss[:, 0], metrics

@@ -61,10 +61,10 @@ def assemble(
     encoder = vit.build(experiment.encoder, data.image_size, dtype)
     setting = Setting(encoder, num_classes, steps, dtype, train.batch_size, epoch, mesh)
     objective = build(experiment.objective, setting)
-    if train.accumulate > 1 and objective.couples_batch:
+    if train.accumulate > 1 and objective.couples_before_measure:
         raise UserError(
-            f"train.accumulate={train.accumulate}: {experiment.objective['name']} compares the "
-            "images of a batch with each other, so parts of it have another loss; use 1"
+            f"train.accumulate={train.accumulate}: {experiment.objective['name']} mixes the images "
+            "of a batch (a batch norm, Mixup or CutMix), so parts of it have another loss; use 1"
         )
     schedule = learning_rate(experiment.optimizer, train.batch_size, warmup, steps)
     optimizer = make_optimizer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from flax import struct
 
 from occinv.data.batch import Batch
 from occinv.objective.base import Objective
+from occinv.train.accumulation import mean_of_parts, two_passes
 from occinv.transform.keys import image_keys
 
 Metrics = dict[str, jax.Array]
@@ -58,10 +60,13 @@ def make_step(
     """The function (state, global batch) -> (state, metrics), to be jitted.
 
     With `accumulate` the batch is taken in that many parts, one after the other, which gives the
-    same gradient in less memory for an objective that does not couple the batch. A step whose loss
-    or gradient is not finite changes nothing but the counters.
+    same gradient in less memory for an objective that does not couple the batch before `measure`.
+    A step whose loss or gradient is not finite changes nothing but the counters.
     """
     gradient = jax.value_and_grad(objective.loss, has_aux=True)
+    parts = accumulate
+    if accumulate > 1 and objective.couples_batch:
+        gradient, parts = functools.partial(two_passes, objective, parts=accumulate), 1
 
     def step(train: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         run_key = jax.random.fold_in(jax.random.key(train.seed), 1)
@@ -73,7 +78,7 @@ def make_step(
             )
             return loss, metrics, grads, state
 
-        loss, metrics, grads, state = mean_of_parts(part, (batch, keys), accumulate)
+        loss, metrics, grads, state = mean_of_parts(part, (batch, keys), parts)
         norm = optax.tree.norm(grads)
         updates, optimizer_state = optimizer.update(grads, train.optimizer, train.params)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -96,26 +101,3 @@ def make_step(
         return after, {"loss": loss, "gradient_norm": norm, **metrics}
 
     return step
-
-
-def mean_of_parts(function: Callable[..., Any], arguments: Any, parts: int) -> Any:
-    """The mean of what `function` returns over equal parts of `arguments`.
-
-    The leading axis is parted. Part i takes every `parts`-th image from i on, so that each device
-    works on its own images. A state that every part moves alike (an EMA) is its own mean, and that
-    of one that moves by what the part shows (a centre) is what the whole batch gives.
-    """
-    if parts == 1:
-        return function(*arguments)
-
-    def strided(x: jax.Array) -> jax.Array:
-        return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
-
-    def add(carry: Any, part: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, carry, function(*part)), None
-
-    stacked = jax.tree.map(strided, arguments)
-    shapes = jax.eval_shape(function, *jax.tree.map(lambda x: x[0], stacked))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    sums, _ = jax.lax.scan(add, zeros, stacked)
-    return jax.tree.map(lambda x: x / parts, sums)
