@@ -80,6 +80,8 @@ def test_a_table_speaks_of_what_it_has(key: str, scale: str) -> None:
     assert set(table.columns) <= set(COLUMNS)
     for row in table.rows:
         assert set(row.paper) <= {*table.columns}
+    texts = [claim.text for claim in table.claims]
+    assert len(set(texts)) == len(texts)
     for claim in table.claims:
         assert {claim.row, claim.than} <= set(keys), claim
         assert claim.column in table.columns
