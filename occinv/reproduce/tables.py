@@ -222,12 +222,20 @@ def _table5(scale: str) -> Table:
             words = [w for w, on in zip(("patch", "cutmix", "colour"), axes, strict=True) if on]
             label = f"{name}: {' + '.join(words) or 'none'}"
             rows.append(Row(label, augmented(method, *axes), _ft(accuracies[place])))
+    beside = {
+        "": "",
+        "_cutmix": ", beside CutMix",
+        "_colour": ", beside colour",
+        "_cutmix_colour": ", beside both",
+    }
     with_and_without = [
         Claim(
-            f"{name} loses without patch masking", f"{key}_patch{rest}", f"{key}{rest or '_none'}"
+            f"{name} loses without patch masking{words}",
+            f"{key}_patch{rest}",
+            f"{key}{rest or '_none'}",
         )
-        for (name, key), rest in itertools.product(
-            (("MAE", "mae"), ("C-MAE", "cmae")), ("", "_cutmix", "_colour", "_cutmix_colour")
+        for (name, key), (rest, words) in itertools.product(
+            (("MAE", "mae"), ("C-MAE", "cmae")), beside.items()
         )
     ]
     # ViT-S on 100 of ImageNet's classes; which ones the paper does not say.
