@@ -1,13 +1,15 @@
 """The command line: parse, resolve, call. Heavy imports wait until a command needs them.
 
-Exit status: 0 done; 1 the run failed (a loss that is no number); 2 a mistake in what was given;
-130 and 143 stopped by Ctrl-C and SIGTERM after saving: the same command goes on from there.
+Exit status: 0 done; 1 the run failed (a loss that is no number), or a plan does not fit; 2 a
+mistake in what was given; 130 and 143 stopped by Ctrl-C and SIGTERM after saving: the same command
+goes on from there.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import json
 import logging
 import os
 import shlex
@@ -81,6 +83,17 @@ def make_parser() -> argparse.ArgumentParser:
     train.add_argument("--workdir", required=True, type=Path)
     train.add_argument("--config.FIELD=VALUE", dest="_", help="set a field of the config")
     _add_processes(train)
+
+    plan = commands.add_parser("plan", help="what a run needs on a TPU slice, without a TPU")
+    plan.add_argument("--config", required=True, metavar="FILE[:VARIANT]")
+    plan.add_argument("--topology", required=True, metavar="SLICE", help="such as v5e:16x16")
+    plan.add_argument("--config.FIELD=VALUE", dest="_", help="set a field of the config")
+    plan.add_argument("--num-images", type=int, default=1281167, metavar="N",
+                      help="in an epoch (default: ImageNet's)")  # fmt: skip
+    plan.add_argument("--num-classes", type=int, default=1000, metavar="N")
+    plan.add_argument("--search", action="store_true",
+                      help="if it does not fit, double train.accumulate until it does")  # fmt: skip
+    plan.add_argument("--out", type=Path, metavar="FILE", help="write it as JSON, too")
 
     evaluate = commands.add_parser("evaluate", help="measure trained encoders")
     measures = evaluate.add_subparsers(dest="measure", required=True, metavar="MEASURE")
@@ -163,9 +176,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options, rest = make_parser().parse_known_args(arguments)
         unknown = [a for a in rest if not a.startswith("--config.")]
-        if options.command != "reproduce" and (unknown or (rest and options.command != "train")):
+        if options.command != "reproduce" and (
+            unknown or (rest and options.command not in ("train", "plan"))
+        ):
             known = ("--config", "--workdir", "--source", "--seed", "--seeds", "--rows",
-                     "--from", "--to", "--heads", "--decoder-heads", "--pixel-range")  # fmt: skip
+                     "--from", "--to", "--heads", "--decoder-heads", "--pixel-range", "--topology",
+                     "--num-images", "--num-classes", "--search", "--out")  # fmt: skip
             word = (unknown or rest)[0]
             raise UserError(f"unknown argument {word!r}{nearest(word.split('=')[0], known)}")
         options.typed = list(sys.argv[1:] if arguments is None else arguments)
@@ -219,6 +235,29 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     measured = ", ".join(f"{name} {value:.4g}" for name, value in outcome.metrics.items())
     say(f"{options.workdir}: {outcome.step} steps done" + (f"; {measured}" if measured else ""))
     return 0
+
+
+def _plan(options: argparse.Namespace, overrides: list[str]) -> int:
+    experiment = schema.resolve(load(options.config, overrides))
+    for name in ("num_images", "num_classes"):
+        if (value := getattr(options, name)) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value}, expected 1 or more")
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # an accelerator here is none of its business
+    from occinv.plan.chips import parse, slice_mesh
+    from occinv.plan.plan import make_plan, search
+    from occinv.plan.show import print_plan
+
+    chip, _ = parse(options.topology)
+    given = experiment, slice_mesh(options.topology), chip, options.num_classes, options.num_images
+    plans = []
+    for plan in search(*given) if options.search else [make_plan(*given)]:
+        print_plan(plan, options.topology, chip)
+        plans.append({"topology": options.topology, **plan.as_dict(chip)})
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        found = {**plans[-1], "tried_before": plans[:-1]}
+        options.out.write_text(json.dumps(found, indent=2) + "\n")
+    return 0 if plans[-1]["fits"] else 1
 
 
 def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
@@ -339,6 +378,7 @@ def _weights(options: argparse.Namespace, rest: list[str]) -> int:
 
 _COMMANDS = {
     "train": _train,
+    "plan": _plan,
     "evaluate": _evaluate,
     "reproduce": _reproduce,
     "report": _report,

@@ -24,6 +24,7 @@ LAYERS = (
     "objective",
     "parallel",
     "train",
+    "plan",
     "weights",
     "evaluate",
     "report",

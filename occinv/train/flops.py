@@ -13,7 +13,8 @@ def matmul_flops(function: Callable[..., Any], *arguments: Any) -> int:
     """Floating-point operations of all matrix products in `function(*arguments)`.
 
     A product [m, k] · [k, n] counts 2·m·k·n; a scanned body counts once for each turn, which the
-    compiler's own estimate does not do. Arguments may be arrays or shapes.
+    compiler's own estimate does not do, and a `shard_map`ped one once for each device. Arguments
+    may be arrays or shapes.
     """
     return traced_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
 
@@ -26,7 +27,11 @@ def traced_flops(jaxpr: Any) -> int:
             (contracted, _), _ = equation.params["dimension_numbers"]
             shape = equation.invars[0].aval.shape
             total += 2 * prod(equation.outvars[0].aval.shape) * prod(shape[i] for i in contracted)
-        turns = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        turns = 1
+        if equation.primitive.name == "scan":
+            turns = equation.params["length"]
+        elif equation.primitive.name == "shard_map":  # its shapes are those of one device
+            turns = equation.params["mesh"].size
         for value in equation.params.values():
             for inner in value if isinstance(value, (tuple, list)) else (value,):
                 inner = getattr(inner, "jaxpr", inner)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import PartitionSpec
 
 from occinv.encoder.vit import ViT
+from occinv.parallel import make_mesh
 from occinv.train.flops import matmul_flops
 
 
@@ -52,6 +54,17 @@ def test_a_scan_within_a_scan() -> None:
         return jax.lax.scan(inner, x, length=3)[0]
 
     assert matmul_flops(power, shape(4, 4)) == 15 * 2 * 4**3
+
+
+def test_a_product_of_each_device_counts_on_all() -> None:
+    parts = PartitionSpec("data")
+    mapped = jax.shard_map(
+        lambda x, y: x @ y,
+        mesh=make_mesh(),
+        in_specs=(parts, PartitionSpec()),
+        out_specs=parts,
+    )
+    assert matmul_flops(mapped, shape(16, 5), shape(5, 7)) == 2 * 16 * 5 * 7
 
 
 def test_the_gradient_of_a_layer_is_two_more_products() -> None:

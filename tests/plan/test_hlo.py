@@ -1,0 +1,114 @@
+"""What a program moves, counted by hand in a short one, in the words of the TPU's compiler."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from occinv import parallel
+from occinv.plan.hlo import Collective, Program
+
+# A loop of 6 turns: each takes a layer [16, 128] of a stack, adds 1, writes the result into a slice
+# of another stack in place, and sums a vector over the chips. Before it a sum of two vectors, and
+# the prefetch of an array into faster memory, S(1).
+TEXT = """\
+HloModule jit_step, is_scheduled=true
+
+%fused (param_0: f32[6,16,128], param_1: s32[], param_2: f32[6,16,128]) -> f32[6,16,128] {
+  %param_0 = f32[6,16,128]{2,1,0:T(8,128)} parameter(0)
+  %param_1 = s32[]{:T(128)S(6)} parameter(1)
+  %param_2 = f32[6,16,128]{2,1,0:T(8,128)} parameter(2)
+  %zero = s32[]{:T(128)} constant(0)
+  %cast = f32[6,16,128]{2,1,0:T(8,128)} bitcast(%param_0)
+  %layer = f32[1,16,128]{2,1,0:T(8,128)} dynamic-slice(%cast, %param_1, %zero, %zero)
+  %one = f32[1,16,128]{2,1,0:T(8,128)} broadcast(%zero), dimensions={}
+  %more = f32[1,16,128]{2,1,0:T(8,128)} add(%layer, %one)
+  ROOT %into = f32[6,16,128]{2,1,0:T(8,128)} dynamic-update-slice(%param_2, %more, %param_1)
+}
+
+%body (state: (s32[], f32[6,16,128], f32[6,16,128], f32[128])) -> (s32[], f32[6,16,128]) {
+  %state = (s32[]{:T(128)}, f32[6,16,128]{2,1,0:T(8,128)}, /*index=2*/f32[128]{0:T(128)}) parameter(0)
+  %turn = s32[]{:T(128)S(6)} get-tuple-element(%state), index=0
+  %from = f32[6,16,128]{2,1,0:T(8,128)} get-tuple-element(%state), index=1
+  %to = f32[6,16,128]{2,1,0:T(8,128)} get-tuple-element(%state), index=2
+  %sum = f32[128]{0:T(128)} get-tuple-element(%state), index=3
+  %new = f32[6,16,128]{2,1,0:T(8,128)} fusion(%from, %turn, %to), kind=kLoop, calls=%fused, metadata={op_name="f(x) y"}
+  %all = f32[128]{0:T(128)} all-reduce(%sum), channel_id=1, replica_groups=mesh['axis_0'=4] {'axis_0'}, to_apply=%add
+  ROOT %tuple = (s32[]{:T(128)}, f32[6,16,128]{2,1,0:T(8,128)}) tuple(%turn, %new)
+}
+
+%condition (state.1: (s32[])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(6)
+  %state.1 = (s32[]{:T(128)}) parameter(0)
+  %turn.1 = s32[]{:T(128)} get-tuple-element(%state.1), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%turn.1, %limit), direction=LT
+}
+
+ENTRY %main (a: f32[5,100], b: f32[5,100]) -> f32[5,100] {
+  %a = f32[5,100]{1,0:T(8,128)} parameter(0)
+  %b = f32[5,100]{1,0:T(8,128)} parameter(1)
+  %plus = f32[5,100]{1,0:T(8,128)} add(%a, %b)
+  %copy-start = (f32[5,100]{1,0:T(8,128)S(1)}, f32[5,100]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%plus)
+  %copy-done = f32[5,100]{1,0:T(8,128)S(1)} copy-done(%copy-start)
+  %loop = (s32[]{:T(128)}, f32[6,16,128]{2,1,0:T(8,128)}) while(%a), condition=%condition, body=%body
+  %gather = bf16[32]{0:T(256)(128)(2,1)S(1)} all-gather(%quarter), channel_id=2, dimensions={0}
+  %quarter = bf16[8]{0:T(256)(128)(2,1)S(1)} convert(%copy-done)
+  ROOT %out = f32[5,100]{1,0:T(8,128)} add(%copy-done, %copy-done)
+}
+"""  # noqa: E501
+PADDED = 8 * 128 * 4  # bytes of f32[5,100] in tiles of (8, 128)
+
+
+@pytest.fixture(scope="module")
+def program() -> Program:
+    return Program(TEXT)
+
+
+def test_a_loop_runs_as_often_as_its_counter_says(program: Program) -> None:
+    assert program.executed == {"%main": 1, "%body": 6, "%condition": 6}
+    assert program.fused == {"%fused": 6}
+
+
+def test_a_noted_number_of_turns_goes_before() -> None:
+    noted = ', backend_config={"known_trip_count":{"n":"9"}}'
+    text = TEXT.replace("body=%body", "body=%body" + noted)
+    assert Program(text).executed["%body"] == 9
+
+
+def test_collectives_in_a_loop_count_in_every_turn(program: Program) -> None:
+    reduced, gathered = 6 * 128 * 4, 256 * 2  # the eighth of bf16[8] is padded to a tile of 256
+    assert program.collectives(4) == [
+        Collective("all-gather", 1, gathered, 3 * gathered),
+        Collective("all-reduce", 6, reduced, 6 * reduced // 4),
+    ]
+
+
+def test_memory_is_read_and_written_by_slices(program: Program) -> None:
+    layer, vector = 16 * 128 * 4, 128 * 4
+    turns = 6 * (2 * layer + 2 * vector)  # the counter is not in memory
+    compare = 6 * (512 + 2 * 512)  # bool and two int32, each padded to its tile
+    once = 3 * PADDED + PADDED + PADDED  # plus, the prefetch, the last sum of what was prefetched
+    assert program.traffic() == turns + compare + once
+
+
+def test_the_count_of_a_real_program() -> None:
+    """Compiled for the CPU: sum over 8 devices of a product, in a scan of 6 turns."""
+    mesh = parallel.make_mesh()
+
+    def loss(w: jax.Array, x: jax.Array) -> jax.Array:
+        def layer(x: jax.Array, w: jax.Array) -> tuple[jax.Array, None]:
+            return jnp.tanh(x @ w), None
+
+        return jax.lax.scan(layer, x, w)[0].mean()
+
+    shapes = jax.ShapeDtypeStruct((6, 16, 16), "float32"), jax.ShapeDtypeStruct((64, 16), "float32")
+    given = parallel.replicated(mesh), parallel.by_image(mesh)
+    compiled = (
+        jax.jit(jax.grad(loss), in_shardings=given, out_shardings=given[0]).lower(*shapes).compile()
+    )
+    program = Program(compiled.as_text())
+    (reduced,) = program.collectives(mesh.size)
+    assert reduced.operation == "all-reduce"
+    assert reduced.bytes == 6 * 16 * 16 * 4
+    assert program.traffic() > 3 * 6 * 16 * 16 * 4  # both loops read the weights, one writes

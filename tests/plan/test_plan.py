@@ -1,0 +1,256 @@
+"""A plan against what `train` does on the same devices, and its arithmetic by hand.
+
+The TPU's compiler is not among the test dependencies (700 MB): programs here are compiled for the
+CPU's eight devices, which every function takes as well as those of a slice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import jax
+import pytest
+from rich.console import Console
+from tiny_runs import make_images, overrides, tiny
+
+from occinv import cli, parallel, schema
+from occinv.configuration import load
+from occinv.plan import chips, plan
+from occinv.plan.chips import CHIPS, GIB
+from occinv.plan.hlo import Collective
+from occinv.plan.plan import Memory, Plan, Roofline, exhausted, make_plan, search
+from occinv.plan.show import print_plan
+from occinv.schema import Experiment, UserError
+from occinv.train.assemble import assemble, trace_step
+from occinv.train.flops import traced_flops
+from occinv.train.loop import prepare
+from occinv.train.step import init_state
+
+CHIP = CHIPS["v5e"]
+NOWHERE = Path("no/such/folder")  # a plan opens no data
+# What the compiler says of a step that is too large, having tried, and of one far too large.
+EXHAUSTED = (
+    "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. "
+    "Used 27.06G of 15.75G hbm. Exceeded hbm capacity by 11.31G.\n\nTotal hbm usage >= 27.31G:\n"
+)
+AT_ONCE = (
+    "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries "
+    "(53.22G) exceeds available HBM (15.75G)."
+)
+
+
+def experiment(config: str, *fields: str, images: Path = NOWHERE) -> Experiment:
+    spec, *given = tiny(config, images, *fields)[1:]
+    return schema.resolve(load(spec, given))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_images(tmp_path_factory.mktemp("data") / "images")
+
+
+@pytest.fixture(scope="module")
+def planned() -> Plan:
+    return make_plan(experiment("mae"), parallel.make_mesh(), CHIP, 2, 24)
+
+
+def test_the_step_that_is_planned_is_the_one_that_trains(images: Path) -> None:
+    for config in ("mae", "finetune"):
+        run = prepare(experiment(config, images=images))
+        parts = assemble(experiment(config), parallel.make_mesh(), 2, 24)
+        state = jax.eval_shape(lambda p=parts: init_state(p.objective, p.optimizer, 0))
+        steps = [str(trace_step(part, state).jaxpr) for part in (run, parts)]
+        assert steps[0].split(" at 0x") == steps[1].split(" at 0x")
+        assert run.steps == parts.steps
+
+
+def test_arguments_are_what_train_puts_on_a_device(planned: Plan, images: Path) -> None:
+    run = prepare(experiment("mae", images=images))
+    state = jax.jit(
+        lambda: init_state(run.objective, run.optimizer, 0),
+        out_shardings=parallel.replicated(run.mesh),
+    )()
+    batch = parallel.put_batch(run.mesh, run.loader.batch(0))
+    first = jax.devices()[0]
+
+    def on_first(tree: object) -> int:
+        leaves = [x for x in jax.tree.leaves(tree) if hasattr(x, "addressable_shards")]
+        shards = [s for x in leaves for s in x.addressable_shards if s.device == first]
+        return sum(s.data.nbytes for s in shards)
+
+    assert planned.memory
+    unused = on_first((batch.label, batch.index))  # by MAE: they may not be there at all
+    whole = on_first((state, batch))
+    assert whole - unused <= planned.memory.arguments <= whole
+    assert planned.parameters == sum(x.size for x in jax.tree.leaves(state.params))
+    assert planned.memory.outputs < 0.01 * planned.memory.arguments  # metrics, and a table
+
+
+def test_the_plan_counts_the_gradients_that_devices_exchange(planned: Plan) -> None:
+    (reduced,) = planned.collectives
+    assert reduced.operation == "all-reduce"
+    learnt = 4 * planned.parameters
+    assert 0.8 * learnt < reduced.bytes < 1.1 * learnt  # positions do not learn
+    assert reduced.sent == round(reduced.bytes * 2 * 7 / 8)
+
+
+@pytest.mark.parametrize("depth", [2, 6])  # 6 is a loop, of which the compiler counts one turn
+def test_flops_are_the_compilers_where_it_sees_all(depth: int) -> None:
+    fields = ("encoder.width=128", f"encoder.depth={depth}", "data.image_size=32")
+    run = assemble(experiment("mae", *fields), parallel.make_mesh(), 2, 24)
+    state = jax.eval_shape(lambda: init_state(run.objective, run.optimizer, 0))
+    traced = trace_step(run, state)
+    ours = traced_flops(traced.jaxpr.jaxpr)
+    theirs = traced.lower().cost_analysis()["flops"]
+    if depth == 2:
+        assert ours < theirs < 1.25 * ours  # which counts sums, too
+    else:
+        assert theirs < 0.7 * ours
+
+
+def test_a_roofline_by_hand() -> None:
+    line = Roofline(compute=0.2, memory=0.5, links=0.1)
+    assert (line.step, line.bound, line.utilisation) == (0.5, "memory", 0.4)
+    assert Roofline(3.0, 2.0, 1.0).utilisation == 1
+
+
+FITS = Plan(
+    objective="mae",
+    chips=256,
+    batch_size=4096,
+    accumulate=1,
+    dtype="bfloat16",
+    steps=36000,
+    parameters=111_000_000,
+    flops_per_image=60_000_000_000,
+    needed=5 * GIB,
+    available=16 * GIB,
+    memory=Memory(1 * GIB, 3 * GIB, 100, GIB),
+    traffic=10**10,
+    collectives=(Collective("all-reduce", 14, 440 * 10**6, 876 * 10**6),),
+    roofline=Roofline(60e9 * 16 / 197e12, 10e9 / 819e9, 876e6 / 200e9),
+)
+
+
+def test_durations_by_hand() -> None:
+    found = FITS.durations(CHIP)
+    step = 10e9 / 819e9  # memory is the bound, and allows 39.9 %: no step is faster
+    assert FITS.roofline and FITS.roofline.bound == "memory"
+    for run in found.values():
+        assert run["step_seconds"] == pytest.approx(step)
+        assert run["hours"] == pytest.approx(step * 10)
+        assert run["chip_hours"] == pytest.approx(step * 2560)
+        assert run["images_per_second"] == pytest.approx(4096 / step)
+    free = dataclasses.replace(FITS, roofline=Roofline(60e9 * 16 / 197e12, 0.0, 0.0))
+    found = free.durations(CHIP)
+    assert found["roofline"]["utilisation"] == 1
+    assert found["assumed"]["utilisation"] == pytest.approx(0.4)
+    assert json.loads(json.dumps(FITS.as_dict(CHIP)))["memory"]["total"] == 5 * GIB + 100
+
+
+def test_the_compilers_refusal_says_how_much() -> None:
+    needed, available = exhausted(EXHAUSTED)
+    assert needed == round(27.06 * GIB)
+    assert available == round(15.75 * GIB)
+    assert exhausted(AT_ONCE) == (round(53.22 * GIB), available)
+    assert exhausted("Used 512.5M of 1.0G hbm") == (round(512.5 * 2**20), GIB)
+    with pytest.raises(UserError, match=r"cannot compile this step: INTERNAL: no$"):
+        exhausted("INTERNAL: no\nmore")
+
+
+@pytest.mark.parametrize(
+    ("config", "batch", "fits_from", "tried"),
+    [
+        ("mae", 64, 4, [1, 2, 4]),
+        ("mae", 64, 99, [1, 2, 4, 8]),  # then a device has one image at once
+        ("mae", 24, 99, [1]),
+        ("linear", 64, 99, [1]),  # batch norm
+    ],
+)
+def test_a_search_doubles_the_parts_until_they_fit(
+    config: str, batch: int, fits_from: int, tried: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def small(experiment: Experiment, *rest: object) -> Plan:
+        parts = experiment.train.accumulate
+        memory = FITS.memory if parts >= fits_from else None
+        return dataclasses.replace(FITS, accumulate=parts, memory=memory)
+
+    monkeypatch.setattr(plan, "make_plan", small)
+    given = experiment(config, f"train.batch_size={batch}"), parallel.make_mesh(), CHIP, 2, 2400
+    assert [one.accumulate for one in search(*given)] == tried
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, config: str, *fields: str) -> Plan:
+    """The plan of a step that the compiler refuses for want of memory."""
+
+    class Refusing:
+        def __init__(self, traced: object) -> None:
+            self.jaxpr = traced.jaxpr  # type: ignore[attr-defined]
+
+        def lower(self) -> None:
+            raise jax.errors.JaxRuntimeError(EXHAUSTED)
+
+    monkeypatch.setattr(plan, "trace_step", lambda *given: Refusing(trace_step(*given)))
+    return make_plan(experiment(config, *fields), parallel.make_mesh(), CHIP, 2, 2400)
+
+
+def test_what_does_not_fit_says_what_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = refused(monkeypatch, "mae", "train.batch_size=64")
+    assert not found.fits
+    assert found.needed == round(27.06 * GIB)
+    words = " ".join(found.advice)
+    assert "train.accumulate=2" in words
+    assert "train.batch_size=32" in words
+    assert "v4, v5p, v6e" in words
+    assert "block" not in words
+    words = " ".join(refused(monkeypatch, "linear", "train.batch_size=64").advice)
+    assert "accumulate" not in words
+    words = " ".join(refused(monkeypatch, "cmae", "train.batch_size=64").advice)
+    assert "objective.block=" in words
+
+
+def shown(plan: Plan) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    print_plan(plan, "v5e:16x16", CHIP, console)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_plan_is_shown_in_100_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = shown(FITS)
+    for words in ("mae on v5e:16x16", "5 GiB", "memory (the bound)", "all-reduce", "60 GFLOP"):
+        assert words in said
+    assert max(map(len, said.splitlines())) <= 100
+    said = shown(refused(monkeypatch, "mae", "train.batch_size=64"))
+    assert "does not fit: needs at least 27.06 GiB of 15.75 GiB" in said
+    assert max(map(len, said.splitlines())) <= 100
+
+
+def test_the_command_writes_its_plan(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(chips, "slice_mesh", lambda topology: parallel.make_mesh())
+    arguments = ["plan", *tiny("mae", NOWHERE), "--topology", "v5e:2x2", "--num-images", "24"]
+    assert cli.main([*arguments, "--out", str(tmp_path / "plans" / "mae.json")]) == 0
+    assert "mae on v5e:2x2" in capsys.readouterr().out
+    found = json.loads((tmp_path / "plans" / "mae.json").read_text())
+    assert found["fits"]
+    assert found["memory"]["total"] == found["needed"]
+    assert cli.main([*arguments, "--num-classes", "0"]) == 2
+    assert "--num-classes 0, expected 1 or more" in capsys.readouterr().err
+    assert cli.main([*arguments, *overrides("train.batch_size=12")]) == 2
+    assert "=12 is not divisible by the 8 devices" in capsys.readouterr().err
+
+
+def test_precision_follows_the_mesh_and_not_this_machine() -> None:
+    class Device:
+        platform = "tpu"
+
+    class Mesh:
+        class devices:
+            flat = (Device,)
+
+    assert parallel.compute_dtype("auto", Mesh) == jax.numpy.bfloat16  # type: ignore[arg-type]
+    assert parallel.compute_dtype("auto", parallel.make_mesh()) == jax.numpy.float32
