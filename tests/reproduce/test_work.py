@@ -48,7 +48,8 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         *TABLE,
         *("--rows", ",".join(ROWS)),
         *(f"--config.{field}" for field in (*every, "train.log_every.steps=1")),
-        *(f"--pretrain.{field}" for field in (*HEADS, "train.checkpoint_every.steps=2")),
+        *(f"--pretrain.{field}" for field in (*HEADS, "objective.symmetric=False")),
+        "--pretrain.train.checkpoint_every.steps=2",
     ]
 
 
@@ -102,14 +103,15 @@ def test_killed_twice(
     whole: Path, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = beside(whole, tmp_path, monkeypatch)
-    runs = folder / "runs" / "runs"
-    for path in ("cmae_class/seed0/pretrain/checkpoints/2", "cmae_mean/seed0/pretrain/config.json"):
-        process = start(arguments)
-        wait_for(runs / path, process)
+    row = folder / "runs" / "runs" / ROWS[0] / "seed0"
+    command = [word.replace(",".join(ROWS), ROWS[0]) for word in arguments]
+    for path in ("pretrain/checkpoints/2", "finetune/config.json"):
+        process = start(command)
+        wait_for(row / path, process)
         process.kill()
         process.communicate()
-    ended(start(arguments))
-    assert table(folder) == table(whole)
+    ended(start(command))
+    assert table(folder)["rows"] == table(whole)["rows"][:1]
 
 
 def test_two_workers_at_once(
@@ -149,7 +151,8 @@ def test_another_plan_in_the_same_folder_is_refused(
     before = (whole / "runs" / "table3" / "results.json").read_text()
     assert main([*arguments, "--length", "2"]) == 2
     shown = capsys.readouterr().err
-    assert "holds a run with train.duration.steps=8 (now 16)" in shown
+    assert "seed0/pretrain holds a run with" in shown
+    assert "train.duration.steps=8 (now 16)" in shown
     assert (whole / "runs" / "table3" / "results.json").read_text() == before
 
 
