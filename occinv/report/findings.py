@@ -267,7 +267,7 @@ def budget_note(results: Results) -> Finding | None:
         [
             f"{first['name']} trained for {own:.0f} s; the pre-trained rows for "
             f"{sum(seconds) / len(seconds):.0f} s on average, pre-training and fine-tuning "
-            f"together. A longer training from scratch is not part of this comparison."
+            "together."
         ],
     )
 

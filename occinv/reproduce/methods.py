@@ -84,7 +84,7 @@ STRONGER = (
 def on_few_images(
     method: Method, num_images: int, choose: str, *overrides: str, length: float = 1.0
 ) -> Method:
-    """The method pretrained on so few images (Tables 6 to 8), the last of its key saying which."""
+    """The method pretrained on so few images (Tables 6 to 8), which its key names."""
     words = [method.key, str(num_images), choose]
     if overrides:
         words.append("stronger")

@@ -15,7 +15,8 @@ from occinv import schema
 from occinv.data.batch import Batch
 from occinv.encoder import vit
 from occinv.objective.base import Axes, Objective, Setting, Terms
-from occinv.train.step import init_state, make_step, mean_of_parts
+from occinv.train.accumulation import mean_of_parts
+from occinv.train.step import init_state, make_step
 
 BATCH = 4
 
