@@ -92,7 +92,7 @@ def make_parser() -> argparse.ArgumentParser:
                       help="in an epoch (default: ImageNet's)")  # fmt: skip
     plan.add_argument("--num-classes", type=int, default=1000, metavar="N")
     plan.add_argument("--search", action="store_true",
-                      help="if it does not fit, double train.accumulate until it does")  # fmt: skip
+                      help="if it does not fit, try what makes it smaller")  # fmt: skip
     plan.add_argument("--out", type=Path, metavar="FILE", help="write it as JSON, too")
 
     evaluate = commands.add_parser("evaluate", help="measure trained encoders")
@@ -243,12 +243,13 @@ def _plan(options: argparse.Namespace, overrides: list[str]) -> int:
         if (value := getattr(options, name)) < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}, expected 1 or more")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # an accelerator here is none of its business
-    from occinv.plan.chips import parse, slice_mesh
+    from occinv.plan.chips import parse, slice_devices
     from occinv.plan.plan import make_plan, search
     from occinv.plan.show import print_plan
 
     chip, _ = parse(options.topology)
-    given = experiment, slice_mesh(options.topology), chip, options.num_classes, options.num_images
+    devices = slice_devices(options.topology)
+    given = experiment, devices, chip, options.num_classes, options.num_images
     plans = []
     for plan in search(*given) if options.search else [make_plan(*given)]:
         print_plan(plan, options.topology, chip)

@@ -1,12 +1,14 @@
 """The mesh of all accelerators, and how arrays lie on it.
 
 Programs are written for the global batch and compiled with `jax.jit`; the compiler parts the work
-along the mesh's axis `data`. A loss that couples the batch therefore sees all of it, however many
-devices there are.
+along the mesh. A loss that couples the batch therefore sees all of it, however many devices there
+are. The mesh has two axes, `data` × `fsdp`: the images lie over both, and the train state, which
+each place along `data` holds once, over `fsdp` (Rajbhandari et al. 2020, ZeRO, arXiv:1910.02054).
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -19,6 +21,11 @@ from occinv.schema import UserError
 
 Tree = TypeVar("Tree")
 
+
+IMAGES = ("data", "fsdp")  # the axes of the mesh along which the images of a batch are parted
+
+# Smaller arrays, biases for the most part, are not worth sending for: every device has them whole.
+SHARDED_FROM = 2**15  # numbers
 
 # A process that has died is noticed after so many seconds, and then all others end.
 PEER_TIMEOUT = 60
@@ -58,10 +65,21 @@ def join(
         ) from error
 
 
-def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """A mesh of one axis, `data`, over every device of every process (or over `devices`)."""
-    devices = devices or jax.devices()
-    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+def make_mesh(devices: list[jax.Device] | None = None, fsdp: int = 1) -> Mesh:
+    """The mesh `data` × `fsdp` over every device of every process (or over `devices`).
+
+    `fsdp` devices share one copy of the train state. Raises UserError if it is no divisor of them.
+    """
+    # A process's devices are neighbours, so that it has consecutive images of the global batch:
+    # the i-th is the same image with the same draws on any number of processes.
+    devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
+    if len(devices) % fsdp:
+        possible = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
+        near = min(possible, key=lambda n: abs(n - fsdp))
+        raise UserError(
+            f"train.fsdp={fsdp}, expected a divisor of the {len(devices)} devices (nearest: {near})"
+        )
+    return Mesh(np.reshape(devices, (-1, fsdp)), IMAGES, axis_types=(AxisType.Auto,) * 2)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -71,7 +89,43 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def by_image(mesh: Mesh) -> NamedSharding:
     """The leading axis, the images of the global batch, is parted over the devices."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    return NamedSharding(mesh, PartitionSpec(IMAGES))
+
+
+def of_state(mesh: Mesh, state: Any) -> Any:
+    """Where each array of a train state (arrays, or their shapes) lies: a tree of shardings.
+
+    The longest axis that the `fsdp` devices can share equally is parted among them (of equally long
+    ones the last, so that a stack of blocks is not parted by blocks), in arrays of SHARDED_FROM
+    numbers or more. Along `data` every device has the same.
+    """
+    count = mesh.shape["fsdp"]
+
+    def sharding(x: Any) -> NamedSharding:
+        axes = [axis for axis in range(x.ndim) if x.shape[axis] % count == 0]
+        if count == 1 or x.size < SHARDED_FROM or not axes:
+            return replicated(mesh)
+        longest = max(axes, key=lambda axis: (x.shape[axis], axis))
+        return NamedSharding(mesh, PartitionSpec(*(None,) * longest, "fsdp"))
+
+    return jax.tree.map(sharding, state)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def gathered(mesh: Mesh, params: Tree) -> Tree:
+    """Sharded `params` whole on every device; the gradient goes back the way that they lie.
+
+    What the compiler would choose otherwise is to part the arithmetic as the parameters are
+    parted, and to send activations about.
+    """
+    return jax.lax.with_sharding_constraint(params, replicated(mesh))
+
+
+def _scattered(mesh: Mesh, _: None, gradient: Tree) -> tuple[Tree]:
+    return (jax.lax.with_sharding_constraint(gradient, of_state(mesh, gradient)),)
+
+
+gathered.defvjp(lambda mesh, params: (gathered(mesh, params), None), _scattered)
 
 
 def check_batch(mesh: Mesh, batch_size: int, path: str = "train.batch_size") -> None:

@@ -127,6 +127,8 @@ class Train:
     batch_size: int = 1024  # global: over all devices of all processes
     duration: Duration = Duration(epochs=100)
     accumulate: int = 1  # parts in which a batch is taken, one after the other
+    fsdp: int = 1  # devices that share one copy of parameters, EMA and optimizer state
+    remat: Literal["none", "minimal", "full"] = "none"  # of blocks: encoder/blocks.py
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # compute; parameters are float32
     log_every: Duration = Duration(steps=50)
     evaluate_every: Duration | None = None  # None: at the end only
@@ -220,6 +222,7 @@ def resolve(config: Mapping[str, Any]) -> Experiment:
         ("encoder.depth", encoder.depth, 1),
         ("encoder.heads", encoder.heads, 1),
         ("train.batch_size", train.batch_size, 1),
+        ("train.fsdp", train.fsdp, 1),
         ("train.keep", train.keep, 1),
         ("train.max_nonfinite", train.max_nonfinite, 0),
         ("optimizer.base_lr", optimizer.base_lr, 0),

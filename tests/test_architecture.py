@@ -17,12 +17,12 @@ LIBRARY = REPOSITORY / "occinv"
 LAYERS = (
     "schema",
     "configuration",
+    "parallel",
     "data",
     "transform",
     "encoder",
     "measure",
     "objective",
-    "parallel",
     "train",
     "plan",
     "weights",

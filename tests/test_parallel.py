@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -28,8 +29,8 @@ def make_batch(count: int) -> Batch:
 @pytest.mark.parametrize("devices", COUNTS)
 def test_a_batch_goes_to_the_devices_in_order(devices: int) -> None:
     mesh = parallel.make_mesh(jax.devices()[:devices])
-    assert (mesh.size, mesh.axis_names) == (devices, ("data",))
-    assert mesh.axis_types == (AxisType.Auto,)
+    assert dict(mesh.shape) == {"data": devices, "fsdp": 1}
+    assert mesh.axis_types == (AxisType.Auto, AxisType.Auto)
     batch = make_batch(8)
     there = parallel.put_batch(mesh, batch)
     for sent, arrived in zip(jax.tree.leaves(batch), jax.tree.leaves(there), strict=True):
@@ -39,7 +40,7 @@ def test_a_batch_goes_to_the_devices_in_order(devices: int) -> None:
         assert {shard.data.shape[0] for shard in shards} == {8 // devices}
         for shard in shards:
             np.testing.assert_array_equal(np.asarray(shard.data), sent[shard.index])
-        assert [shard.device for shard in shards] == list(mesh.devices)
+        assert [shard.device for shard in shards] == list(mesh.devices.flat)
 
 
 @pytest.mark.parametrize("devices", COUNTS)
@@ -55,7 +56,41 @@ def test_what_is_fetched_is_the_whole(devices: int) -> None:
 
 
 def test_a_mesh_takes_every_device() -> None:
-    assert list(parallel.make_mesh().devices) == jax.devices()
+    assert list(parallel.make_mesh().devices.flat) == jax.devices()
+    assert dict(parallel.make_mesh(fsdp=4).shape) == {"data": 2, "fsdp": 4}
+    assert list(parallel.make_mesh(fsdp=4).devices.flat) == jax.devices()
+    with pytest.raises(UserError, match=r"^train\.fsdp=5, .* of the 8 devices \(nearest: 4\)$"):
+        parallel.make_mesh(fsdp=5)
+
+
+def test_a_process_has_consecutive_images_however_its_devices_are_numbered() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Device:
+        process_index: int
+        id: int
+
+    # As on a TPU slice: rows of chips are numbered through, a process has a square of them.
+    devices = [Device(process, id) for id, process in enumerate((0, 0, 1, 1, 0, 0, 1, 1))]
+    mesh = parallel.make_mesh(devices, fsdp=2)  # type: ignore[arg-type]
+    assert [d.process_index for d in mesh.devices.flat] == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert [d.id for d in mesh.devices.flat] == [0, 1, 4, 5, 2, 3, 6, 7]
+
+
+def test_the_longest_axis_of_a_large_array_is_shared() -> None:
+    mesh = parallel.make_mesh(fsdp=4)
+
+    def lies(*shape: int) -> tuple[str | None, ...]:
+        return tuple(parallel.of_state(mesh, jax.ShapeDtypeStruct(shape, np.float32)).spec)
+
+    assert lies(12, 64, 256) == (None, None, "fsdp")
+    assert lies(12, 256, 64) == (None, "fsdp")
+    assert lies(64, 256, 256) == (None, None, "fsdp")  # of equals the last: never the blocks
+    assert lies(256, 250) == ("fsdp",)
+    assert lies(251, 253) == ()  # cannot be shared equally
+    assert lies(128, 255) == ()  # too small to send for
+    assert lies() == ()
+    alone = parallel.of_state(parallel.make_mesh(), jax.ShapeDtypeStruct((512, 512), np.float32))
+    assert alone.spec == ()
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,92 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from occinv import parallel
 from occinv.transform.keys import fold
 
 Gelu = Literal["erf", "tanh"]
+Remat = Literal["none", "minimal", "full"]
 XAVIER = nn.initializers.xavier_uniform()  # what the official MAE initialises every layer with
+STACK = "scan"  # the name under which the stacked parameters of blocks lie
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How blocks are computed, which changes nothing in what they compute.
+
+    Attributes:
+      unroll: so many blocks or fewer are written out one after the other; more become a loop,
+        which compiles in the time of one, and costs XLA on CPU up to a quarter of a small model's
+        step.
+      remat: what the backward pass computes again instead of keeping it: `none`; `minimal`, all but
+        the products with parameters, which are most of the arithmetic; `full`, whole blocks, a
+        third more arithmetic for the least memory.
+      mesh: over which the train state lies (`parallel.of_state`); a block's parameters are brought
+        together when it is computed, forward and backward, and never those of all. None: each
+        device has them all.
+    """
+
+    unroll: int = 4
+    remat: Remat = "none"
+    mesh: jax.sharding.Mesh | None = None
+
+    def stack(self, block: Any, depth: int, in_axes: tuple[Any, ...], is_new: bool) -> Any:
+        """The module class that applies `depth` of `block` (x, …) -> (x, y), each to the last x.
+
+        Parameters are stacked along a leading axis. `in_axes` are those of what follows x;
+        `is_new` while parameters are made.
+        """
+        is_loop, remat = depth > self.unroll, self.remat
+        if self.is_sharded:
+            gather = functools.partial(parallel.gathered, self.mesh)
+            block = nn.map_variables(block, "params", gather, init=is_new)
+            # Else what was brought together would be kept, and be that of all blocks in the end.
+            remat = "minimal" if remat == "none" else remat
+        if remat != "none":
+            keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            # In a loop nothing could undo it, and the barriers against that would cost.
+            block = nn.remat(
+                block, prevent_cse=not is_loop, policy=keep if remat == "minimal" else None
+            )
+        return nn.scan(
+            block,
+            variable_axes={"params": 0, "intermediates": 0},
+            split_rngs={"params": True},
+            in_axes=in_axes,
+            length=depth,
+            unroll=1 if is_loop else depth,
+        )
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether no device has all parameters."""
+        return self.mesh is not None and self.mesh.shape["fsdp"] > 1
+
+    def ready(self, tree: Any) -> Any:
+        """Parameters or state for a forward pass: all but the stacks whole on every device."""
+        if self.mesh is None or not self.is_sharded:
+            return tree
+        whole = parallel.replicated(self.mesh)
+
+        def one(path: Any, x: jax.Array) -> jax.Array:
+            in_stack = any(getattr(key, "key", None) == STACK for key in path)
+            return x if in_stack else jax.lax.with_sharding_constraint(x, whole)
+
+        return jax.tree.map_with_path(one, tree)
+
+    def parted(self, gradient: Any) -> Any:
+        """A gradient as the parameters lie."""
+        if self.mesh is None or not self.is_sharded:
+            return gradient
+        return jax.lax.with_sharding_constraint(gradient, parallel.of_state(self.mesh, gradient))
 
 
 def layer_norm(name: str, dtype: Any) -> nn.LayerNorm:
@@ -99,16 +175,15 @@ class Block(nn.Module):
 class Blocks(nn.Module):
     """`depth` blocks. Their parameters are stacked: every leaf has a leading axis of `depth`.
 
-    Up to `unroll` blocks are written out one after the other; more become a loop, which compiles
-    in the time of one.
+    `layout` says how they are computed.
     """
 
     depth: int
     heads: int
     drop_path: float = 0.0
     dtype: Any = jnp.float32
-    unroll: int = 4
     gelu: Gelu = "erf"
+    layout: Layout = Layout()
 
     @nn.compact
     def __call__(self, x: jax.Array, keys: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
@@ -116,17 +191,10 @@ class Blocks(nn.Module):
 
         `keys` [B] draw drop path; None is evaluation.
         """
-        scanned = nn.scan(
-            Block,
-            variable_axes={"params": 0, "intermediates": 0},
-            split_rngs={"params": True},
-            in_axes=(0, 0, nn.broadcast),
-            length=self.depth,
-            # A loop costs XLA on CPU up to a quarter of a small model's step; a deep one needs it.
-            unroll=self.depth if self.depth <= self.unroll else 1,
-        )
+        in_axes = (0, 0, nn.broadcast)
+        scanned = self.layout.stack(Block, self.depth, in_axes, self.is_initializing())
         rates = jnp.linspace(0.0, self.drop_path, self.depth)
         if not self.drop_path:
             keys = None
-        stack = scanned(self.heads, self.gelu, self.dtype, name="scan")
+        stack = scanned(self.heads, self.gelu, self.dtype, name=STACK)
         return stack(x, jnp.arange(self.depth), rates, keys)

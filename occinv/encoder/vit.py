@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from occinv import schema
-from occinv.encoder.blocks import XAVIER, Blocks, Gelu, layer_norm
+from occinv.encoder.blocks import XAVIER, Blocks, Gelu, Layout, layer_norm
 from occinv.encoder.patches import patchify
 from occinv.encoder.position import interpolate, sincos
 from occinv.transform.masking import visible_ids
@@ -25,6 +25,7 @@ SIZES = {  # width, depth, heads
 }
 PixelRange = Literal["imagenet", "half"]
 TOKEN_INIT = nn.initializers.normal(0.02)
+DEFAULT = Layout()
 
 
 class Features(NamedTuple):
@@ -50,7 +51,7 @@ class ViT(nn.Module):
       pixel_range: what the patch embedding was trained on: `imagenet`'s mean and deviation, or
         `half`, [-1, 1] from 0.5 and 0.5 (big_vision, some of timm). Pixels come in as the former.
       dtype: of the computation; parameters are float32.
-      unroll: encoders of no more blocks are compiled without a loop (faster steps on CPU).
+      layout: how the blocks are computed, without effect on what they compute.
     """
 
     image_size: int
@@ -63,7 +64,7 @@ class ViT(nn.Module):
     mask_token: bool = False
     final_norm: bool = True
     dtype: Any = jnp.float32
-    unroll: int = 4
+    layout: Layout = Layout()
     gelu: Gelu = "erf"
     pixel_range: PixelRange = "imagenet"
 
@@ -124,8 +125,8 @@ class ViT(nn.Module):
             self.heads,
             self.drop_path,
             self.dtype,
-            self.unroll,
             self.gelu,
+            self.layout,
             name="blocks",
         )(x, keys)
         if self.final_norm:
@@ -133,7 +134,12 @@ class ViT(nn.Module):
         return Features(x.astype(jnp.float32), blocks)
 
 
-def build(encoder: schema.Encoder, image_size: int, dtype: Any = jnp.float32) -> ViT:
+def build(
+    encoder: schema.Encoder,
+    image_size: int,
+    dtype: Any = jnp.float32,
+    layout: Layout = DEFAULT,
+) -> ViT:
     """The ViT that a config's `encoder` section describes. Raises UserError if it cannot be."""
     width, depth, heads = SIZES[encoder.name]
     width, depth = encoder.width or width, encoder.depth or depth
@@ -153,4 +159,5 @@ def build(encoder: schema.Encoder, image_size: int, dtype: Any = jnp.float32) ->
         gelu=encoder.gelu,
         pixel_range=encoder.pixel_range,
         dtype=dtype,
+        layout=layout,
     )

@@ -22,6 +22,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from occinv.data.batch import Batch
+from occinv.encoder.blocks import Layout
 from occinv.encoder.vit import ViT
 from occinv.evaluate.occlusion import draw_visible
 from occinv.parallel import fetch, make_mesh, put_batch, replicated
@@ -126,7 +127,7 @@ def cka_curves(
         drop_path=0.0,
         train_position=False,
         mask_token=removed == "mask_token",
-        unroll=1,  # there is a program part for each ratio, which a loop keeps short
+        layout=Layout(unroll=1),  # there is a program part for each ratio, which a loop keeps short
     )
     unused = {"norm"} if plain.mask_token else {"norm", "mask_token"}
     used = {name: value for name, value in params.items() if name not in unused}

@@ -23,9 +23,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from occinv.measure.losses import Negatives, info_nce, similarities, unit
+from occinv.parallel import IMAGES
 from occinv.schema import UserError
-
-AXIS = "data"  # of the mesh: the images of the global batch are parted along it
 
 
 def check_block(block: int | None) -> None:
@@ -55,7 +54,7 @@ def info_nce_blockwise(
       negatives: which keys a query is told apart from, as in `similarities`.
       temperature: τ.
       block: the keys that a query meets at once, 1 or more; None: all, by the plain formula.
-      mesh: over whose axis `data` the images lie, in equal parts; None: all on one device.
+      mesh: over which the images lie, in equal parts (`parallel.by_image`); None: on one device.
 
     Returns:
       loss float32 [B, T], and float32 [B, T], 1 where no other key is nearer than the positive (of
@@ -65,7 +64,7 @@ def info_nce_blockwise(
         cosines, positive = similarities(queries, keys, negatives)
         agrees = (cosines.argmax(-1) == positive).astype(jnp.float32)
         return info_nce(cosines, positive, temperature), agrees
-    devices = 1 if mesh is None else mesh.shape[AXIS]
+    devices = 1 if mesh is None else mesh.size
 
     def of_device(queries: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
         # An image has its own tokens with it: only other images may be on other devices.
@@ -76,7 +75,7 @@ def info_nce_blockwise(
         return loss, agrees
 
     if devices > 1:
-        by_rows = PartitionSpec(AXIS)
+        by_rows = PartitionSpec(IMAGES)
         of_device = jax.shard_map(of_device, mesh=mesh, in_specs=by_rows, out_specs=by_rows)
     return of_device(unit(queries), unit(keys))
 
@@ -169,7 +168,7 @@ contrast.defvjp(forward, backward)
 def own_index(queries: jax.Array, ring: int) -> jax.Array:
     """The positives of this device's queries among the keys of all devices: int32 [Q]."""
     count = queries.shape[1]
-    before = 0 if ring == 1 else jax.lax.axis_index(AXIS) * count
+    before = 0 if ring == 1 else jax.lax.axis_index(IMAGES) * count
     return before + jnp.arange(count)
 
 
@@ -217,8 +216,8 @@ def around(
     onwards = [(device, (device + 1) % ring) for device in range(ring)]
 
     def turn(number: Any, state: tuple[Any, Any]) -> tuple[Any, Any]:
-        owner = (jax.lax.axis_index(AXIS) - number) % ring
+        owner = (jax.lax.axis_index(IMAGES) - number) % ring
         carry, passed = visit(*state, owner)
-        return carry, jax.lax.ppermute(passed, AXIS, onwards)
+        return carry, jax.lax.ppermute(passed, IMAGES, onwards)
 
     return jax.lax.fori_loop(0, ring, turn, (carry, passed))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from occinv.encoder.blocks import XAVIER, Blocks, layer_norm
+from occinv.encoder.blocks import XAVIER, Blocks, Layout, layer_norm
 from occinv.encoder.position import sincos
 from occinv.encoder.vit import TOKEN_INIT
 
@@ -21,6 +21,7 @@ class Decoder(nn.Module):
       patch_values: P = p·p·3, the values of one patch.
       width, depth, heads: of the decoder's own blocks.
       dtype: of the computation.
+      layout: how its blocks are computed, without effect on what they compute.
     """
 
     num_patches: int
@@ -29,6 +30,7 @@ class Decoder(nn.Module):
     depth: int
     heads: int
     dtype: Any = jnp.float32
+    layout: Layout = Layout()
 
     @nn.compact
     def __call__(self, tokens: jax.Array, visible: jax.Array) -> jax.Array:
@@ -47,7 +49,8 @@ class Decoder(nn.Module):
 
         patches = restore(x[:, 1:], visible, mask_token)
         x = jnp.concatenate([x[:, :1], patches], axis=1) + position
-        x, _ = Blocks(self.depth, self.heads, dtype=self.dtype, name="blocks")(x)
+        blocks = Blocks(self.depth, self.heads, dtype=self.dtype, layout=self.layout, name="blocks")
+        x, _ = blocks(x)
         x = layer_norm("norm", self.dtype)(x)
         predict = nn.Dense(self.patch_values, kernel_init=XAVIER, dtype=self.dtype, name="predict")
         return predict(x)[:, 1:].astype(jnp.float32)

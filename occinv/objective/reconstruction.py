@@ -82,6 +82,7 @@ class MaskedAutoencoder(Objective):
             depth=self.decoder_depth,
             heads=self.decoder_heads,
             dtype=self.setting.dtype,
+            layout=self.encoder.layout,
         )
 
     def init(self, key: jax.Array, encoder: Params | None = None) -> tuple[Params, State]:

@@ -10,9 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import topologies
-from jax.sharding import Mesh
 
-from occinv import parallel
 from occinv.schema import UserError, nearest
 
 GIB = 2**30
@@ -62,8 +60,8 @@ def parse(topology: str) -> tuple[Chip, tuple[int, ...]]:
     return chip, sizes
 
 
-def slice_mesh(topology: str) -> Mesh:
-    """The mesh that `train` has on a slice such as `v5e:16x16`, of devices that only compile.
+def slice_devices(topology: str) -> list[jax.Device]:
+    """The devices of a slice such as `v5e:16x16`, which only compile.
 
     Raises UserError for a slice that does not exist, and where the TPU's compiler is not installed.
     """
@@ -87,8 +85,7 @@ def slice_mesh(topology: str) -> Mesh:
     if set(sizes) == {1}:
         options["chips_per_host_bounds"] = (1, 1, 1)
     try:
-        devices = topologies.get_topology_desc(topology, "tpu", **options).devices
+        return list(topologies.get_topology_desc(topology, "tpu", **options).devices)
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--topology {topology!r}: {reason}; as in {EXAMPLES}") from error
-    return parallel.make_mesh(devices)

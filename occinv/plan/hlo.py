@@ -111,19 +111,28 @@ class Program:
         return max(limits, default=1)
 
     def collectives(self, devices: int) -> list[Collective]:
-        """What the chips tell each other in one step, all `devices` of them each time."""
-        found: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])
+        """What the chips tell each other in one step, in groups or all `devices` of them."""
+        found: dict[tuple[str, str], tuple[int, int, int]] = {}
         for name, times in (self.executed + self.fused).items():
             computation = self.computations.get(name, {})
             for one in computation.values():
                 kind = one.opcode.removesuffix("-start")
+                if "all-reduce-scatter" in name:  # a fusion in which each keeps its part alone
+                    kind = kind.replace("all-reduce", "reduce-scatter")
                 if kind in SENT:
                     size = sum(sum(computation[o].sizes) for o in one.operands if o in computation)
-                    found[kind][0] += times
-                    found[kind][1] += times * size
+                    # One that goes on while fusions run stands in each of them, on one channel.
+                    channel = re.search(r"channel_id=(\d+)", one.attributes)
+                    key = kind, channel[1] if channel else name + one.name
+                    times_before, *_ = found.get(key, (0,))
+                    found[key] = max(times, times_before), size, _group(one, devices)
+        total: defaultdict[str, list[float]] = defaultdict(lambda: [0, 0, 0])
+        for (kind, _), (times, size, group) in found.items():
+            for place, value in enumerate((1, size, SENT[kind](group) * size)):
+                total[kind][place] += times * value
         return [
-            Collective(kind, count, size, round(SENT[kind](devices) * size))
-            for kind, (count, size) in sorted(found.items())
+            Collective(kind, int(count), int(size), round(sent))
+            for kind, (count, size, sent) in sorted(total.items())
         ]
 
     def traffic(self) -> int:
@@ -204,6 +213,19 @@ class Program:
             if one is not None and one.opcode == "dynamic-update-slice":
                 size = sum(inside[one.operands[1]].sizes)
             yield size
+
+
+def _group(collective: Instruction, devices: int) -> int:
+    """How many devices take part in each of the groups of a collective, `devices` in all."""
+    said = collective.attributes
+    if axes := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", said):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes[1]))
+        return prod(int(sizes[name]) for name in re.findall(r"'(\w+)'", axes[2]))
+    if counts := re.search(r"replica_groups=\[\d+,(\d+)\]", said):
+        return int(counts[1])
+    if members := re.search(r"replica_groups=\{\{([^}]*)\}", said):
+        return len(members[1].split(","))
+    return devices
 
 
 def _instruction(line: str) -> Instruction | None:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
+from occinv import parallel
 from occinv.plan.chips import CHIPS, Chip
 from occinv.plan.hlo import Collective, Program
 from occinv.schema import Experiment, UserError
@@ -70,10 +70,13 @@ class Plan:
     chips: int
     batch_size: int
     accumulate: int
+    fsdp: int
+    remat: str
     dtype: str
     steps: int
     parameters: int
     flops_per_image: int  # in matrix products, forward and backward
+    state: int  # bytes of the train state, all of it
     needed: int  # bytes of memory, as the compiler says
     available: int  # bytes of memory, as the compiler says; the chip's without its word
     memory: Memory | None = None  # None, and the following, too: it does not fit
@@ -121,12 +124,13 @@ class Plan:
 
 
 def make_plan(
-    experiment: Experiment, mesh: Mesh, chip: Chip, num_classes: int, num_images: int
+    experiment: Experiment, devices: list[jax.Device], chip: Chip, num_classes: int, num_images: int
 ) -> Plan:
-    """Compiles the step that `train` would run on `mesh`, without data, and reads what it needs.
+    """Compiles the step that `train` would run on `devices`, without data, and reads its needs.
 
     An encoder that `init_from` names is not looked at. Raises UserError as `train` does.
     """
+    mesh = parallel.make_mesh(devices, experiment.train.fsdp)
     run = assemble(experiment, mesh, num_classes, num_images)
     state = jax.eval_shape(lambda: init_state(run.objective, run.optimizer, experiment.seed))
     traced = trace_step(run, state)
@@ -137,10 +141,13 @@ def make_plan(
         chips=mesh.size,
         batch_size=batch_size,
         accumulate=experiment.train.accumulate,
+        fsdp=experiment.train.fsdp,
+        remat=experiment.train.remat,
         dtype=str(run.objective.setting.dtype),
         steps=run.steps,
         parameters=sum(x.size for x in jax.tree.leaves(state.params)),
         flops_per_image=round(flops / batch_size),
+        state=sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)),
         needed=0,
         available=chip.memory,
     )
@@ -149,9 +156,8 @@ def make_plan(
         compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         needed, available = exhausted(str(error))
-        return dataclasses.replace(
-            plan, needed=needed, available=available, advice=tuple(advice(run, chip, needed))
-        )
+        refused = dataclasses.replace(plan, needed=needed, available=available)
+        return dataclasses.replace(refused, advice=tuple(advice(run, refused, chip)))
     found = compiled.memory_analysis()
     memory = Memory(
         arguments=found.argument_size_in_bytes,
@@ -177,36 +183,43 @@ def make_plan(
 
 
 def search(
-    experiment: Experiment, mesh: Mesh, chip: Chip, num_classes: int, num_images: int
+    experiment: Experiment, devices: list[jax.Device], chip: Chip, num_classes: int, num_images: int
 ) -> Iterator[Plan]:
-    """The plan, then those with `train.accumulate` doubled until one fits or no more parts can be.
+    """The plan, then those with one change more each (`changes`), until one fits or none is left.
 
     Raises UserError as `make_plan` does for the first.
     """
     while True:
-        plan = make_plan(experiment, mesh, chip, num_classes, num_images)
+        plan = make_plan(experiment, devices, chip, num_classes, num_images)
         yield plan
-        more = None if plan.fits else in_more_parts(experiment, mesh, num_classes, num_images)
-        if more is None:
+        run = assemble(experiment, parallel.make_mesh(devices, plan.fsdp), num_classes, num_images)
+        change = None if plan.fits else next(changes(run, plan), None)
+        if change is None:
             return
-        experiment = more
+        experiment = dataclasses.replace(
+            experiment, train=dataclasses.replace(experiment.train, **change)
+        )
 
 
-def in_more_parts(
-    experiment: Experiment, mesh: Mesh, num_classes: int, num_images: int
-) -> Experiment | None:
-    """The experiment with `train.accumulate` doubled; None where that cannot be."""
-    parts = 2 * experiment.train.accumulate
-    if experiment.train.batch_size % (parts * mesh.size):
-        return None
-    more = dataclasses.replace(
-        experiment, train=dataclasses.replace(experiment.train, accumulate=parts)
-    )
-    try:
-        assemble(more, mesh, num_classes, num_images)
-    except UserError:
-        return None  # an objective whose images meet before they are measured
-    return more
+def changes(run: Assembly, plan: Plan) -> Iterator[dict[str, Any]]:
+    """What leaves a run's outcome as it is and makes its step smaller: fields of `train`.
+
+    The cheapest first: to compute the small things again, to share the train state where it takes
+    more than a tenth of a chip, to compute whole blocks again, to take the batch in parts.
+    """
+    train = run.experiment.train
+    if train.remat == "none":
+        yield {"remat": "minimal"}
+    shared = 2 * train.fsdp
+    while shared < plan.chips and plan.state / shared > plan.available / 10:
+        shared *= 2
+    if plan.state / train.fsdp > plan.available / 10 and plan.chips % shared == 0:
+        yield {"fsdp": shared}
+    if train.remat != "full":
+        yield {"remat": "full"}
+    parts = 2 * train.accumulate
+    if train.batch_size % (parts * plan.chips) == 0 and not run.objective.couples_before_measure:
+        yield {"accumulate": parts}
 
 
 def exhausted(said: str) -> tuple[int, int]:
@@ -225,21 +238,24 @@ def exhausted(said: str) -> tuple[int, int]:
     return round(float(needed) * units[its]), round(float(available) * units[theirs])
 
 
-def advice(run: Assembly, chip: Chip, needed: int) -> Iterator[str]:
-    """What would make a step that needs so many bytes smaller, cheapest first."""
+def advice(run: Assembly, plan: Plan, chip: Chip) -> Iterator[str]:
+    """What would make a step that does not fit smaller, cheapest first."""
     train = run.experiment.train
-    classes, images = run.objective.setting.num_classes, run.epoch
-    if in_more_parts(run.experiment, run.mesh, classes, images):
-        yield (
-            f"--config.train.accumulate={2 * train.accumulate} or more (--search finds how many): "
-            "the batch in parts"
-        )
+    reasons = {
+        "remat": "computed again in the backward pass instead of kept",
+        "fsdp": "chips that share one copy of the train state",
+        "accumulate": "the batch in parts; more if need be (--search finds how many)",
+    }
+    for change in changes(run, plan):
+        for name, value in change.items():
+            yield f"--config.train.{name}={value}: {reasons[name]}"
     if getattr(run.objective, "block", 0) is None:
         yield "--config.objective.block=256 or so: a query meets fewer keys at once"
     at_once = train.batch_size // train.accumulate // run.mesh.size
     if at_once > 1:
         yield f"a larger slice: each chip has {at_once} images at once"
         yield f"--config.train.batch_size={train.batch_size // 2}: which is another run"
-    larger = [name for name, other in CHIPS.items() if other.memory > max(needed, chip.memory)]
+    least = max(plan.needed, chip.memory)
+    larger = [name for name, other in CHIPS.items() if other.memory > least]
     if larger:
         yield f"chips with more memory: {', '.join(larger)}"

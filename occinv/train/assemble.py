@@ -15,6 +15,7 @@ import optax
 from occinv import parallel
 from occinv.data.batch import Batch
 from occinv.encoder import vit
+from occinv.encoder.blocks import Layout
 from occinv.objective.base import Objective, Setting, build
 from occinv.schema import Experiment, UserError
 from occinv.train.optimizer import learning_rate, make_optimizer
@@ -58,7 +59,8 @@ def assemble(
             f"train.duration={train.duration}"
         )
     dtype = parallel.compute_dtype(train.precision, mesh)
-    encoder = vit.build(experiment.encoder, data.image_size, dtype)
+    layout = Layout(remat=train.remat, mesh=mesh)
+    encoder = vit.build(experiment.encoder, data.image_size, dtype, layout)
     setting = Setting(encoder, num_classes, steps, dtype, train.batch_size, epoch, mesh)
     objective = build(experiment.objective, setting)
     if train.accumulate > 1 and objective.couples_before_measure:
@@ -94,10 +96,10 @@ def trace_step(run: Assembly, state: Any) -> Any:
 
     `state` is a TrainState, or the shapes of one.
     """
-    everywhere, parted = parallel.replicated(run.mesh), parallel.by_image(run.mesh)
+    sharding = parallel.of_state(run.mesh, state)
     return jax.jit(
         make_step(run.objective, run.optimizer, run.experiment.train.accumulate),
-        in_shardings=(everywhere, parted),
-        out_shardings=everywhere,
+        in_shardings=(sharding, parallel.by_image(run.mesh)),
+        out_shardings=(sharding, parallel.replicated(run.mesh)),
         donate_argnums=0,
     ).trace(state, batch_shapes(run))

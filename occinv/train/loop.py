@@ -83,7 +83,8 @@ def prepare(experiment: Experiment) -> Run:
     source = select(everything, data, experiment.seed)
     # On few images an epoch is that of all, or else a few epochs of them would be no step at all.
     epoch = len(source if data.num_images is None else everything)
-    parts = assemble(experiment, parallel.make_mesh(), len(source.classes), epoch)
+    mesh = parallel.make_mesh(fsdp=train.fsdp)
+    parts = assemble(experiment, mesh, len(source.classes), epoch)
     objective = parts.objective
     share: dict[str, Any] = {
         "batch_size": train.batch_size,
@@ -171,18 +172,20 @@ def train(experiment: Experiment, workdir: Path, watch: Watch | None = None) -> 
 
 
 def start_or_resume(run: Run, checkpoints: Checkpoints) -> TrainState:
-    """The state of the newest good checkpoint, or of step 0, on every device of the mesh."""
-    sharding = parallel.replicated(run.mesh)
+    """The state of the newest good checkpoint, or of step 0, where it lies on the mesh."""
 
     def init(seed: jax.Array, encoder: Any) -> TrainState:
         return init_state(run.objective, run.optimizer, seed, encoder)
 
     seed = np.uint32(run.experiment.seed)
+    shapes = jax.eval_shape(init, seed, run.pretrained)
+    shardings = parallel.of_state(run.mesh, shapes)
     if checkpoints.latest() is None:
-        return jax.jit(init, out_shardings=sharding)(seed, run.pretrained)
+        return jax.jit(init, out_shardings=shardings)(seed, run.pretrained)
     template = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        jax.eval_shape(init, seed, run.pretrained),
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        shardings,
     )
     step, items = checkpoints.restore({"params": template.params, "rest": _rest(template)})
     log.info("continuing after step %d of %d", step, run.steps)
@@ -307,7 +310,6 @@ def make_evaluation(run: Run) -> Callable[[TrainState], dict[str, float]]:
     Padding weighs nothing. An objective that compares the images of a batch would compare them with
     the padding, too, so it leaves the incomplete last batch out.
     """
-    everywhere, parted = parallel.replicated(run.mesh), parallel.by_image(run.mesh)
     objective = run.objective.for_evaluation
 
     def sums_of(params: Any, state: Any, batch: Batch, number: jax.Array) -> dict[str, jax.Array]:
@@ -315,9 +317,7 @@ def make_evaluation(run: Run) -> Callable[[TrainState], dict[str, float]]:
         keys = image_keys(jax.random.key(0), number, batch.label.shape[0])
         return objective.evaluate(params, state, batch, keys)
 
-    compiled = jax.jit(
-        sums_of, in_shardings=(everywhere, everywhere, parted, None), out_shardings=everywhere
-    )
+    compiled = jax.jit(sums_of, out_shardings=parallel.replicated(run.mesh))
 
     def evaluate(state: TrainState) -> dict[str, float]:
         if run.held_out is None:
@@ -343,7 +343,7 @@ def pictures(run: Run, state: TrainState) -> dict[str, np.ndarray]:
         return {}
     batch = jax.tree.map(lambda x: x[:8], run.held_out.batch(0))
     keys = image_keys(jax.random.key(0), jnp.int32(0), batch.label.shape[0])
-    shown = jax.jit(run.objective.pictures)(parallel.fetch(state.params), batch, keys)
+    shown = jax.jit(run.objective.pictures)(jax.device_get(state.params), batch, keys)
     return {name: np.asarray(images) for name, images in shown.items()}
 
 

@@ -63,6 +63,7 @@ def make_step(
     same gradient in less memory for an objective that does not couple the batch before `measure`.
     A step whose loss or gradient is not finite changes nothing but the counters.
     """
+    layout = objective.encoder.layout
     gradient = jax.value_and_grad(objective.loss, has_aux=True)
     parts = accumulate
     if accumulate > 1 and objective.couples_batch:
@@ -71,12 +72,11 @@ def make_step(
     def step(train: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         run_key = jax.random.fold_in(jax.random.key(train.seed), 1)
         keys = image_keys(run_key, train.step, batch.label.shape[0])
+        params, state = layout.ready((train.params, train.state))
 
         def part(batch: Batch, keys: jax.Array) -> Any:
-            (loss, (state, metrics)), grads = gradient(
-                train.params, train.state, batch, keys, train.step
-            )
-            return loss, metrics, grads, state
+            (loss, (after, metrics)), grads = gradient(params, state, batch, keys, train.step)
+            return loss, metrics, layout.parted(grads), after
 
         loss, metrics, grads, state = mean_of_parts(part, (batch, keys), parts)
         norm = optax.tree.norm(grads)

@@ -27,6 +27,9 @@ IMAGES = "images.tsv"
 
 # What may change when a run goes on, for it has no influence on what the run computes.
 FREE = (
+    "train.accumulate",
+    "train.fsdp",
+    "train.remat",
     "train.log_every",
     "train.evaluate_every",
     "train.checkpoint_every",

@@ -17,7 +17,7 @@ from numpy_vit import erf_gelu, norm, softmax
 from PIL import Image
 
 from occinv.cli import main
-from occinv.encoder.blocks import Attention
+from occinv.encoder.blocks import Attention, Layout
 from occinv.evaluate.attention import Attended, attend, class_attention, save_grid, save_maps
 from occinv.evaluate.run import evaluate_attention
 from occinv.schema import UserError
@@ -63,7 +63,7 @@ def by_numpy(params: dict[str, Any], pixels: np.ndarray) -> np.ndarray:
 def test_attention_is_what_the_parameters_say(section: dict[str, Any], unroll: int) -> None:
     encoder, params = encoder_of(section)
     pixels = images(3).image / np.float32(255)
-    found = np.asarray(class_attention(encoder.clone(unroll=unroll), params, pixels))
+    found = np.asarray(class_attention(encoder.clone(layout=Layout(unroll=unroll)), params, pixels))
     expected = by_numpy(params, pixels)
     assert found.shape == (DEPTH, 3, HEADS, N) and found.dtype == np.float32
     np.testing.assert_allclose(found, expected[..., 1:], rtol=2e-3, atol=1e-6)

@@ -6,7 +6,7 @@ import importlib.util
 
 import pytest
 
-from occinv.plan.chips import CHIPS, GIB, parse, slice_mesh
+from occinv.plan.chips import CHIPS, GIB, parse, slice_devices
 from occinv.schema import UserError
 
 
@@ -38,7 +38,7 @@ def test_without_the_compiler_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'occinv\[tpu\]'$"):
-        slice_mesh("v5e:2x2")
+        slice_devices("v5e:2x2")
 
 
 def test_peak_values_are_of_one_order() -> None:

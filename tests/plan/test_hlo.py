@@ -84,6 +84,59 @@ def test_collectives_in_a_loop_count_in_every_turn(program: Program) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("groups", "members"),
+    [
+        ("{{0,1},{2,3}}", 2),
+        ("[2,4]<=[8]", 4),
+        ("[4,2]<=[2,4]T(1,0)", 2),
+        ("mesh['axis_0'=2,'axis_1'=4,'axis_2'=8], device_ids=([4,4]T(1,0)) {'axis_1'}", 4),
+        ("mesh['a'=2,'b'=4] {'a','b'}", 8),
+        ("{}", 64),
+    ],
+)
+def test_collectives_of_groups(groups: str, members: int) -> None:
+    said = f"""
+ENTRY %main (p: f32[1024]) -> f32[1024] {{
+  %p = f32[1024]{{0}} parameter(0)
+  ROOT %r = f32[1024]{{0}} all-reduce(%p), channel_id=1, replica_groups={groups}, to_apply=%add
+}}
+"""
+    sent = round(2 * 4096 * (members - 1) / members)
+    assert Program(said).collectives(64) == [Collective("all-reduce", 1, 4096, sent)]
+
+
+def test_one_that_goes_on_while_fusions_run_counts_once() -> None:
+    said = """
+%some (q: f32[256]) -> f32[1024] {
+  %q = f32[256]{0} parameter(0)
+  ROOT %g = f32[1024]{0} all-gather(%q), channel_id=3, replica_groups=[2,4]<=[8]
+}
+
+%rest (q: f32[256]) -> f32[1024] {
+  %q = f32[256]{0} parameter(0)
+  ROOT %g = f32[1024]{0} all-gather(%q), channel_id=3, replica_groups=[2,4]<=[8]
+}
+
+%all-reduce-scatter.1 (q: f32[1024]) -> f32[256] {
+  %q = f32[1024]{0} parameter(0)
+  %g = f32[1024]{0} all-reduce(%q), channel_id=4, replica_groups=[2,4]<=[8], to_apply=%add
+  ROOT %s = f32[256]{0} slice(%g), slice={[0:256]}
+}
+
+ENTRY %main (p: f32[256]) -> f32[256] {
+  %p = f32[256]{0} parameter(0)
+  %a = f32[1024]{0} fusion(%p), kind=kCustom, calls=%some
+  %b = f32[1024]{0} fusion(%p), kind=kCustom, calls=%rest
+  ROOT %r = f32[256]{0} fusion(%b), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""
+    assert Program(said).collectives(8) == [
+        Collective("all-gather", 1, 1024, 3 * 1024),
+        Collective("reduce-scatter", 1, 4096, 3 * 1024),
+    ]
+
+
 def test_memory_is_read_and_written_by_slices(program: Program) -> None:
     layer, vector = 16 * 128 * 4, 128 * 4
     turns = 6 * (2 * layer + 2 * vector)  # the counter is not in memory

@@ -25,8 +25,9 @@ from occinv.plan.plan import Memory, Plan, Roofline, exhausted, make_plan, searc
 from occinv.plan.show import print_plan
 from occinv.schema import Experiment, UserError
 from occinv.train.assemble import assemble, trace_step
+from occinv.train.checkpoints import Checkpoints
 from occinv.train.flops import traced_flops
-from occinv.train.loop import prepare
+from occinv.train.loop import prepare, start_or_resume
 from occinv.train.step import init_state
 
 CHIP = CHIPS["v5e"]
@@ -54,7 +55,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def planned() -> Plan:
-    return make_plan(experiment("mae"), parallel.make_mesh(), CHIP, 2, 24)
+    return make_plan(experiment("mae"), jax.devices(), CHIP, 2, 24)
 
 
 def test_the_step_that_is_planned_is_the_one_that_trains(images: Path) -> None:
@@ -67,12 +68,17 @@ def test_the_step_that_is_planned_is_the_one_that_trains(images: Path) -> None:
         assert run.steps == parts.steps
 
 
-def test_arguments_are_what_train_puts_on_a_device(planned: Plan, images: Path) -> None:
-    run = prepare(experiment("mae", images=images))
-    state = jax.jit(
-        lambda: init_state(run.objective, run.optimizer, 0),
-        out_shardings=parallel.replicated(run.mesh),
-    )()
+@pytest.mark.parametrize("fsdp", [1, 4])
+def test_arguments_are_what_train_puts_on_a_device(
+    fsdp: int, planned: Plan, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if fsdp > 1:
+        monkeypatch.setattr(parallel, "SHARDED_FROM", 256)
+        given = experiment("mae", f"train.fsdp={fsdp}", "train.remat=full")
+        planned = make_plan(given, jax.devices(), CHIP, 2, 24)
+    run = prepare(experiment("mae", f"train.fsdp={fsdp}", images=images))
+    with Checkpoints(images / f"none{fsdp}") as none:
+        state = start_or_resume(run, none)
     batch = parallel.put_batch(run.mesh, run.loader.batch(0))
     first = jax.devices()[0]
 
@@ -85,8 +91,15 @@ def test_arguments_are_what_train_puts_on_a_device(planned: Plan, images: Path) 
     unused = on_first((batch.label, batch.index))  # by MAE: they may not be there at all
     whole = on_first((state, batch))
     assert whole - unused <= planned.memory.arguments <= whole
+    assert planned.state == sum(x.nbytes for x in jax.tree.leaves(state))
+    assert on_first(state) < (0.4 * planned.state if fsdp > 1 else planned.state + 1)
+    if fsdp > 1:  # parameters travel, forward and backward, and their gradient; activations never
+        sent = {one.operation: one.sent for one in planned.collectives}
+        assert sent.keys() == {"all-gather", "all-reduce"}
+        once = 4 * planned.parameters * (fsdp - 1) / fsdp
+        assert 0.9 * once < sent["all-gather"] < 2 * once
     assert planned.parameters == sum(x.size for x in jax.tree.leaves(state.params))
-    assert planned.memory.outputs < 0.01 * planned.memory.arguments  # metrics, and a table
+    assert planned.memory.outputs < 0.03 * planned.memory.arguments  # metrics, and a table
 
 
 def test_the_plan_counts_the_gradients_that_devices_exchange(planned: Plan) -> None:
@@ -122,10 +135,13 @@ FITS = Plan(
     chips=256,
     batch_size=4096,
     accumulate=1,
+    fsdp=1,
+    remat="none",
     dtype="bfloat16",
     steps=36000,
     parameters=111_000_000,
     flops_per_image=60_000_000_000,
+    state=1_300_000_000,
     needed=5 * GIB,
     available=16 * GIB,
     memory=Memory(1 * GIB, 3 * GIB, 100, GIB),
@@ -162,25 +178,38 @@ def test_the_compilers_refusal_says_how_much() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "batch", "fits_from", "tried"),
+    ("config", "batch", "fits_from", "state", "tried"),
     [
-        ("mae", 64, 4, [1, 2, 4]),
-        ("mae", 64, 99, [1, 2, 4, 8]),  # then a device has one image at once
-        ("mae", 24, 99, [1]),
-        ("linear", 64, 99, [1]),  # batch norm
+        ("mae", 64, 1, 1, ["none 1 1"]),
+        ("mae", 64, 4, 1, ["none 1 1", "minimal 1 1", "full 1 1", "full 1 2", "full 1 4"]),
+        # A state of a quarter of the chip is shared by 4; in 8 parts a device has one image.
+        ("mae", 64, 99, 4, ["none 1 1", "minimal 1 1", "minimal 4 1", "full 4 1", "full 4 2",
+                            "full 4 4", "full 4 8"]),
+        ("mae", 24, 99, 99, ["none 1 1", "minimal 1 1", "minimal 8 1", "full 8 1"]),
+        ("linear", 64, 99, 1, ["none 1 1", "minimal 1 1", "full 1 1"]),  # batch norm
     ],
-)
-def test_a_search_doubles_the_parts_until_they_fit(
-    config: str, batch: int, fits_from: int, tried: list[int], monkeypatch: pytest.MonkeyPatch
+)  # fmt: skip
+def test_a_search_changes_one_thing_after_the_other_until_it_fits(
+    config: str,
+    batch: int,
+    fits_from: int,
+    state: int,
+    tried: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def small(experiment: Experiment, *rest: object) -> Plan:
-        parts = experiment.train.accumulate
-        memory = FITS.memory if parts >= fits_from else None
-        return dataclasses.replace(FITS, accumulate=parts, memory=memory)
+        train = experiment.train
+        return dataclasses.replace(
+            FITS,
+            chips=8,
+            state=state * GIB,
+            memory=FITS.memory if train.accumulate >= fits_from else None,
+            **{name: getattr(train, name) for name in ("remat", "fsdp", "accumulate")},
+        )
 
     monkeypatch.setattr(plan, "make_plan", small)
-    given = experiment(config, f"train.batch_size={batch}"), parallel.make_mesh(), CHIP, 2, 2400
-    assert [one.accumulate for one in search(*given)] == tried
+    given = experiment(config, f"train.batch_size={batch}"), jax.devices(), CHIP, 2, 2400
+    assert [f"{one.remat} {one.fsdp} {one.accumulate}" for one in search(*given)] == tried
 
 
 def refused(monkeypatch: pytest.MonkeyPatch, config: str, *fields: str) -> Plan:
@@ -194,7 +223,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, config: str, *fields: str) -> Plan:
             raise jax.errors.JaxRuntimeError(EXHAUSTED)
 
     monkeypatch.setattr(plan, "trace_step", lambda *given: Refusing(trace_step(*given)))
-    return make_plan(experiment(config, *fields), parallel.make_mesh(), CHIP, 2, 2400)
+    return make_plan(experiment(config, *fields), jax.devices(), CHIP, 2, 2400)
 
 
 def test_what_does_not_fit_says_what_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,8 +231,9 @@ def test_what_does_not_fit_says_what_to_change(monkeypatch: pytest.MonkeyPatch) 
     assert not found.fits
     assert found.needed == round(27.06 * GIB)
     words = " ".join(found.advice)
-    assert "train.accumulate=2" in words
-    assert "train.batch_size=32" in words
+    for change in ("remat=minimal", "remat=full", "accumulate=2", "batch_size=32"):
+        assert f"train.{change}" in words
+    assert "fsdp" not in words  # its state is small
     assert "v4, v5p, v6e" in words
     assert "block" not in words
     words = " ".join(refused(monkeypatch, "linear", "train.batch_size=64").advice)
@@ -231,7 +261,7 @@ def test_a_plan_is_shown_in_100_columns(monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_command_writes_its_plan(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(chips, "slice_mesh", lambda topology: parallel.make_mesh())
+    monkeypatch.setattr(chips, "slice_devices", lambda topology: jax.devices())
     arguments = ["plan", *tiny("mae", NOWHERE), "--topology", "v5e:2x2", "--num-images", "24"]
     assert cli.main([*arguments, "--out", str(tmp_path / "plans" / "mae.json")]) == 0
     assert "mae on v5e:2x2" in capsys.readouterr().out
