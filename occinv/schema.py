@@ -128,7 +128,7 @@ class Train:
     duration: Duration = Duration(epochs=100)
     accumulate: int = 1  # parts in which a batch is taken, one after the other
     fsdp: int = 1  # devices that share one copy of parameters, EMA and optimizer state
-    remat: Literal["none", "minimal", "full"] = "none"  # of blocks: encoder/blocks.py
+    remat: bool = False  # compute whole blocks again in the backward pass
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # compute; parameters are float32
     log_every: Duration = Duration(steps=50)
     evaluate_every: Duration | None = None  # None: at the end only

@@ -14,7 +14,6 @@ from occinv import parallel
 from occinv.transform.keys import fold
 
 Gelu = Literal["erf", "tanh"]
-Remat = Literal["none", "minimal", "full"]
 XAVIER = nn.initializers.xavier_uniform()  # what the official MAE initialises every layer with
 STACK = "scan"  # the name under which the stacked parameters of blocks lie
 
@@ -24,19 +23,19 @@ class Layout:
     """How blocks are computed, which changes nothing in what they compute.
 
     Attributes:
-      unroll: so many blocks or fewer are written out one after the other; more become a loop,
-        which compiles in the time of one, and costs XLA on CPU up to a quarter of a small model's
-        step.
-      remat: what the backward pass computes again instead of keeping it: `none`; `minimal`, all but
-        the products with parameters, which are most of the arithmetic; `full`, whole blocks, a
-        third more arithmetic for the least memory.
+      unroll: so many blocks or fewer are written out one after the other, and keep all for their
+        backward pass, which is fastest for a small model on CPU. More become a loop, which compiles
+        in the time of one and keeps the products with parameters, most of the arithmetic; what is
+        cheap it computes again, for less traffic and a fraction of the memory.
+      remat: whether the backward pass computes whole blocks again: a third more arithmetic for the
+        least memory.
       mesh: over which the train state lies (`parallel.of_state`); a block's parameters are brought
         together when it is computed, forward and backward, and never those of all. None: each
         device has them all.
     """
 
     unroll: int = 4
-    remat: Remat = "none"
+    remat: bool = False
     mesh: jax.sharding.Mesh | None = None
 
     def stack(self, block: Any, depth: int, in_axes: tuple[Any, ...], is_new: bool) -> Any:
@@ -45,18 +44,15 @@ class Layout:
         Parameters are stacked along a leading axis. `in_axes` are those of what follows x;
         `is_new` while parameters are made.
         """
-        is_loop, remat = depth > self.unroll, self.remat
+        is_loop = depth > self.unroll
         if self.is_sharded:
             gather = functools.partial(parallel.gathered, self.mesh)
             block = nn.map_variables(block, "params", gather, init=is_new)
-            # Else what was brought together would be kept, and be that of all blocks in the end.
-            remat = "minimal" if remat == "none" else remat
-        if remat != "none":
-            keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-            # In a loop nothing could undo it, and the barriers against that would cost.
-            block = nn.remat(
-                block, prevent_cse=not is_loop, policy=keep if remat == "minimal" else None
-            )
+        # What was brought together must not be kept: it would be that of all blocks in the end.
+        if is_loop or self.is_sharded or self.remat:
+            keep = None if self.remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            # In a loop nothing could undo this, and the barriers against that would cost.
+            block = nn.remat(block, prevent_cse=not is_loop, policy=keep)
         return nn.scan(
             block,
             variable_axes={"params": 0, "intermediates": 0},

@@ -71,7 +71,7 @@ class Plan:
     batch_size: int
     accumulate: int
     fsdp: int
-    remat: str
+    remat: bool
     dtype: str
     steps: int
     parameters: int
@@ -204,19 +204,17 @@ def search(
 def changes(run: Assembly, plan: Plan) -> Iterator[dict[str, Any]]:
     """What leaves a run's outcome as it is and makes its step smaller: fields of `train`.
 
-    The cheapest first: to compute the small things again, to share the train state where it takes
-    more than a tenth of a chip, to compute whole blocks again, to take the batch in parts.
+    The cheapest first: to share the train state where it takes more than a tenth of a chip, to
+    compute whole blocks again, to take the batch in parts.
     """
     train = run.experiment.train
-    if train.remat == "none":
-        yield {"remat": "minimal"}
     shared = 2 * train.fsdp
     while shared < plan.chips and plan.state / shared > plan.available / 10:
         shared *= 2
     if plan.state / train.fsdp > plan.available / 10 and plan.chips % shared == 0:
         yield {"fsdp": shared}
-    if train.remat != "full":
-        yield {"remat": "full"}
+    if not train.remat:
+        yield {"remat": True}
     parts = 2 * train.accumulate
     if train.batch_size % (parts * plan.chips) == 0 and not run.objective.couples_before_measure:
         yield {"accumulate": parts}
@@ -242,7 +240,7 @@ def advice(run: Assembly, plan: Plan, chip: Chip) -> Iterator[str]:
     """What would make a step that does not fit smaller, cheapest first."""
     train = run.experiment.train
     reasons = {
-        "remat": "computed again in the backward pass instead of kept",
+        "remat": "blocks are computed again in the backward pass instead of kept",
         "fsdp": "chips that share one copy of the train state",
         "accumulate": "the batch in parts; more if need be (--search finds how many)",
     }

@@ -46,7 +46,7 @@ def print_plan(plan: Plan, topology: str, chip: Chip, console: Console | None = 
     if not console.is_terminal or console.width > WIDTH:
         console.width = WIDTH
     parts = f" in {plan.accumulate} parts" if plan.accumulate > 1 else ""
-    parts += f", remat={plan.remat}" if plan.remat != "none" else ""
+    parts += ", remat" if plan.remat else ""
     parts += f", fsdp={plan.fsdp}" if plan.fsdp > 1 else ""
     console.print(
         f"[bold]{plan.objective} on {topology}[/]: {plan.chips} chips, {plan.batch_size} images a "

@@ -74,7 +74,7 @@ def test_arguments_are_what_train_puts_on_a_device(
 ) -> None:
     if fsdp > 1:
         monkeypatch.setattr(parallel, "SHARDED_FROM", 256)
-        given = experiment("mae", f"train.fsdp={fsdp}", "train.remat=full")
+        given = experiment("mae", f"train.fsdp={fsdp}", "train.remat=True")
         planned = make_plan(given, jax.devices(), CHIP, 2, 24)
     run = prepare(experiment("mae", f"train.fsdp={fsdp}", images=images))
     with Checkpoints(images / f"none{fsdp}") as none:
@@ -136,7 +136,7 @@ FITS = Plan(
     batch_size=4096,
     accumulate=1,
     fsdp=1,
-    remat="none",
+    remat=False,
     dtype="bfloat16",
     steps=36000,
     parameters=111_000_000,
@@ -180,13 +180,12 @@ def test_the_compilers_refusal_says_how_much() -> None:
 @pytest.mark.parametrize(
     ("config", "batch", "fits_from", "state", "tried"),
     [
-        ("mae", 64, 1, 1, ["none 1 1"]),
-        ("mae", 64, 4, 1, ["none 1 1", "minimal 1 1", "full 1 1", "full 1 2", "full 1 4"]),
+        ("mae", 64, 1, 1, ["0 1 1"]),
+        ("mae", 64, 4, 1, ["0 1 1", "1 1 1", "1 1 2", "1 1 4"]),
         # A state of a quarter of the chip is shared by 4; in 8 parts a device has one image.
-        ("mae", 64, 99, 4, ["none 1 1", "minimal 1 1", "minimal 4 1", "full 4 1", "full 4 2",
-                            "full 4 4", "full 4 8"]),
-        ("mae", 24, 99, 99, ["none 1 1", "minimal 1 1", "minimal 8 1", "full 8 1"]),
-        ("linear", 64, 99, 1, ["none 1 1", "minimal 1 1", "full 1 1"]),  # batch norm
+        ("mae", 64, 99, 4, ["0 1 1", "0 4 1", "1 4 1", "1 4 2", "1 4 4", "1 4 8"]),
+        ("mae", 24, 99, 99, ["0 1 1", "0 8 1", "1 8 1"]),
+        ("linear", 64, 99, 1, ["0 1 1", "1 1 1"]),  # batch norm
     ],
 )  # fmt: skip
 def test_a_search_changes_one_thing_after_the_other_until_it_fits(
@@ -209,7 +208,7 @@ def test_a_search_changes_one_thing_after_the_other_until_it_fits(
 
     monkeypatch.setattr(plan, "make_plan", small)
     given = experiment(config, f"train.batch_size={batch}"), jax.devices(), CHIP, 2, 2400
-    assert [f"{one.remat} {one.fsdp} {one.accumulate}" for one in search(*given)] == tried
+    assert [f"{one.remat:d} {one.fsdp} {one.accumulate}" for one in search(*given)] == tried
 
 
 def refused(monkeypatch: pytest.MonkeyPatch, config: str, *fields: str) -> Plan:
@@ -231,11 +230,11 @@ def test_what_does_not_fit_says_what_to_change(monkeypatch: pytest.MonkeyPatch) 
     assert not found.fits
     assert found.needed == round(27.06 * GIB)
     words = " ".join(found.advice)
-    for change in ("remat=minimal", "remat=full", "accumulate=2", "batch_size=32"):
+    for change in ("remat=True", "accumulate=2", "batch_size=32"):
         assert f"train.{change}" in words
     assert "fsdp" not in words  # its state is small
     assert "v4, v5p, v6e" in words
-    assert "block" not in words
+    assert "objective.block" not in words
     words = " ".join(refused(monkeypatch, "linear", "train.batch_size=64").advice)
     assert "accumulate" not in words
     words = " ".join(refused(monkeypatch, "cmae", "train.batch_size=64").advice)

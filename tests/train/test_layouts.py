@@ -26,11 +26,11 @@ HEADS = {"head_hidden": 16, "head_out": 16}
 MAE = {"name": "mae", "decoder_width": 16, "decoder_depth": 2, "decoder_heads": 2}
 CMAE = {"name": "cmae", "negatives": "batch", "block": 8, "mask_ratio": 0.5, **HEADS}
 LAYOUTS = {  # objective, devices, fsdp, and how its blocks are computed
-    "minimal remat": (MAE, 1, 1, "minimal", 0),
-    "full remat, unrolled": (MAE, 1, 1, "full", 4),
-    "fsdp 4 of 8": (MAE, 8, 4, "none", 0),
-    "fsdp 8 of 8, full remat, unrolled": (MAE, 8, 8, "full", 4),
-    "blockwise C-MAE in 2 parts, fsdp 2 of 4": (CMAE, 4, 2, "full", 0),
+    "a loop": (MAE, 1, 1, False, 0),
+    "a loop, remat": (MAE, 1, 1, True, 0),
+    "fsdp 4 of 8, a loop": (MAE, 8, 4, False, 0),
+    "fsdp 8 of 8, remat": (MAE, 8, 8, True, 4),
+    "blockwise C-MAE in 2 parts, fsdp 2 of 4, a loop, remat": (CMAE, 4, 2, True, 0),
 }
 Stepped = tuple[Any, dict[str, jax.Array]]
 
@@ -39,8 +39,8 @@ def stepped(
     section: dict[str, Any],
     devices: int = 1,
     fsdp: int = 1,
-    remat: Any = "none",
-    unroll: int = 0,
+    remat: bool = False,
+    unroll: int = 4,
     accumulate: int = 1,
 ) -> Stepped:
     """The state after one step, with the gradient as its `optimizer`, and the metrics."""
@@ -100,9 +100,9 @@ def test_a_run_goes_on_with_its_state_shared_otherwise(
         "train.duration.steps=4", "optimizer.warmup.steps=1", "train.log_every.steps=1"
     )
     for workdir, fsdp, remat, stop in (
-        ("changing", 1, "none", 2),
-        ("changing", 4, "full", 4),
-        ("at once", 1, "none", 4),
+        ("changing", 1, False, 2),
+        ("changing", 4, True, 4),
+        ("at once", 1, False, 4),
     ):
         monkeypatch.setattr(StopRequest, "is_due", lambda _, step, stop=stop: step == stop)
         how = overrides(f"train.fsdp={fsdp}", f"train.remat={remat}")
