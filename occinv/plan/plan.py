@@ -14,7 +14,7 @@ from occinv import parallel
 from occinv.plan.chips import CHIPS, Chip
 from occinv.plan.hlo import Collective, Program
 from occinv.schema import Experiment, UserError
-from occinv.train.assemble import Assembly, assemble, trace_step
+from occinv.train.assemble import Assembly, assemble, model_flops, trace_step
 from occinv.train.flops import traced_flops
 from occinv.train.step import init_state
 
@@ -56,11 +56,6 @@ class Roofline:
         """Which resource that is."""
         return max(("compute", "memory", "links"), key=lambda name: getattr(self, name))
 
-    @property
-    def utilisation(self) -> float:
-        """The share of the peak FLOP/s that it allows."""
-        return self.compute / self.step
-
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -75,7 +70,7 @@ class Plan:
     dtype: str
     steps: int
     parameters: int
-    flops_per_image: int  # in matrix products, forward and backward
+    flops_per_image: int  # in matrix products, forward and backward, each counted once
     state: int  # bytes of the train state, all of it
     needed: int  # bytes of memory, as the compiler says
     available: int  # bytes of memory, as the compiler says; the chip's without its word
@@ -95,9 +90,7 @@ class Plan:
         found = dataclasses.asdict(self) | {"fits": self.fits, "durations": self.durations(chip)}
         if self.memory and self.roofline:
             found["memory"]["total"] = self.memory.total
-            found["roofline"] |= {
-                name: getattr(self.roofline, name) for name in ("step", "bound", "utilisation")
-            }
+            found["roofline"] |= {name: getattr(self.roofline, name) for name in ("step", "bound")}
         return found
 
     def durations(self, chip: Chip) -> dict[str, dict[str, float]]:
@@ -146,7 +139,7 @@ def make_plan(
         dtype=str(run.objective.setting.dtype),
         steps=run.steps,
         parameters=sum(x.size for x in jax.tree.leaves(state.params)),
-        flops_per_image=round(flops / batch_size),
+        flops_per_image=round(model_flops(run, state)),
         state=sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)),
         needed=0,
         available=chip.memory,

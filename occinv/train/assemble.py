@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from occinv.encoder import vit
 from occinv.encoder.blocks import Layout
 from occinv.objective.base import Objective, Setting, build
 from occinv.schema import Experiment, UserError
+from occinv.train.flops import matmul_flops
 from occinv.train.optimizer import learning_rate, make_optimizer
 from occinv.train.step import make_step
 
@@ -103,3 +105,15 @@ def trace_step(run: Assembly, state: Any) -> Any:
         out_shardings=(sharding, parallel.replicated(run.mesh)),
         donate_argnums=0,
     ).trace(state, batch_shapes(run))
+
+
+def model_flops(run: Assembly, state: Any) -> float:
+    """FLOPs an image in the matrix products of a step, forward and backward, each counted once.
+
+    What a step computes again to save memory is not in it; `traced_flops` of the step has that.
+    """
+    objective = run.objective
+    plain = objective.encoder.clone(layout=Layout(unroll=sys.maxsize))
+    setting = dataclasses.replace(objective.setting, encoder=plain)
+    step = make_step(dataclasses.replace(objective, setting=setting), run.optimizer)
+    return matmul_flops(step, state, batch_shapes(run)) / run.experiment.train.batch_size

@@ -31,9 +31,8 @@ from occinv.data.sources import open_source
 from occinv.encoder import vit
 from occinv.schema import Duration, Experiment, UserError
 from occinv.train import workdir as files
-from occinv.train.assemble import Assembly, assemble, trace_step
+from occinv.train.assemble import Assembly, assemble, model_flops, trace_step
 from occinv.train.checkpoints import Checkpoints
-from occinv.train.flops import traced_flops
 from occinv.train.signals import StopRequest
 from occinv.train.step import TrainState, init_state
 from occinv.train.writers import JsonlWriter, MultiWriter, TensorBoardWriter, Writer
@@ -162,7 +161,7 @@ def train(experiment: Experiment, workdir: Path, watch: Watch | None = None) -> 
         writer = make_writer(workdir, done)
         try:
             program = trace_step(run, state)
-            summarise(run, state, program, writer, done)
+            summarise(run, state, writer, done)
             step, metrics = run_steps(run, state, program, checkpoints, writer, stop, watch)
         finally:
             writer.close()
@@ -359,10 +358,10 @@ def make_writer(workdir: Path, done: int) -> Writer:
     )
 
 
-def summarise(run: Run, state: TrainState, program: Any, writer: Writer, done: int) -> None:
+def summarise(run: Run, state: TrainState, writer: Writer, done: int) -> None:
     """Logs what is about to run: its parameters, arithmetic, data and devices."""
     sizes = {name: count_parameters(part) for name, part in state.params.items()}
-    flops = traced_flops(program.jaxpr.jaxpr) / run.experiment.train.batch_size
+    flops = model_flops(run, state)
     log.info(
         "%s: %s; %.3g GFLOP an image and step in matrix products; %s; steps %d to %d of %d images "
         "on %d %s device(s)",

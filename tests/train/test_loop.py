@@ -217,7 +217,7 @@ def test_a_run_goes_on_with_fewer_devices(
 ) -> None:
     run(arguments, tmp_path, watch=at_step(4, lambda: signal.raise_signal(signal.SIGTERM)))
     mesh = parallel.make_mesh(jax.devices()[:2])
-    monkeypatch.setattr(parallel, "make_mesh", lambda: mesh)
+    monkeypatch.setattr(parallel, "make_mesh", lambda fsdp: mesh)
     run(arguments, tmp_path)
     ours, theirs = losses(tmp_path), losses(whole)
     np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=2e-5)
