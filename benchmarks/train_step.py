@@ -1,76 +1,151 @@
-"""Speed of one train step of each objective, as a ratio to MAE's, measured in one run.
+"""One train step of each objective against PyTorch's of the same MAE, in one run.
 
-    make bench            the quickstart's sizes
-    .venv/bin/python benchmarks/train_step.py imagenet
+    make bench                                                  everything in this folder
+    .venv/bin/python benchmarks/train_step.py ViT-S/16          one size only
 
-Ratios are printed, not seconds: machines differ, and so does this one from minute to minute.
+First both are given the same parameters, images and masks and held to the same loss. Then they take
+turns, so that a slow minute falls on all. Ratios are printed, not seconds: machines differ, and so
+does this one from minute to minute. Against PyTorch, 2 is twice as many images a second. The last
+column is the arithmetic of the model's matrix products, as a share of what products of large
+matrices alone reach in the same run and dtype.
 """
 
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import torch
+from _torch_mae import Mae
 
-from occinv import configuration, schema
+from occinv import configuration, parallel, schema
 from occinv.data.batch import Batch
-from occinv.encoder import vit
-from occinv.objective.base import Setting, build
-from occinv.parallel import compute_dtype
-from occinv.train.flops import matmul_flops
-from occinv.train.optimizer import learning_rate, make_optimizer
-from occinv.train.step import init_state, make_step
+from occinv.encoder.vit import SIZES
+from occinv.train.assemble import Assembly, assemble, model_flops, trace_step
+from occinv.train.step import TrainState, init_state
+from occinv.transform.keys import image_keys, split
+from occinv.transform.view import unit_range
 
-ROWS = {
-    "MAE": ("mae", ()),
-    "R-MAE": ("rmae", ()),
-    "R-MAE†": ("rmae", ("--config.objective.t2=independent",)),
-    "R-MAE‡": ("rmae", ("--config.objective.t2=identity",)),
-    "C-MAE": ("cmae", ()),
-    "supervised": ("supervised", ()),
+ROUNDS = 5
+MODELS = {  # configs' variant, fields, images a step
+    "ViT-tiny/4": ("tiny_imagenet", ("encoder.patch_size=4", "data.image_size=32"), 64),
+    "ViT-S/16": ("imagenet", ("encoder.name=small",), 8),
+    "ViT-B/16": ("imagenet", (), 4),
 }
-ROUNDS = 9
+OBJECTIVES = {"MAE": "mae", "R-MAE": "rmae", "C-MAE": "cmae"}
+MATRIX = 4096  # rows and columns of the matrices by which the peak is measured
 
 
-def prepare(config: str, overrides: tuple[str, ...], variant: str):
-    """A compiled step with its arguments, and its arithmetic."""
+def prepare(config: str, variant: str, fields: tuple[str, ...], images: int) -> Assembly:
+    """The run that `occinv train` would make of a config."""
     path = Path(configuration.CONFIGS) / f"{config}.py"
-    experiment = schema.resolve(configuration.load(f"{path}:{variant}", overrides))
-    size, count = experiment.data.image_size, experiment.train.batch_size
-    dtype = compute_dtype("auto")
-    setting = Setting(vit.build(experiment.encoder, size, dtype), 10, 100, dtype)
-    objective = build(experiment.objective, setting)
-    schedule = learning_rate(experiment.optimizer, count, 1, 100)
-    optimizer = make_optimizer(experiment.optimizer, schedule)
-    random = np.random.default_rng(0)
-    batch = Batch(
-        image=random.integers(0, 256, (count, size, size, 3), np.uint8),
-        label=random.integers(0, 10, count, np.int32),
-        index=np.arange(count, dtype=np.int32),
-        weight=np.ones(count, np.float32),
+    given = [f"--config.{field}" for field in (*fields, f"train.batch_size={images}")]
+    experiment = schema.resolve(configuration.load(f"{path}:{variant}", given))
+    return assemble(experiment, parallel.make_mesh(jax.devices()[:1]), 1000, 1281167)
+
+
+def make_batch(run: Assembly) -> Batch:
+    """Random images."""
+    count, size = run.experiment.train.batch_size, run.experiment.data.image_size
+    images = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
+    number = np.arange(count, dtype=np.int32)
+    return Batch(images, number, number, np.ones(count, np.float32))
+
+
+def ours(run: Assembly, batch: Batch) -> Callable[[], Any]:
+    """A function that takes one step more."""
+    state = jax.jit(lambda: init_state(run.objective, run.optimizer, 0))()
+    program = trace_step(run, state).lower().compile()
+    there = parallel.put_batch(run.mesh, batch)
+
+    def step() -> None:
+        nonlocal state
+        state, metrics = program(state, there)
+        jax.block_until_ready((state, metrics))
+
+    return step
+
+
+def theirs(run: Assembly, batch: Batch) -> Callable[[], Any]:
+    """The same in PyTorch. Raises AssertionError unless its loss is ours."""
+    objective, state = run.objective, init_state(run.objective, run.optimizer, 0)
+    visible, loss = our_loss(run, state, batch)
+    name = run.experiment.encoder.name
+    decoder = objective.decoder  # type: ignore[attr-defined]
+    model = Mae(
+        objective.encoder.patch_size,
+        objective.encoder.num_patches,
+        SIZES[name],
+        (decoder.width, decoder.depth, decoder.heads),
     )
-    state = jax.jit(lambda: init_state(objective, optimizer, 0))()
-    step = make_step(objective, optimizer)
-    return jax.jit(step), state, batch, matmul_flops(step, state, batch) / count
+    model.load(jax.device_get(state.params))
+    image = torch.from_numpy(batch.image)
+    order = torch.from_numpy(np.argsort(~visible, axis=1, kind="stable"))
+    kept = int(visible[0].sum())
+    np.testing.assert_allclose(model(image, order, kept).item(), loss, rtol=1e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, betas=(0.9, 0.95), fused=True)
+
+    def step() -> None:
+        order = torch.rand(len(image), visible.shape[1]).argsort(1)
+        optimizer.zero_grad()
+        model(image, order, kept).backward()
+        optimizer.step()
+
+    return step
 
 
-def main(variant: str = "quickstart") -> None:
-    """Times the rows in turn, so that a slow minute falls on all of them."""
-    prepared = {name: prepare(*row, variant) for name, row in ROWS.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in ROWS}
-    for _ in range(ROUNDS + 1):  # the first round compiles
-        for name, (step, state, batch, _) in prepared.items():
-            began = time.perf_counter()
-            jax.block_until_ready(step(state, batch))
-            seconds[name].append(time.perf_counter() - began)
-    medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}
-    print(f"{variant}, {jax.device_count()} {jax.default_backend()} device(s), median of {ROUNDS}")
-    print(f"{'objective':12} {'time, MAE = 1':>14} {'FLOP, MAE = 1':>14}")
-    for name, median in medians.items():
-        flops = prepared[name][3] / prepared["MAE"][3]
-        print(f"{name:12} {median / medians['MAE']:14.2f} {flops:14.2f}")
+def our_loss(run: Assembly, state: TrainState, batch: Batch) -> tuple[np.ndarray, float]:
+    """Which patches the first step sees [B, N], and its loss."""
+    objective = run.objective
+    keys = image_keys(jax.random.key(1), 0, len(batch.image))
+    view, _ = objective.transform(unit_range(batch.image), split(keys, 3)[0])
+    loss, _ = jax.jit(objective.loss)(state.params, state.state, batch, keys, jnp.int32(0))
+    return np.asarray(view.visible), float(loss)
+
+
+def products(dtype: Any) -> Callable[[], Any]:
+    """A product of large matrices."""
+    matrix = jnp.ones((MATRIX, MATRIX), dtype)
+    multiply = jax.jit(lambda: matrix @ matrix)
+    return lambda: jax.block_until_ready(multiply())
+
+
+def main(*models: str) -> None:
+    """Prints a table of the models asked for, or all."""
+    torch.manual_seed(0)
+    print(f"{jax.device_count()} {jax.default_backend()} device(s), medians of {ROUNDS} rounds")
+    print(f"{'':12} {'':8} {'against PyTorch':>16} {'of the products':>16}")
+    for model in models or MODELS:
+        variant, fields, images = MODELS[model]
+        runs = {k: prepare(v, variant, fields, images) for k, v in OBJECTIVES.items()}
+        batch = make_batch(runs["MAE"])
+        steps = {name: ours(run, batch) for name, run in runs.items()}
+        steps["PyTorch"] = theirs(runs["MAE"], batch)
+        steps["products"] = products(runs["MAE"].objective.setting.dtype)
+        seconds: dict[str, list[float]] = {name: [] for name in steps}
+        for _ in range(ROUNDS + 1):  # the first one warms up
+            for name, step in steps.items():
+                began = time.perf_counter()
+                step()
+                seconds[name].append(time.perf_counter() - began)
+        rounds = {name: np.array(times[1:]) for name, times in seconds.items()}
+        peak = 2 * MATRIX**3 / rounds["products"]
+        flops = {name: images * flops_of(run) for name, run in runs.items()}
+        flops["PyTorch"] = flops["MAE"]
+        for name, work in flops.items():
+            ratio = statistics.median(rounds["PyTorch"] / rounds[name])
+            share = statistics.median(work / rounds[name] / peak)
+            print(f"{model:12} {name:8} {ratio:16.2f} {share:16.0%}", flush=True)
+
+
+def flops_of(run: Assembly) -> float:
+    """Of an image, in matrix products."""
+    return model_flops(run, jax.eval_shape(lambda: init_state(run.objective, run.optimizer, 0)))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,126 @@
+"""The tables of plans in docs/performance.md: what every training needs on which TPU slice.
+
+    pip install 'occinv[tpu]'                  # into an environment of its own
+    python benchmarks/_plans.py                # hours: minutes for each of the plans
+    python benchmarks/_plans.py MAE v5e:8x8    # only those rows and slices
+
+Each plan is what `occinv plan --search` says; the second table, of the memory that negatives take,
+is without `--search`. They are kept in docs/plans.json, so that an interrupted run goes on where it
+was, and the tables are written anew after each. `make bench` leaves this file out.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from occinv import configuration, schema
+from occinv.plan.chips import parse, slice_devices
+from occinv.plan.plan import make_plan, search
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+STORE, PAGE = DOCS / "plans.json", DOCS / "performance.md"
+BEGIN, END = "<!-- plans -->\n", "<!-- end of plans -->\n"
+
+LARGE, HUGE = ("encoder.name=large",), ("encoder.name=huge", "encoder.patch_size=14")
+IN_BLOCKS = ("objective.block=256",)
+ROWS = {
+    "MAE": ("mae", ()),
+    "MAE, ViT-L": ("mae", LARGE),
+    "MAE, ViT-H/14": ("mae", HUGE),
+    "C-MAE": ("cmae", IN_BLOCKS),
+    "R-MAE": ("rmae", ()),
+    "MoCo v3": ("mocov3", IN_BLOCKS),
+    "DINO": ("dino", ()),
+    "supervised": ("supervised", ()),
+    "fine-tuning": ("finetune", ()),
+    "linear probe": ("linear", ()),
+    "C-MAE, ViT-L": ("cmae", (*IN_BLOCKS, *LARGE)),
+    "C-MAE, ViT-H/14": ("cmae", (*IN_BLOCKS, *HUGE)),
+}
+SLICES = ("v5e:16x16", "v5e:8x8", "v4:4x4x4", "v6e:8x8", "v6e:16x16", "v4:4x8x8",
+          "v5e:2x4", "v6e:2x4", "v4:2x2x2")  # fmt: skip
+IMAGENET = 1000, 1281167
+
+# C-MAE with the tokens of all images as negatives, by the plain formula and by blocks.
+ALL, POD, BATCHES = "objective.negatives=batch", "v5e:16x16", (1024, 2048, 4096, 8192, 16384)
+NEGATIVES = {
+    "all negatives at once": (ALL,),
+    "by blocks of 256": (ALL, *IN_BLOCKS),
+    "the loss aside (negatives of the same image)": ("objective.negatives=image", *IN_BLOCKS),
+}
+
+
+def plans() -> Iterator[tuple[str, str, tuple[str, ...], str, bool]]:
+    """(key, config, fields, slice, whether to search) of every plan, in the order of their use."""
+    for batch in BATCHES:
+        for row, fields in NEGATIVES.items():
+            yield f"{row}, {batch}", "cmae", (f"train.batch_size={batch}", *fields), POD, False
+    for topology in SLICES:
+        for row, (config, fields) in ROWS.items():
+            given = ("train.batch_size=4096", *fields)
+            yield f"{row} @ {topology}", config, given, topology, True
+
+
+def make(config: str, fields: tuple[str, ...], topology: str, is_search: bool) -> dict:
+    """The plan, or the last one of the search, as JSON."""
+    path = Path(configuration.CONFIGS) / f"{config}.py"
+    given = [f"--config.{field}" for field in fields]
+    experiment = schema.resolve(configuration.load(str(path), given))
+    chip, _ = parse(topology)
+    arguments = experiment, slice_devices(topology), chip, *IMAGENET
+    return (list(search(*arguments))[-1] if is_search else make_plan(*arguments)).as_dict(chip)
+
+
+def cell(found: dict | None) -> str:
+    """Memory, the share of the peak that the roofline allows, hours, and what had to be changed."""
+    if found is None:
+        return ""
+    changes = [
+        *(["remat"] if found["remat"] else []),
+        *(f"{name} {found[name]}" for name in ("fsdp", "accumulate") if found[name] > 1),
+    ]
+    if not found["fits"]:
+        return " · ".join(["no", *changes])
+    line = found["durations"]["roofline"]
+    memory = f"{found['needed'] / 2**30:.1f} GiB"
+    return " · ".join([memory, f"{line['utilisation']:.0%}", f"{line['hours']:.2g} h", *changes])
+
+
+def tables(made: dict[str, dict]) -> str:
+    """Both tables as Markdown, without rows and columns of which there is nothing yet."""
+    slices = [s for s in sorted(SLICES, key=parse) if any(k.endswith(f" @ {s}") for k in made)]
+    lines = [f"| 4096 images a step | {' | '.join(slices)} |", "| --- |" + " --- |" * len(slices)]
+    for row in ROWS:
+        cells = [cell(made.get(f"{row} @ {one}")) for one in slices]
+        if any(cells):
+            lines.append(f"| {row} | {' | '.join(cells)} |")
+    lines += ["", f"| C-MAE on {POD}: images a step | {' | '.join(map(str, BATCHES))} |"]
+    lines += ["| --- |" + " ---: |" * len(BATCHES)]
+    for row in NEGATIVES:
+        cells = []
+        for batch in BATCHES:
+            found = made.get(f"{row}, {batch}")
+            size = f"{found['needed'] / 2**30:.1f} GiB" if found else ""
+            cells.append(size if not found or found["fits"] else f"no: {size}")
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(*only: str) -> None:
+    """Makes the plans that are not there yet: all, or those of which `only` names all words."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for key, *what in plans():
+        made = json.loads(STORE.read_text()) if STORE.exists() else {}
+        if key in made or not all(word in key for word in only):
+            continue
+        print(key, flush=True)
+        made[key] = make(*what)
+        STORE.write_text(json.dumps(made, indent=1) + "\n")
+        before, _, rest = PAGE.read_text().partition(BEGIN)
+        PAGE.write_text(f"{before}{BEGIN}\n{tables(made)}\n{END}{rest.partition(END)[2]}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
