@@ -33,6 +33,8 @@ setup(
         "etils[epath]>=1.15",
         "ml-collections>=1.1",
         "pillow>=11.0",
+        "simplejpeg>=1.9",
+        "cykooz-resizer>=4.0; platform_system != 'Linux' or platform_machine != 'aarch64'",
         # The embedded data sets, and k-NN and linear probes.
         "scikit-image>=0.25",
         "scikit-learn>=1.6",

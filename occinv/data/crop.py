@@ -1,12 +1,17 @@
-"""Crops on the host, with Pillow. Only RandAugment is random after them and not on the device."""
+"""Crops on the host. Only RandAugment is random after them and not on the device."""
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import threading
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+
+# No wheel of it: Linux on ARM.
+HAS_VECTORISED_RESIZE = importlib.util.find_spec("cykooz_resizer") is not None
 
 
 class Crop(NamedTuple):
@@ -14,10 +19,6 @@ class Crop(NamedTuple):
 
     size: int  # pixels a side
     scale: tuple[float, float] | None = None  # of area; None: that of the first crop
-
-
-def _as_image(image: Image.Image | np.ndarray) -> Image.Image:
-    return image if isinstance(image, Image.Image) else Image.fromarray(image)
 
 
 def _crop_box(
@@ -45,8 +46,57 @@ def _crop_box(
     return left, top, left + w, top + h
 
 
+class _Resizer(threading.local):
+    """Resizes with vector instructions. One for each thread: it keeps its work space."""
+
+    def __init__(self) -> None:
+        import cykooz_resizer as fast
+
+        catmull_rom = fast.ResizeAlg.convolution(fast.FilterType.catmull_rom)  # Pillow's BICUBIC
+        self._options = fast.ResizeOptions(catmull_rom, use_alpha=False)
+        self._resize = fast.Resizer().resize
+        self._image = fast.ImageData
+        self._rgb = fast.PixelType.U8x3
+
+    def __call__(self, image: np.ndarray, width: int, height: int) -> np.ndarray:
+        rows, columns = image.shape[:2]
+        whole = self._image(columns, rows, self._rgb, image.tobytes())
+        narrow = self._image(width, rows, self._rgb)
+        resized = self._image(width, height, self._rgb)
+        # Pillow's order. In one call the height would come first, and what overshoots 0..255 in
+        # between be cut off elsewhere: 20 levels at sharp edges instead of 2.
+        self._resize(whole, narrow, self._options)
+        self._resize(narrow, resized, self._options)
+        return np.frombuffer(resized.get_buffer(), np.uint8).reshape(height, width, 3)
+
+
+_resizer = _Resizer() if HAS_VECTORISED_RESIZE else None
+
+
+def resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    """The image at another size: Pillow's bicubic resize with antialiasing, several times faster.
+
+    At most 2 levels of 255 from Pillow's in any value, 0.02 in the mean. Where the faster library
+    has no wheel, Pillow does the work.
+
+    image: uint8 [H, W, 3].  Returns: uint8 [height, width, 3].
+    """
+    if _resizer is None:
+        resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+        return np.asarray(resized)
+    return _resizer(image, width, height)
+
+
+def _mirrored(image: np.ndarray) -> np.ndarray:
+    # A channel at a time: NumPy copies image[:, ::-1] six times more slowly.
+    mirrored = np.empty_like(image)
+    for channel in range(3):
+        mirrored[..., channel] = image[:, ::-1, channel]
+    return mirrored
+
+
 def random_resized_crop(
-    image: Image.Image | np.ndarray,
+    image: np.ndarray,
     size: int,
     rng: np.random.Generator,
     scale: tuple[float, float] = (0.2, 1.0),
@@ -61,35 +111,29 @@ def random_resized_crop(
     with antialiasing. With scale (1, 1) and flip 0, an image that is already size x size comes
     back unchanged.
 
-    image: RGB image or uint8 [H, W, 3].  Returns: uint8 [size, size, 3].
+    image: uint8 [H, W, 3].  Returns: uint8 [size, size, 3].
     """
-    image = _as_image(image)
-    box = _crop_box(*image.size, rng, scale, ratio)
-    mirrored = rng.random() < flip
-    # Crop first: resize(box=...) would let the filter look at pixels outside the box.
-    image = image.crop(box).resize((size, size), Image.Resampling.BICUBIC)
-    if mirrored:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return np.asarray(image)
+    height, width = image.shape[:2]
+    left, top, right, bottom = _crop_box(width, height, rng, scale, ratio)
+    is_mirrored = rng.random() < flip
+    # Crop first, so that the filter sees no pixel outside the box.
+    crop = resize(image[top:bottom, left:right], size, size)
+    return _mirrored(crop) if is_mirrored else crop
 
 
-def center_crop(
-    image: Image.Image | np.ndarray, size: int, resize_ratio: float = 0.875
-) -> np.ndarray:
+def center_crop(image: np.ndarray, size: int, resize_ratio: float = 0.875) -> np.ndarray:
     """The middle of the image at a fixed size, for evaluation.
 
     The short side is resized (bicubic, antialiased) to int(size / resize_ratio), 256 for the usual
     224 and 0.875, and the central square of `size` is cut out; 1.0 keeps the whole short side.
     The behaviour is that of MAE's util/datasets.py, so of torchvision's Resize and CenterCrop.
 
-    image: RGB image or uint8 [H, W, 3].  Returns: uint8 [size, size, 3].
+    image: uint8 [H, W, 3].  Returns: uint8 [size, size, 3].
     Raises: ValueError when `resize_ratio` is not in (0, 1].
     """
     if not 0 < resize_ratio <= 1:
         raise ValueError(f"resize_ratio is {resize_ratio}, expected a number in (0, 1]")
-    image = _as_image(image)
-    short, shortest = int(size / resize_ratio), min(image.size)
-    width, height = (short * side // shortest for side in image.size)
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    short, shortest = int(size / resize_ratio), min(image.shape[:2])
+    height, width = (short * side // shortest for side in image.shape[:2])
     left, top = round((width - size) / 2), round((height - size) / 2)
-    return np.asarray(image.crop((left, top, left + size, top + size)))
+    return resize(image, width, height)[top : top + size, left : left + size]

@@ -117,7 +117,7 @@ def photos(train: bool, tile: int = 32) -> EmbeddedSource:
     for name, file in PHOTOGRAPHS.items():
         try:
             with folder.joinpath(file).open("rb") as stream:
-                photograph = decode_rgb(stream)
+                photograph = Image.fromarray(decode_rgb(stream))
         except OSError as error:
             raise UserError(
                 f"photos: the installed scikit-image has no photograph {name!r} ({error}); "

@@ -39,7 +39,7 @@ class FolderSource:
         return self.paths[index]
 
     def read(self, index: int) -> Sample:
-        """The decoded image as PIL RGB. Raises DecodeError naming the file."""
+        """The decoded image. Raises DecodeError naming the file."""
         path = os.path.join(self.folder, self.paths[index])
         try:
             image = decode_rgb(path)

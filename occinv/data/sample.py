@@ -6,7 +6,6 @@ import dataclasses
 from typing import Protocol
 
 import numpy as np
-from PIL import Image
 
 from occinv.schema import UserError
 
@@ -23,12 +22,12 @@ class DecodeError(UserError):
 class Sample:
     """One image before cropping.
 
-    image: a PIL image of mode RGB, or uint8 [H, W, 3].
+    image: uint8 [H, W, 3], RGB.
     label: the number of the class, -1 where there is none.
     index: the number of the image in its source; a subset keeps its parent's.
     """
 
-    image: Image.Image | np.ndarray
+    image: np.ndarray
     label: int
     index: int
 

@@ -1,12 +1,47 @@
+import concurrent.futures
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from occinv.data.crop import _crop_box, center_crop, random_resized_crop
+from occinv.data import crop
+from occinv.data.crop import _crop_box, center_crop, random_resized_crop, resize
 
 
 def noise(height, width, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def by_pillow(image, width, height):
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+
+
+@pytest.mark.parametrize("has_vectorised", [True, False])
+@pytest.mark.parametrize(
+    ("height", "width"),
+    [(200, 230), (90, 100), (61, 500), (640, 480), (1, 300), (1, 1), (3, 20000)],
+)
+def test_resize_is_pillows_to_two_levels(monkeypatch, has_vectorised, height, width):
+    if not has_vectorised:
+        monkeypatch.setattr(crop, "_resizer", None)
+    elif crop._resizer is None:
+        pytest.skip("the faster library has no wheel for this machine")
+    sharp = np.where(noise(height, width) > 127, 255, 0).astype(np.uint8)  # overshoots at its edges
+    for image in (noise(height, width), sharp, sharp[:, ::-1][::2]):
+        for size in ((224, 224), (32, 32), (96, 100)):
+            expected = by_pillow(np.ascontiguousarray(image), *size).astype(int)
+            resized = resize(image, *size)
+            assert resized.shape == expected.shape and resized.dtype == np.uint8
+            error = np.abs(resized - expected)
+            assert error.max() <= 2 * has_vectorised and error.mean() <= 0.02
+
+
+def test_threads_resize_at_once():
+    image = noise(200, 300)
+    expected = resize(image, 64, 64)
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        for resized in threads.map(lambda _: resize(image, 64, 64), range(200)):
+            np.testing.assert_array_equal(resized, expected)
 
 
 def test_whole_image_without_flip_is_the_identity():
@@ -89,8 +124,7 @@ def test_center_crop():
     wide = noise(32, 50)
     np.testing.assert_array_equal(center_crop(wide, 32, 1.0), wide[:, 9:41])
     # 224 at 0.875: short side to 256, then the middle.
-    tall = Image.fromarray(noise(600, 300))
-    expected = np.asarray(tall.resize((256, 512), Image.Resampling.BICUBIC))[144:368, 16:240]
-    np.testing.assert_array_equal(center_crop(tall, 224), expected)
+    tall = noise(600, 300)
+    np.testing.assert_array_equal(center_crop(tall, 224), resize(tall, 256, 512)[144:368, 16:240])
     with pytest.raises(ValueError, match=r"resize_ratio is 1\.5"):
         center_crop(image, 32, 1.5)

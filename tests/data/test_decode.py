@@ -1,0 +1,88 @@
+"""JPEGs have a decoder of their own: the pixels of Pillow, and more said of what is damaged."""
+
+import io
+import logging
+
+import numpy as np
+import pytest
+import simplejpeg
+from PIL import Image
+
+from occinv.data.decode import decode_rgb
+
+RNG = np.random.default_rng(0)
+
+
+def jpeg(image=None, **options):
+    if image is None:
+        coarse = Image.fromarray(RNG.integers(0, 256, (9, 12, 3), dtype=np.uint8))
+        image = coarse.resize((93, 71), Image.Resampling.BICUBIC)  # no multiple of a block
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", **options)
+    return stream.getvalue()
+
+
+def by_pillow(encoded):
+    with Image.open(io.BytesIO(encoded)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"quality": 30},
+        {"quality": 95, "subsampling": "4:4:4"},
+        {"subsampling": "4:2:2"},
+        {"progressive": True},
+        {"restart_marker_rows": 1},
+        {"keep_rgb": True},
+    ],
+    ids=str,
+)
+def test_the_pixels_are_pillows(mode, options):
+    image = Image.fromarray(RNG.integers(0, 256, (37, 53, 3), dtype=np.uint8)).convert(mode)
+    if mode != "RGB":
+        options = {key: value for key, value in options.items() if key != "keep_rgb"}
+    if mode == "L":
+        options.pop("subsampling", None)
+    encoded = jpeg(image, **options)
+    np.testing.assert_array_equal(decode_rgb(io.BytesIO(encoded)), by_pillow(encoded))
+
+
+def test_a_jpeg_that_only_pillow_decodes_is_left_to_it(monkeypatch, caplog):
+    def refuse(*args):
+        raise ValueError("Could not determine subsampling level")
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", refuse)
+    encoded = jpeg()
+    with caplog.at_level(logging.WARNING, logger="occinv.data"):
+        np.testing.assert_array_equal(decode_rgb(io.BytesIO(encoded)), by_pillow(encoded))
+
+
+def test_invented_pixels_are_an_error():
+    encoded = jpeg(quality=95)
+    cut = encoded[: len(encoded) // 2]
+    closed = cut + b"\xff\xd9"  # an upload that broke off and was closed properly
+    assert by_pillow(closed).shape == (71, 93, 3)  # Pillow greys the rest and says nothing
+    for damaged in (cut, closed, encoded[:-2]):
+        with pytest.raises(ValueError, match=r"[Pp]remature end"):
+            decode_rgb(io.BytesIO(damaged))
+
+
+def test_a_lesser_complaint_is_logged_with_the_name(caplog, tmp_path):
+    encoded = jpeg()
+    odd = encoded[:-2] + bytes(100) + encoded[-2:]  # more than the scan needs before its end
+    path = tmp_path / "odd.jpg"
+    path.write_bytes(odd)
+    with caplog.at_level(logging.WARNING, logger="occinv.data"):
+        pixels = decode_rgb(path)
+        np.testing.assert_array_equal(pixels, by_pillow(encoded))
+        np.testing.assert_array_equal(decode_rgb(io.BytesIO(odd), "record 7"), pixels)
+    assert [record.message.split(" extraneous")[0][:-3] for record in caplog.records] == [
+        f"{path}: Corrupt JPEG data:",
+        "record 7: Corrupt JPEG data:",
+    ]
+    caplog.clear()
+    decode_rgb(io.BytesIO(encoded))
+    assert not caplog.records
