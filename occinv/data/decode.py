@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import os
 from pathlib import Path
 from typing import IO
@@ -32,15 +33,14 @@ def decode_rgb(file: str | os.PathLike[str] | IO[bytes], name: str | None = None
     SyntaxError, ValueError, struct.error ...); a Source names the file in a DecodeError.
     """
     encoded = Path(file).read_bytes() if isinstance(file, str | os.PathLike) else file.read()
+    try:
+        if _is_plain_jpeg(encoded):
+            return simplejpeg.decode_jpeg(encoded, "RGB")
+    except ValueError as complaint:
+        if any(loss in str(complaint).lower() for loss in LOSSES):
+            raise
+        logger.warning("%s: %s", name or file, complaint)  # and see what Pillow can do
     with Image.open(io.BytesIO(encoded)) as opened:
-        is_upright = opened.getexif().get(ExifTags.Base.Orientation, 1) == 1
-        if opened.format in ("JPEG", "MPO") and opened.mode in ("RGB", "L") and is_upright:
-            try:
-                return simplejpeg.decode_jpeg(encoded, "RGB")
-            except ValueError as complaint:
-                if any(loss in str(complaint).lower() for loss in LOSSES):
-                    raise
-                logger.warning("%s: %s", name or file, complaint)
         opened.load()
         image = ImageOps.exif_transpose(opened)
     if image.mode.startswith("I"):
@@ -50,3 +50,23 @@ def decode_rgb(file: str | os.PathLike[str] | IO[bytes], name: str | None = None
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _is_plain_jpeg(encoded: bytes) -> bool:
+    """Whether a JPEG is to be shown as it is stored: neither turned nor CMYK, and no bomb.
+
+    Raises: ValueError for a header that libjpeg does not understand.
+    """
+    if not encoded.startswith(b"\xff\xd8\xff") or _is_turned(encoded):
+        return False
+    height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
+    limit = Image.MAX_IMAGE_PIXELS or math.inf  # above it Pillow warns, and above twice it refuses
+    return colours in ("YCbCr", "RGB", "Gray") and height * width <= limit
+
+
+def _is_turned(encoded: bytes) -> bool:
+    # Pillow knows, but reading a header takes it ten times longer than this, under the GIL.
+    if b"Exif\0\0" not in encoded and b"tiff:Orientation" not in encoded:
+        return False
+    with Image.open(io.BytesIO(encoded)) as opened:
+        return opened.getexif().get(ExifTags.Base.Orientation) in range(2, 9)

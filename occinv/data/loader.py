@@ -245,7 +245,7 @@ class TrainLoader(_Loader):
 
 def _crop_generator(seed: int, number: int) -> np.random.Generator:
     # A counter-based generator jumps to sample `number`: each has 2**64 draws of its own.
-    return np.random.Generator(np.random.Philox(key=[seed, 0], counter=[0, number, 0, 0]))
+    return np.random.Generator(np.random.Philox(key=seed, counter=number << 64))
 
 
 class EvalLoader(_Loader):

@@ -6,7 +6,7 @@ import logging
 import numpy as np
 import pytest
 import simplejpeg
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from occinv.data.decode import decode_rgb
 
@@ -48,6 +48,39 @@ def test_the_pixels_are_pillows(mode, options):
         options.pop("subsampling", None)
     encoded = jpeg(image, **options)
     np.testing.assert_array_equal(decode_rgb(io.BytesIO(encoded)), by_pillow(encoded))
+
+
+def test_orientation_is_pillows_in_exif_and_xmp():
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/' + (
+        b'22-rdf-syntax-ns#"><rdf:Description tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+    )
+    kinds = [{"xmp": xmp}]
+    for orientation in range(10):  # 0 and 9 mean nothing
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        kinds.append({"exif": exif})
+    shapes = []
+    for options in kinds:
+        encoded = jpeg(**options)
+        with Image.open(io.BytesIO(encoded)) as image:
+            upright = np.asarray(ImageOps.exif_transpose(image))
+        pixels = decode_rgb(io.BytesIO(encoded))
+        np.testing.assert_array_equal(pixels, upright)
+        shapes.append(pixels.shape[0])
+    assert shapes == [93, *[71] * 5, *[93] * 4, 71]
+
+
+def test_a_bomb_is_left_to_pillow_which_refuses(monkeypatch):
+    encoded = jpeg()
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 71 * 93 // 2 - 1)
+    with pytest.raises(Image.DecompressionBombError):
+        decode_rgb(io.BytesIO(encoded))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 71 * 93 - 1)
+    with pytest.warns(Image.DecompressionBombWarning):
+        decode_rgb(io.BytesIO(encoded))
+    for limit in (71 * 93, None):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        assert decode_rgb(io.BytesIO(encoded)).shape == (71, 93, 3)
 
 
 def test_a_jpeg_that_only_pillow_decodes_is_left_to_it(monkeypatch, caplog):
