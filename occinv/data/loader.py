@@ -84,6 +84,7 @@ class _Loader:
         self._rows = batch_size // process_count
         self._first_row = process_index * self._rows
         self._num_threads = num_threads
+        self._ahead = max(2, num_threads)  # a thread makes a whole batch
         self._corrupt = _CorruptImages(max_corrupt)
         self._crop_scale = crop_scale
         self._crop_ratio = crop_ratio
@@ -94,6 +95,11 @@ class _Loader:
     def corrupt(self) -> tuple[str, ...]:
         """The names of the images that could not be read so far in this process, sorted."""
         return self._corrupt.names
+
+    @property
+    def most_batches(self) -> int:
+        """How many batches are in memory at most: those made ahead, and the one in use."""
+        return 1 + (self._ahead + 1 if self._num_threads else 1)
 
     def _read(self, index: int) -> Sample | None:
         """The sample, or None when it is corrupt, which is counted."""
@@ -144,9 +150,8 @@ class _Loader:
             images[row] = self._crop(sample, crop, rng)
 
     def _prefetched(self, batch: Callable[[int], Batch], first: int, last: int) -> Iterator[Batch]:
-        # A thread makes a whole batch, so as many batches as threads are under way.
         options = grain.ReadOptions(
-            num_threads=self._num_threads, prefetch_buffer_size=max(2, self._num_threads)
+            num_threads=self._num_threads, prefetch_buffer_size=self._ahead
         )
         if last <= first:
             return
