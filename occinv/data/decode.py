@@ -11,7 +11,7 @@ from typing import IO
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 logger = logging.getLogger("occinv.data")
 
@@ -40,9 +40,12 @@ def decode_rgb(file: str | os.PathLike[str] | IO[bytes], name: str | None = None
         if any(loss in str(complaint).lower() for loss in LOSSES):
             raise
         logger.warning("%s: %s", name or file, complaint)  # and see what Pillow can do
-    with Image.open(io.BytesIO(encoded)) as opened:
-        opened.load()
-        image = ImageOps.exif_transpose(opened)
+    try:
+        with Image.open(io.BytesIO(encoded)) as opened:
+            opened.load()
+            image = ImageOps.exif_transpose(opened)
+    except UnidentifiedImageError:  # whose message is the address of the BytesIO
+        raise ValueError(f"no image: {len(encoded)} bytes, the first {encoded[:8]!r}") from None
     if image.mode.startswith("I"):
         # Pillow opens a 16-bit grey PNG as "I;16" or "I", and would clip, not scale, to 8 bits.
         wide = np.clip(np.asarray(image, np.int64), 0, 65535)

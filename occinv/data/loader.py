@@ -150,9 +150,7 @@ class _Loader:
             images[row] = self._crop(sample, crop, rng)
 
     def _prefetched(self, batch: Callable[[int], Batch], first: int, last: int) -> Iterator[Batch]:
-        options = grain.ReadOptions(
-            num_threads=self._num_threads, prefetch_buffer_size=self._ahead
-        )
+        options = grain.ReadOptions(num_threads=self._num_threads, prefetch_buffer_size=self._ahead)
         if last <= first:
             return
         batches = iter(grain.MapDataset.range(first, last).map(batch).to_iter_dataset(options))

@@ -6,7 +6,7 @@ import logging
 import numpy as np
 import pytest
 import simplejpeg
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from occinv.data.decode import decode_rgb
 
@@ -101,6 +101,24 @@ def test_invented_pixels_are_an_error():
     for damaged in (cut, closed, encoded[:-2]):
         with pytest.raises(ValueError, match=r"[Pp]remature end"):
             decode_rgb(io.BytesIO(damaged))
+
+
+def test_what_is_no_image_is_shown():
+    for encoded, shown in (
+        (b"<html>404</html>", r"16 bytes, the first b'<html>40'"),
+        (b"", "0 byt"),
+    ):
+        with pytest.raises(ValueError, match=f"no image: {shown}"):
+            decode_rgb(io.BytesIO(encoded))
+
+
+def test_plain_jpegs_do_without_pillow(monkeypatch):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 1
+    files = [jpeg(), jpeg(exif=exif), jpeg(keep_rgb=True), jpeg(Image.new("L", (8, 8)))]
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("by Pillow"))
+    for encoded in files:
+        decode_rgb(io.BytesIO(encoded))
 
 
 def test_a_lesser_complaint_is_logged_with_the_name(caplog, tmp_path):
