@@ -63,8 +63,8 @@ class _Resizer(threading.local):
         whole = self._image(columns, rows, self._rgb, image.tobytes())
         narrow = self._image(width, rows, self._rgb)
         resized = self._image(width, height, self._rgb)
-        # Pillow's order. In one call the height would come first, and what overshoots 0..255 in
-        # between be cut off elsewhere: 20 levels at sharp edges instead of 2.
+        # The width first, in a call of its own, as Pillow up to 12 does. The other order cuts off
+        # what overshoots 0..255 in between elsewhere: 20 levels at sharp edges.
         self._resize(whole, narrow, self._options)
         self._resize(narrow, resized, self._options)
         return np.frombuffer(resized.get_buffer(), np.uint8).reshape(height, width, 3)
@@ -76,14 +76,16 @@ _resizer = _Resizer() if HAS_VECTORISED_RESIZE else None
 def resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
     """The image at another size: Pillow's bicubic resize with antialiasing, several times faster.
 
-    At most 2 levels of 255 from Pillow's in any value, 0.02 in the mean. Where the faster library
-    has no wheel, Pillow does the work.
+    At most 2 levels of 255 from that of Pillow up to 12 in any value, 0.02 in the mean. (Pillow 13
+    resizes the height before the width where that is faster, which shows at sharp edges.) Where
+    the faster library has no wheel, Pillow does the work, in the same order.
 
     image: uint8 [H, W, 3].  Returns: uint8 [height, width, 3].
     """
     if _resizer is None:
-        resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
-        return np.asarray(resized)
+        bicubic = Image.Resampling.BICUBIC
+        narrow = Image.fromarray(image).resize((width, image.shape[0]), bicubic)
+        return np.asarray(narrow.resize((width, height), bicubic))
     return _resizer(image, width, height)
 
 
