@@ -3,7 +3,8 @@
     make bench                                             images made from scikit-image's
     OCCINV_IMAGES=FOLDER .venv/bin/python benchmarks/input_pipeline.py [PART ...]
 
-PART: rates, fidelity, threads, waiting, memory; without one, all of them. FOLDER is one of
+PART: rates, fidelity, threads, waiting, memory, or processes, which takes minutes and is the only
+one that has to be asked for. FOLDER is one of
 `data.source=folder:FOLDER`. Rates are for a core: of the time that the thread was on it, the best
 of several rounds in turn. OpenCV and tf.data take part where they are installed.
 """
@@ -333,18 +334,14 @@ def without_native_code(encoded: list[bytes]) -> Iterator[None]:
 
 
 def threads() -> None:
-    """Scaling over threads and processes, and the most cores that one process can use."""
+    """Scaling over threads, and the most cores that one process can use."""
     encoded = originals()
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # grain's workers ask for a flag
     cores = len(os.sched_getaffinity(0))
     rates: dict[str, list[float]] = {}
     for _ in range(3):
         for count in sorted({1, 2, cores, 2 * cores}):
             batches = loader(Repeated(encoded), count).batches(0, 10**6)
             rates.setdefault(f"{count} threads", []).append(rate(batches))
-        processes = rates.setdefault(f"{cores} worker processes", [])
-        processes.append(rate(by_processes(encoded, cores)))
     print(f"\n{cores} cores, images/s, one thread = 1")
     for name, found in rates.items():
         print(f"{name:36}{max(found) / max(rates['1 threads']):13.2f}")
@@ -363,6 +360,16 @@ def threads() -> None:
             held = min(held, seconds())
     print(f"Python holds its lock for at most {held / whole:.0%} of the time of an image:")
     print(f"one process can use at least {whole / held:.0f} cores")
+
+
+def processes() -> None:
+    """grain's worker processes in place of threads."""
+    encoded, cores = originals(), len(os.sched_getaffinity(0))
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # the workers ask for a flag
+    by_threads = rate(loader(Repeated(encoded), cores).batches(0, 10**6))
+    ratio = rate(by_processes(encoded, cores)) / by_threads
+    print(f"\n{cores} worker processes, {cores} threads = 1: {ratio:.2f}")
 
 
 def waiting() -> None:
@@ -416,12 +423,14 @@ def resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-PARTS = {part.__name__: part for part in (rates, fidelity, threads, waiting, memory)}
+PARTS = (rates, fidelity, threads, waiting, memory)
 
 
 def main(*names: str) -> None:
-    for name in names or PARTS:
-        PARTS[name]()
+    """Runs the parts of these names."""
+    by_name = {part.__name__: part for part in (*PARTS, processes)}
+    for part in [by_name[name] for name in names] or PARTS:
+        part()
 
 
 if __name__ == "__main__":

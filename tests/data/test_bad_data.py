@@ -137,7 +137,7 @@ def test_runs_of_damage_in_jpegs_are_counted(tmp_path):
     loader = eval_loader(source, max_corrupt=100)
     assert sum(batch.weight.sum() for batch in loader.batches()) == 100 - len(loader.corrupt)
     assert len(loader.corrupt) > 10
-    with pytest.raises(UserError, match=r"3 images cannot be read, data\.max_corrupt=2"):
+    with pytest.raises(UserError, match=r"\d+ images cannot be read, data\.max_corrupt=2 "):
         list(eval_loader(source, max_corrupt=2).batches())
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from occinv.data.embedded import photos
-from occinv.data.loader import EvalLoader, TrainLoader
+from occinv.data.loader import EvalLoader, TrainLoader, _crop_generator
 from occinv.data.order import sample_indices
 from occinv.data.sample import DecodeError, Sample
 from occinv.schema import UserError
@@ -96,6 +96,14 @@ def test_crops_depend_on_seed_and_sample_and_nothing_else():
     one.read = lambda index: Sample(source.images[200], 0, 0)
     first, second = train_loader(one, batch_size=2, image_size=32).batch(0).image
     assert not np.array_equal(first, second)
+
+
+def test_the_draws_of_a_sample_stay_what_they_are():
+    # A run that is resumed after an upgrade goes on with the same crops.
+    for seed, number in ((0, 0), (7, 5), (2**63 - 1, 10**12)):
+        philox = np.random.Philox(key=[seed, 0], counter=[0, number, 0, 0])
+        wanted = np.random.Generator(philox).random(3)
+        np.testing.assert_array_equal(_crop_generator(seed, number).random(3), wanted)
 
 
 def test_no_crop_and_no_flip_is_the_identity():
