@@ -37,7 +37,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.installed-dev
+bench: $(VENV)/.installed-bench
 	@for file in benchmarks/[!_]*.py; do \
 	  echo "$(BIN)/python $$file $(ARGS)"; "$(BIN)/python" "$$file" $(ARGS) || exit 1; done
 
@@ -74,3 +74,6 @@ $(VENV)/.installed: $(VENV)/.created setup.py pyproject.toml
 $(VENV)/.installed-dev: $(VENV)/.created setup.py pyproject.toml
 	$(call install,[dev])
 	@touch $(VENV)/.installed
+
+$(VENV)/.installed-bench: $(VENV)/.installed-dev
+	$(call install,[bench])

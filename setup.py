@@ -47,6 +47,7 @@ setup(
         "numpy>=2.0",
     ],
     extras_require={
+        "bench": ["torch>=2.13"],  # what a train step is timed against
         "gpu": ["jax[cuda13]>=0.10.2"],
         "tpu": ["jax[tpu]>=0.10.2"],
         # Streaming of TFRecord data sets, preparation of ImageNet, clu's metric writers.

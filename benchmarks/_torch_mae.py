@@ -61,10 +61,12 @@ class Mae(nn.Module):
         self.register_buffer("std", torch.tensor(STD))
 
     def forward(self, image: torch.Tensor, order: torch.Tensor, kept: int) -> torch.Tensor:
-        """The loss [] of `image` uint8 [B, H, W, 3]; the first `kept` of `order` [B, N] are seen."""
+        """The loss [] of uint8 [B, H, W, 3]; the first `kept` of `order` [B, N] are seen."""
         pixels = (image.float() / 255 - self.mean) / self.std
         batch, side, p = len(pixels), pixels.shape[1] // self.patch, self.patch
-        patches = pixels.view(batch, side, p, side, p, 3).transpose(2, 3).reshape(batch, -1, 3 * p * p)
+        patches = (
+            pixels.view(batch, side, p, side, p, 3).transpose(2, 3).reshape(batch, -1, 3 * p * p)
+        )
 
         x = self.embed(patches) + self.position[1:]
         seen = order[:, :kept, None]
