@@ -77,6 +77,8 @@ class Data:
     flip: bool = True
     rand_augment: bool = False  # of the first crop in training, as MAE fine-tunes: data/augment.py
     resize_ratio: float = 0.875  # evaluation: the short side becomes image_size / resize_ratio
+    classes: str | None = None  # only these: imagenet100, a file of names, or names and commas
+    list: str | None = None  # train on the images that this file lists: data/selection.py
     per_class: int | None = None  # train on this many images of each class
     fraction: float | None = None  # train on this class-balanced fraction
     num_images: int | None = None  # train on so few; an epoch stays that of all (Tables 6 to 8)
@@ -247,7 +249,7 @@ def resolve(config: Mapping[str, Any]) -> Experiment:
     _require(
         0 < low <= high <= 1, "data.crop_scale", data.crop_scale, "0 < smallest <= largest <= 1"
     )
-    parts = ("per_class", "fraction", "num_images")
+    parts = ("list", "per_class", "fraction", "num_images")
     given = [name for name in parts if getattr(data, name) is not None]
     if len(given) > 1:
         both = " and ".join(f"data.{name}={getattr(data, name)}" for name in given)

@@ -44,6 +44,8 @@ class EmbeddedSource:
     images: uint8 [len, H, W, 3].  labels: int32 [len].
     """
 
+    names = ()
+
     def __init__(self, name: str, classes: tuple[str, ...], images: np.ndarray, labels: np.ndarray):
         self.name = name
         self.classes = classes

@@ -34,6 +34,11 @@ class FolderSource:
     def __len__(self) -> int:
         return len(self.paths)
 
+    @property
+    def names(self) -> list[str]:
+        """The paths below the folder."""
+        return self.paths
+
     def where(self, index: int) -> str:
         """The path below the folder."""
         return self.paths[index]

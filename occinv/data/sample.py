@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -41,6 +42,11 @@ class Source(Protocol):
 
     name: str
     classes: tuple[str, ...]
+
+    @property
+    def names(self) -> Sequence[str]:
+        """What the files are or were called, by index; empty where there never were files."""
+        ...
 
     @property
     def labels(self) -> np.ndarray:

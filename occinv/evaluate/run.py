@@ -134,7 +134,8 @@ def evaluate_knn(
     trained = load(workdir)
     images = choose_images(trained, source, num_images)
     data = trained.experiment.data
-    known = open_source(source or data.source, train=True, data_dir=data.data_dir)
+    classes = None if source else data.classes
+    known = open_source(source or data.source, train=True, data_dir=data.data_dir, classes=classes)
     if tuple(known.classes) != tuple(images.classes):
         raise UserError(f"{known.name} and {images.name} have other classes")
     encoder, params = trained.objective.encoder, trained.params["encoder"]
@@ -230,7 +231,8 @@ def choose_images(trained: Trained, source: str | None, num_images: int | None) 
     """The images to evaluate on: see `evaluate_cka`. A run without held-out images has its own."""
     data = trained.experiment.data
     spec = source or data.eval_source or data.source
-    opened = open_source(spec, train=False, data_dir=data.data_dir)
+    classes = None if source else data.classes
+    opened = open_source(spec, train=False, data_dir=data.data_dir, classes=classes)
     if num_images is None:
         return opened
     if not 1 <= num_images <= len(opened):

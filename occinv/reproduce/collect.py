@@ -51,8 +51,8 @@ def collect(plan: Plan, rows: Sequence[Row], seeds: int, command: str) -> dict[s
 def describe_setting(experiment: Any) -> dict[str, Any]:
     """Data and encoder of the trainings on labels, in words."""
     data = experiment.data
-    classes, train = count(data.source, True, data.data_dir)
-    _, test = count(data.eval_source or data.source, False, data.data_dir)
+    classes, train = count(data.source, True, data.data_dir, data.classes)
+    _, test = count(data.eval_source or data.source, False, data.data_dir, data.classes)
     size = vit.build(experiment.encoder, data.image_size)
     return {
         "data": f"{data.source}: {classes} classes, {train} training and {test} test images of "
@@ -64,9 +64,9 @@ def describe_setting(experiment: Any) -> dict[str, Any]:
 
 
 @functools.cache
-def count(source: str, train: bool, data_dir: str | None) -> tuple[int, int]:
+def count(source: str, train: bool, data_dir: str | None, kept: str | None) -> tuple[int, int]:
     """The classes and images of a source: once, for listing a large folder takes its time."""
-    opened = open_source(source, train=train, data_dir=data_dir)
+    opened = open_source(source, train=train, data_dir=data_dir, classes=kept)
     return len(opened.classes), len(opened)
 
 

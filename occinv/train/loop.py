@@ -76,7 +76,7 @@ class Outcome(NamedTuple):
 def prepare(experiment: Experiment) -> Run:
     """Builds everything and checks it together. Raises UserError; writes nothing."""
     data, train = experiment.data, experiment.train
-    source = open_source(data.source, train=True, data_dir=data.data_dir)
+    source = open_source(data.source, train=True, data_dir=data.data_dir, classes=data.classes)
     held_out = open_held_out(experiment, source)
     everything = source
     source = select(everything, data, experiment.seed)
@@ -127,7 +127,8 @@ def check_same_encoder(before: vit.ViT, now: vit.ViT) -> None:
 def open_held_out(experiment: Experiment, source: Source) -> Source | None:
     """The images to evaluate on, or None if the data has no held-out part and none is named."""
     data = experiment.data
-    held_out = open_source(data.eval_source or data.source, train=False, data_dir=data.data_dir)
+    spec = data.eval_source or data.source
+    held_out = open_source(spec, train=False, data_dir=data.data_dir, classes=data.classes)
     if data.eval_source is None and held_out.name == source.name:
         return None
     if tuple(held_out.classes) != tuple(source.classes) and held_out.classes and source.classes:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from occinv.data.selection import balanced, few, select
+from occinv.data.selection import CLASS_LISTS, balanced, few, listed, select
 from occinv.data.sources import open_source
 from occinv.schema import Data, UserError
 
@@ -125,3 +125,103 @@ def test_a_part_says_which_images_it_has(tmp_path):
     assert [name for _, name, _ in lines] == ["cat", "dog"]
     for (index, name, path), label in zip(lines, part.labels, strict=True):
         assert int(index) // 3 == label and path.startswith(f"{name}/")
+
+
+@pytest.fixture
+def animals(tmp_path):
+    """Three images of each of three classes; every class has a file 0.png."""
+    for name in ("ant", "bee", "cat"):
+        (tmp_path / "animals" / name).mkdir(parents=True)
+        for i in range(3):
+            file = f"{i}.png" if i == 0 else f"{name}_{i}.png"
+            Image.new("RGB", (4, 4), (i, 0, 0)).save(tmp_path / "animals" / name / file)
+    return tmp_path / "animals"
+
+
+def test_some_classes_are_counted_anew(animals):
+    (animals.parent / "mine.txt").write_text("cat\nant\n")
+    for wanted in ("cat,ant", str(animals.parent / "mine.txt")):
+        part = open_source(f"folder:{animals}", train=True, classes=wanted)
+        assert part.classes == ("ant", "cat")
+        np.testing.assert_array_equal(part.labels, [0, 0, 0, 1, 1, 1])
+        assert [part.read(i).index for i in range(6)] == [0, 1, 2, 6, 7, 8]
+        assert [part.read(i).label for i in range(6)] == [0, 0, 0, 1, 1, 1]
+        assert part.where(3) == part.names[3] == "cat/0.png"
+    two = few(part, 2, "one_class", seed=1)
+    assert len(set(two.labels)) == 1
+    assert [two.read(i).label for i in range(2)] == two.labels.tolist()
+    for line, i in zip(two.lines(), range(2), strict=True):
+        index, name, file = line.split("\t")
+        assert int(index) == two.read(i).index and file.startswith(f"{name}/")
+        assert open_source(f"folder:{animals}", train=True).where(int(index)) == file
+
+
+def test_the_hundred_classes_of_imagenet100(tmp_path):
+    wnids = CLASS_LISTS["imagenet100"].read_text().split()
+    assert len(set(wnids)) == 100 and all(len(w) == 9 and w[0] == "n" for w in wnids)
+    for wnid in [*wnids, "n99999999"]:
+        (tmp_path / wnid).mkdir()
+        Image.new("RGB", (2, 2)).save(tmp_path / wnid / "0.png")
+    part = open_source(f"folder:{tmp_path}", train=True, classes="imagenet100")
+    assert part.classes == tuple(sorted(wnids))
+    np.testing.assert_array_equal(part.labels, np.arange(100))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        (
+            "ant,caat",
+            r"data.classes='ant,caat': folder:.* has no class 'caat' \(did you mean 'cat'",
+        ),
+        ("imagenet10", r"no class 'imagenet10' \(did you mean 'imagenet100'"),
+        ("missing.txt", "data.classes='missing.txt' cannot be read: .*No such file"),
+    ],
+)
+def test_classes_that_there_are_not(animals, wanted, message):
+    with pytest.raises(UserError, match=message) as caught:
+        open_source(f"folder:{animals}", train=True, classes=wanted)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "2\n3\n",
+        "3\n2\n",
+        "index\tclass\tfile\n2\tant\tant/ant_2.png\n3\tbee\tbee/0.png\n",
+        "ant_2.png\nbee/0.png\n",
+    ],
+)
+def test_a_list_of_images(animals, lines):
+    (animals.parent / "list.tsv").write_text(lines)
+    source = open_source(f"folder:{animals}", train=True)
+    part = select(source, Data("", list=str(animals.parent / "list.tsv")), 0)
+    assert [part.read(i).index for i in range(len(part))] == [2, 3]
+
+
+def test_a_list_counts_as_the_source_does_and_takes_what_a_run_wrote(animals, digits):
+    bees = open_source(f"folder:{animals}", train=True, classes="bee,cat")
+    (animals.parent / "list.txt").write_text("4\n")
+    part = select(bees, Data("", list=str(animals.parent / "list.txt")), 0)
+    assert part.read(0).index == 4 and part.where(0) == "bee/bee_1.png"
+    ten = few(digits, 10)
+    (animals.parent / "images.tsv").write_text("".join(f"{line}\n" for line in ten.lines()))
+    again = select(digits, Data("", list=str(animals.parent / "images.tsv")), 0)
+    np.testing.assert_array_equal(again.chosen, ten.chosen)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("1\n9\n", "line 2: '9' is no image of folder:"),
+        ("ant_1.png\nant_3.png\n", r"line 2: 'ant_3.png' is no image.*did you mean 'ant_[12].png'"),
+        ("0.png\n", "line 1: '0.png' is the name of several images"),
+        ("1\nant/ant_1.png\n", "line 2: 'ant/ant_1.png' stands in line 1, too"),
+        ("", "lists no image"),
+    ],
+)
+def test_a_list_that_cannot_be(animals, lines, message):
+    (animals.parent / "list.txt").write_text(lines)
+    with pytest.raises(UserError, match=message):
+        listed(open_source(f"folder:{animals}", train=True), str(animals.parent / "list.txt"))
