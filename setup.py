@@ -15,7 +15,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["occinv", "occinv.*"]),
-    package_data={"occinv.report": ["*.html", "*.css"]},
+    package_data={"occinv.report": ["*.html", "*.css"], "occinv.data": ["*.txt"]},
     entry_points={"console_scripts": ["occinv = occinv.cli:main"]},
     install_requires=[
         # JAX and what is built on it.
@@ -31,6 +31,9 @@ setup(
         "tensorflow-datasets>=4.9.10",
         "importlib_resources>=6.0",
         "etils[epath]>=1.15",
+        # TFRecord without TensorFlow: reads by range of files and buckets, and the checksum.
+        "tensorstore>=0.1.80",
+        "google-crc32c>=1.6",
         "ml-collections>=1.1",
         "pillow>=11.0",
         "simplejpeg>=1.9",
@@ -50,8 +53,8 @@ setup(
         "bench": ["torch>=2.13"],  # what a train step is timed against
         "gpu": ["jax[cuda13]>=0.10.2"],
         "tpu": ["jax[tpu]>=0.10.2"],
-        # Streaming of TFRecord data sets, preparation of ImageNet, clu's metric writers.
-        "tf": ["tensorflow>=2.20", "tensorboard>=2.20"],
+        # Data sets in a bucket: gs://.
+        "gcs": ["gcsfs>=2025.3"],
         "dev": ["pytest>=9.0", "pytest-xdist>=3.8", "ruff>=0.17", "mypy>=2.0"],
     },
     classifiers=[

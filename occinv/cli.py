@@ -84,6 +84,20 @@ def make_parser() -> argparse.ArgumentParser:
     train.add_argument("--config.FIELD=VALUE", dest="_", help="set a field of the config")
     _add_processes(train)
 
+    data = commands.add_parser("data", help="prepare, check and convert data sets for training")
+    deeds = data.add_subparsers(dest="deed", required=True, metavar="DEED")
+    made = deeds.add_parser("prepare", help="make a data set of its archives, and check it")
+    checked = deeds.add_parser("check", help="read every record, decode an image of each class")
+    for deed in (made, checked):
+        deed.add_argument("name", help="as in data.source=tfds:NAME, such as imagenet2012")
+        deed.add_argument("--data-dir", metavar="DIR", help="where tfds keeps its data sets")
+        deed.add_argument("--expect", metavar="SPLIT=COUNT,...", help="other counts than published")
+    made.add_argument("--manual-dir", metavar="DIR", help="of archives that were got by hand")
+    made.add_argument("--format", default="array_record", help="array_record (default), tfrecord")
+    converted = deeds.add_parser("convert", help="make array_record of tfrecord; goes on if killed")
+    converted.add_argument("source", metavar="SRC", help="the folder of dataset_info.json")
+    converted.add_argument("data_dir", metavar="DST", help="where tfds keeps its data sets")
+
     plan = commands.add_parser("plan", help="what a run needs on a TPU slice, without a TPU")
     plan.add_argument("--config", required=True, metavar="FILE[:VARIANT]")
     plan.add_argument("--topology", required=True, metavar="SLICE", help="such as v5e:16x16")
@@ -181,7 +195,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ):
             known = ("--config", "--workdir", "--source", "--seed", "--seeds", "--rows",
                      "--from", "--to", "--heads", "--decoder-heads", "--pixel-range", "--topology",
-                     "--num-images", "--num-classes", "--search", "--out")  # fmt: skip
+                     "--num-images", "--num-classes", "--search", "--out", "--data-dir",
+                     "--manual-dir", "--format", "--expect")  # fmt: skip
             word = (unknown or rest)[0]
             raise UserError(f"unknown argument {word!r}{nearest(word.split('=')[0], known)}")
         options.typed = list(sys.argv[1:] if arguments is None else arguments)
@@ -234,6 +249,32 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
         return 128 + outcome.stopped_by
     measured = ", ".join(f"{name} {value:.4g}" for name, value in outcome.metrics.items())
     say(f"{options.workdir}: {outcome.step} steps done" + (f"; {measured}" if measured else ""))
+    return 0
+
+
+def _data(options: argparse.Namespace, rest: list[str]) -> int:
+    if options.deed == "convert":
+        from occinv.data.convert import convert
+
+        for line in convert(options.source, options.data_dir):
+            print(line, flush=True)
+        return 0
+    expect = None
+    if options.expect is not None:
+        try:
+            pairs = (part.split("=") for part in options.expect.split(","))
+            expect = {split: int(count) for split, count in pairs}
+        except ValueError as error:
+            raise UserError(
+                f"--expect {options.expect!r}, expected such as train=1281167,validation=50000"
+            ) from error
+    from occinv.data.check import check
+    from occinv.data.prepare import prepare
+
+    if options.deed == "prepare":
+        print(prepare(options.name, options.data_dir, options.manual_dir, options.format))
+    for line in check(options.name, options.data_dir, expect):
+        print(line, flush=True)
     return 0
 
 
@@ -379,6 +420,7 @@ def _weights(options: argparse.Namespace, rest: list[str]) -> int:
 
 _COMMANDS = {
     "train": _train,
+    "data": _data,
     "plan": _plan,
     "evaluate": _evaluate,
     "reproduce": _reproduce,

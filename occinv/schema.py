@@ -24,10 +24,14 @@ class UserError(Exception):
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` for the choice nearest to `word`, or every choice if none is near."""
+    """` (did you mean 'x'?)` for the choice nearest to `word`, or every choice if none is near.
+
+    Nothing where they are too many to read.
+    """
     choices = sorted(choices)
-    near = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-    return f" (did you mean {near[0]!r}?)" if near else f" (expected one of: {', '.join(choices)})"
+    if near := difflib.get_close_matches(word, choices, n=1, cutoff=0.5):
+        return f" (did you mean {near[0]!r}?)"
+    return f" (expected one of: {', '.join(choices)})" if len(choices) <= 50 else ""
 
 
 @dataclasses.dataclass(frozen=True)

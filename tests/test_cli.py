@@ -156,7 +156,7 @@ def test_a_data_set_that_is_not_prepared_says_how(
     fields = overrides("data.source=tfds:mnist", f"data.data_dir={empty}")
     said = refusal(capsys, ["train", *tiny("mae", images), "--workdir", str(workdir), *fields])
     assert "'mnist' is not prepared" in said
-    assert "download_and_prepare()" in said
+    assert f"occinv data prepare mnist --data-dir {empty}" in said
     assert not list(tmp_path.iterdir())
 
 

@@ -6,7 +6,7 @@ All of these are views of the one data set on disk; nothing is copied.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +98,7 @@ def of_classes(source: Source, wanted: str) -> Subset:
             known = source.classes if path is not None else (*source.classes, *CLASS_LISTS)
             raise UserError(
                 f"data.classes={wanted!r}: {source.name} has no class {name!r}"
-                + _near_if_many(name, known)
+                + nearest(name, known)
             )
     classes = tuple(name for name in source.classes if name in set(names))
     labels = [label for label, name in enumerate(source.classes) if name in set(names)]
@@ -134,7 +134,7 @@ def listed(source: Source, file: str) -> Subset:
             problem = "is no image" if place is None else "is the name of several images"
             raise UserError(
                 f"data.list={file!r}, line {number}: {entry!r} {problem} of {source.name}, "
-                f"expected a number or a file's name{_near_if_many(entry, by_name)}"
+                f"expected a number or a file's name{nearest(entry, by_name) if by_name else ''}"
             )
         if place in chosen:
             raise UserError(
@@ -164,12 +164,6 @@ def _read_lines(path: Path, field: str) -> list[str]:
         return [line.strip() for line in path.expanduser().read_text().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{field}={str(path)!r} cannot be read: {error}") from error
-
-
-def _near_if_many(word: str, choices: Iterable[str]) -> str:
-    """As `nearest`, but says nothing where it would say every one of a thousand names."""
-    hint = nearest(word, choices)
-    return hint if len(hint) < 200 else ""
 
 
 def balanced(

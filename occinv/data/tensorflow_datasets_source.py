@@ -1,4 +1,4 @@
-"""Data sets prepared by tensorflow_datasets as ArrayRecord, read without TensorFlow."""
+"""Data sets prepared by tensorflow_datasets, read without TensorFlow: `tfds:NAME[:SPLIT]`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import functools
 import io
 import logging
 import re
+import shlex
 from typing import Any
 
 import numpy as np
 
 from occinv.data.decode import decode_rgb
+from occinv.data.prepared import FORMATS, Notes, Prepared
 from occinv.data.sample import DecodeError, Sample
 from occinv.schema import UserError, nearest
 
@@ -18,32 +20,41 @@ logger = logging.getLogger("occinv.data")
 
 
 class TensorflowDatasetsSource:
-    """One split of a prepared data set. See occinv.data.sample.Source."""
+    """One split of a prepared data set. See occinv.data.sample.Source.
 
-    def __init__(
-        self,
-        name: str,
-        records: Any,
-        image_key: str,
-        label_key: str | None,
-        classes: tuple[str, ...],
-    ):
+    Raises: as Prepared.records.
+    """
+
+    def __init__(self, name: str, prepared: Prepared, split: str, classes: tuple[str, ...]):
         self.name = name
         self.classes = classes
-        self._records = records
-        self._image_key = image_key
-        self._label_key = label_key
+        self.folder = prepared.folder
+        self._prepared = prepared
+        self._split = split
+        self._records = prepared.records(split)
 
     def __len__(self) -> int:
         return len(self._records)
 
     @functools.cached_property
+    def _notes(self) -> Notes:
+        return self._prepared.notes(self._split)
+
+    @property
     def labels(self) -> np.ndarray:
-        """int32 [len]. Reads every record once, at the first use: minutes for ImageNet."""
-        if self._label_key is None:
-            return np.full(len(self), -1, np.int32)
-        logger.info("%s: reading the labels of %d records", self.name, len(self))
-        return np.asarray([self._records[i][self._label_key] for i in range(len(self))], np.int32)
+        """int32 [len]. Reads every record once, if nobody has before: minutes for ImageNet."""
+        return self._notes.label
+
+    @functools.cached_property
+    def names(self) -> list[str]:
+        """What the files were called, where the data set tells; as slow as `labels`."""
+        return (
+            [name.decode() for name in self._notes.name.tolist()] if any(self._notes.name) else []
+        )
+
+    def read_through(self) -> None:
+        """Reads every record, and notes anew what there is to know. Raises UserError for damage."""
+        self._notes = self._prepared.notes(self._split, anew=True)
 
     def where(self, index: int) -> str:
         """The record's number in its split."""
@@ -54,13 +65,12 @@ class TensorflowDatasetsSource:
         try:
             record = self._records[index]
             # The bytes as stored, decoded as every other source decodes: upright, CMYK to RGB.
-            image = decode_rgb(io.BytesIO(record[self._image_key]))
+            image = decode_rgb(io.BytesIO(record[self._prepared.keys.image]))
         except MemoryError:
             raise
         except Exception as error:
             raise DecodeError(f"record {index} of {self.name}", index, error) from error
-        label = -1 if self._label_key is None else int(record[self._label_key])
-        return Sample(image, label, index)
+        return Sample(image, self._prepared.label(record), index)
 
 
 def open_tensorflow_datasets(
@@ -72,10 +82,25 @@ def open_tensorflow_datasets(
     as `train[:10%]` are splits too. Nothing is downloaded and no network is asked: a data set that
     is not on disk is an error at once.
 
-    data_dir: where data sets lie; None for TFDS_DATA_DIR or ~/tensorflow_datasets.
+    Of the two formats, ArrayRecord is taken where both are there, and the log says which.
+
+    data_dir: where data sets lie, perhaps `gs://BUCKET/FOLDER`; None for TFDS_DATA_DIR or
+      ~/tensorflow_datasets.
     Raises: UserError for an unknown name or split, a data set that is not prepared (with the
-    command that prepares it), is in no random-access format, or has no image.
+    command that prepares it), is in another format, damaged, or has no image.
     """
+    builder, name, rest = _open_builder(spec, data_dir)
+    return _open_split(builder, name, rest or _default_split(builder, train))
+
+
+def open_all(name: str, data_dir: str | None = None) -> dict[str, TensorflowDatasetsSource]:
+    """Opens every split of a data set, by its name. Raises as `open_tensorflow_datasets`."""
+    builder, name, _ = _open_builder(name, data_dir)
+    return {split: _open_split(builder, name, split) for split in builder.info.splits}
+
+
+def _open_builder(spec: str, data_dir: str | None) -> tuple[Any, str, str]:
+    """The builder, its name with the version if one is asked for, and the rest of `spec`."""
     import tensorflow_datasets as tfds  # seconds to import, and only needed here
 
     name, _, rest = spec.partition(":")
@@ -88,7 +113,7 @@ def open_tensorflow_datasets(
         base = re.split("[/:]", name)[0]
         raise UserError(
             f"tfds:{spec}: no data set {base!r}"
-            + _nearest_of_many(base, known, "tfds.list_builders() lists them")
+            + (nearest(base, known) or " (tfds.list_builders() lists them)")
         ) from error
     except (ValueError, AssertionError, KeyError, RuntimeError) as error:  # config, version
         base, _, config = name.partition(":")[0].partition("/")
@@ -99,19 +124,17 @@ def open_tensorflow_datasets(
                 reason = f"no config {config!r}{nearest(config, known)}"
         raise UserError(f"tfds:{spec}: cannot open {name!r}: {reason}") from error
 
-    # The directory may hold another format beside ArrayRecord, so ask for what is there.
-    formats = {file_format.value for file_format in builder.info.available_file_formats()}
-    if not builder.info.splits or "array_record" not in formats:
-        other = ", ".join(sorted(formats - {"array_record"}))
-        found = f" as array_record (only as {other})" if builder.info.splits and other else ""
-        argument = "" if data_dir is None else f", data_dir={str(data_dir)!r}"
+    # The directory may hold several formats, so ask for what is there.
+    there = {file_format.value for file_format in builder.info.available_file_formats()}
+    if not builder.info.splits or not there & set(FORMATS):
+        found = f" in a format that is read, only as {', '.join(sorted(there))}" if there else ""
+        argument = " --manual-dir DIR" if builder.MANUAL_DOWNLOAD_INSTRUCTIONS else ""
+        argument += "" if data_dir is None else f" --data-dir {shlex.quote(str(data_dir))}"
         raise UserError(
-            f"tfds:{spec}: {name!r} is not prepared{found} in {builder.data_path}. Prepare it with "
-            f'python -c "import tensorflow_datasets as tfds; tfds.builder({name!r}{argument}, '
-            "file_format='array_record').download_and_prepare()\" "
-            "(many data sets need tensorflow for that: pip install 'occinv[tf]')"
+            f"tfds:{spec}: {name!r} is not prepared{found if builder.info.splits else ''} in "
+            f"{builder.data_path}. Prepare it with: occinv data prepare {name}{argument}"
         )
-    return _open_split(tfds, builder, name, rest or _default_split(builder, train))
+    return builder, name, rest
 
 
 def _default_split(builder: Any, train: bool) -> str:
@@ -125,34 +148,22 @@ def _default_split(builder: Any, train: bool) -> str:
     )
 
 
-def _open_split(tfds: Any, builder: Any, name: str, split: str) -> TensorflowDatasetsSource:
-    features = builder.info.features
-    images = [key for key in features if isinstance(features[key], tfds.features.Image)]
-    if not images:
-        raise UserError(f"tfds:{name} has no image, only {', '.join(features)}")
-    image_key = "image" if "image" in images else images[0]
-    labels = [key for key in features if isinstance(features[key], tfds.features.ClassLabel)]
-    label_key = "label" if "label" in labels else labels[0] if len(labels) == 1 else None
-    classes = tuple(features[label_key].names) if label_key else ()
+def _open_split(builder: Any, name: str, split: str) -> TensorflowDatasetsSource:
+    prepared = Prepared(builder)
+    spec = f"tfds:{name}:{split}"
+    label = prepared.keys.label
+    classes = tuple(builder.info.features[label].names) if label else ()
     try:
-        records = builder.as_data_source(
-            split=split, decoders={image_key: tfds.decode.SkipDecoding()}
-        )
-        count = len(records)
+        source = TensorflowDatasetsSource(spec, prepared, split, classes)
     except (ValueError, KeyError, AssertionError) as error:
         base = re.split(r"[\[+]", split)[0]
         known = base in builder.info.splits
         reason = f": {_first_line(error)}" if known else nearest(base, builder.info.splits)
         raise UserError(f"tfds:{name}: cannot open split {split!r}{reason}") from error
-    if count == 0:
-        raise UserError(f"tfds:{name}:{split} is empty")
-    return TensorflowDatasetsSource(f"tfds:{name}:{split}", records, image_key, label_key, classes)
-
-
-def _nearest_of_many(word: str, choices: list[str], otherwise: str) -> str:
-    """As `nearest`, for choices that are too many to list."""
-    hint = nearest(word, choices)
-    return hint if "did you mean" in hint else f" ({otherwise})"
+    if len(source) == 0:
+        raise UserError(f"{spec} is empty")
+    logger.info("%s: %d images, read as %s", spec, len(source), prepared.format)
+    return source
 
 
 def _first_line(error: Exception) -> str:

@@ -10,6 +10,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from occinv.cli import main
 from occinv.data.loader import EvalLoader
 from occinv.data.sample import DecodeError
 from occinv.data.selection import balanced
@@ -101,18 +102,20 @@ def test_what_is_not_prepared_fails_at_once_with_the_command(tmp_path):
     for name in ("imagenet2012", "mnist"):
         with pytest.raises(UserError, match=f"{name!r} is not prepared in") as caught:
             open_source(f"tfds:{name}", train=True, data_dir=str(tmp_path))
-        assert f"tfds.builder({name!r}, data_dir={str(tmp_path)!r}" in str(caught.value)
+        manual = " --manual-dir DIR" if name == "imagenet2012" else ""
+        command = f"occinv data prepare {name}{manual} --data-dir {tmp_path}"
+        assert str(caught.value).endswith(command)
     assert time.monotonic() - start < 10
     assert not list(tmp_path.iterdir())  # nothing written
 
 
-def test_the_command_of_the_error_prepares(tmp_path):
+def test_the_command_of_the_error_prepares(tmp_path, capsys):
     with pytest.raises(UserError, match="Prepare it with") as caught:
         open_source("tfds:occinv_tiny", train=True, data_dir=str(tmp_path))
-    command = str(caught.value).split("Prepare it with ")[1].split(" (many")[0]
-    program, flag, code = shlex.split(command)
-    assert (program, flag) == ("python", "-c")
-    exec(code, {})  # here, where tfds knows the data set of this file
+    program, *arguments = shlex.split(str(caught.value).split("Prepare it with: ")[1])
+    assert program == "occinv"
+    assert main(arguments) == 0  # here, where tfds knows the data set of this file
+    assert "occinv_tiny:train: 10 images, every record is whole" in capsys.readouterr().out
     assert len(open_source("tfds:occinv_tiny", train=True, data_dir=str(tmp_path))) == 10
 
 
@@ -120,12 +123,12 @@ def test_another_format_is_not_enough(data_dir, tmp_path):
     copied = tmp_path / "occinv_tiny/1.0.0"
     copied.mkdir(parents=True)
     for file in (tfds.core.Path(data_dir) / "occinv_tiny/1.0.0").iterdir():
-        name = file.name.replace("array_record", "tfrecord")
+        name = file.name.replace("array_record", "riegeli")
         (copied / name).write_bytes(file.read_bytes())
     info = copied / "dataset_info.json"
-    content = json.loads(info.read_text().replace("array_record", "tfrecord"))
+    content = json.loads(info.read_text().replace("array_record", "riegeli"))
     info.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"as array_record \(only as tfrecord\)"):
+    with pytest.raises(UserError, match="in a format that is read, only as riegeli in"):
         open_source("tfds:occinv_tiny", train=True, data_dir=str(tmp_path))
 
 
