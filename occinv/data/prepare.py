@@ -99,11 +99,18 @@ def _imagenet2012() -> Any:
         def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
             train, validation = (Path(dl_manager.manual_dir) / name for name in TARS.values())
             return {
-                "train": self._generate_examples(_members(train)),
+                "train": self._generate_examples(self._classes(train)),
                 "validation": self._generate_examples(
                     _members(validation), _validation_labels(validation)
                 ),
             }
+
+        def _classes(self, archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
+            wnids = self.info.features["label"].names
+            for name, file in _members(archive):
+                if name.removesuffix(".tar") not in wnids:
+                    raise UserError(f"{archive} has {name!r}, expected n01440764.tar and the like")
+                yield name, file
 
         def _fix_image(self, image_fname: str, image: IO[bytes]) -> IO[bytes]:
             if image_fname not in (*official.CMYK_IMAGES, *official.PNG_IMAGES):
