@@ -30,8 +30,8 @@ def convert(source: str, data_dir: str) -> Iterator[str]:
     data_dir: where tensorflow_datasets shall find the result, as `NAME/VERSION`.
 
     Yields: the path of each file that was written, and of the data set in the end.
-    Raises: UserError for a source that is no such data set or is damaged, and where the result is
-    there already; OSError as the disk does.
+    Raises: UserError for a source that is no such data set or is damaged, a result that is there
+    already, and a disk that is full.
     """
     import tensorflow_datasets as tfds
 
@@ -47,12 +47,23 @@ def convert(source: str, data_dir: str) -> Iterator[str]:
     target = Path(data_dir, builder.info.full_name)
     if target.exists():
         raise UserError(f"{target} is there already")
+    try:
+        yield from _write(source, builder, info, target)
+    except Damaged as error:
+        raise UserError(f"{source} is damaged: {error}") from error
+    except (OSError, RuntimeError) as error:  # array_record's, of a disk that is full
+        raise UserError(f"{target} cannot be written: {str(error).splitlines()[0]}") from error
+    yield str(target)
+
+
+def _write(source: str, builder: Any, info: dict[str, Any], target: Path) -> Iterator[str]:
     begun = target.with_name(f"{target.name}.converting")
-    described = json.dumps(info | {"fileFormat": "array_record"}, indent=2)
-    if begun.exists() and (begun / "dataset_info.json").read_text() != described:
+    described = begun / "dataset_info.json"
+    description = json.dumps(info | {"fileFormat": "array_record"}, indent=2)
+    if begun.exists() and not (described.is_file() and described.read_text() == description):
         shutil.rmtree(begun)  # of another source
     begun.mkdir(parents=True, exist_ok=True)
-    (begun / "dataset_info.json").write_text(described)
+    described.write_text(description)
 
     shards = Shards(source)
     files = [
@@ -78,14 +89,10 @@ def convert(source: str, data_dir: str) -> Iterator[str]:
         os.replace(part, written)
         return str(written)
 
-    try:
-        with ThreadPoolExecutor(_WRITERS) as pool:
-            yield from filter(None, pool.map(convert_file, files))
-    except Damaged as error:
-        raise UserError(f"{source} is damaged: {error}") from error
+    with ThreadPoolExecutor(_WRITERS) as pool:
+        yield from filter(None, pool.map(convert_file, files))
     copied = {path.name for path, _ in files} | {"dataset_info.json"}
     for path in epath.Path(source).iterdir():  # features.json and names of classes
         if path.is_file() and path.name not in copied and not path.name.startswith("occinv-"):
             (begun / path.name).write_bytes(path.read_bytes())
     os.replace(begun, target)
-    yield str(target)

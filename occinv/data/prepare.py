@@ -65,7 +65,9 @@ def prepare(name: str, data_dir: str | None, manual_dir: str | None, file_format
     config = tfds.download.DownloadConfig(manual_dir=manual_dir)
     try:
         builder.download_and_prepare(download_config=config, file_format=file_format)
-    except (OSError, tarfile.TarError, ImportError, ValueError, KeyError, AssertionError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # the disk's, tarfile's, array_record's, the builder's own
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{name} cannot be prepared in {builder.data_path}: {first_line}"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import os
+import resource
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -77,3 +79,14 @@ def write_tars(folder: Path, train: Mapping[str, bytes], held_out: Mapping[str, 
         for name, content in held_out.items():
             _add(tar, name, content)
     return folder
+
+
+@contextlib.contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """In this block writing fails after so many bytes of a file, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
