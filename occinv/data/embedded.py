@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.resources
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -58,6 +59,9 @@ class EmbeddedSource:
     def where(self, index: int) -> str:
         """Nothing: the number says it all."""
         return ""
+
+    def expect(self, indices: Sequence[int]) -> None:
+        """Nothing: the images are here."""
 
     def read(self, index: int) -> Sample:
         """The image as uint8 [H, W, 3]; cannot fail for 0 <= index < len."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,9 @@ class FolderSource:
     def where(self, index: int) -> str:
         """The path below the folder."""
         return self.paths[index]
+
+    def expect(self, indices: Sequence[int]) -> None:
+        """Nothing: the images are here."""
 
     def read(self, index: int) -> Sample:
         """The decoded image. Raises DecodeError naming the file."""

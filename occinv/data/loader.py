@@ -221,8 +221,9 @@ class TrainLoader(_Loader):
         """This process's rows of batch number `step`. Raises DecodeError, see `max_corrupt`."""
         batch = self._empty()
         first = step * self.batch_size + self._first_row
-        indices = sample_indices(self.seed, len(self.source), first, self._rows)
-        for row, index in enumerate(indices.tolist()):
+        indices = sample_indices(self.seed, len(self.source), first, self._rows).tolist()
+        self.source.expect(indices)
+        for row, index in enumerate(indices):
             sample = self._read(index)
             if sample is None:
                 sample = self._next_readable(first + row)
@@ -303,7 +304,9 @@ class EvalLoader(_Loader):
             raise IndexError(f"batch {number} of {len(self)}")
         batch = self._empty()
         first = number * self.batch_size + self._first_row
-        for row, index in enumerate(range(first, min(first + self._rows, len(self.source)))):
+        indices = range(first, min(first + self._rows, len(self.source)))
+        self.source.expect(indices)
+        for row, index in enumerate(indices):
             if (sample := self._read(index)) is not None:
                 image = center_crop(sample.image, self.image_size, self._resize_ratio)
                 self._put(batch, row, image, sample, _crop_generator(0, index))

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from occinv.data.decode import decode_rgb
+from PIL import Image
+
 from occinv.data.prepared import FORMATS
 from occinv.data.tfrecord import write_records
 from occinv.schema import UserError, nearest
@@ -118,7 +119,8 @@ def _imagenet2012() -> Any:
             if image_fname not in (*official.CMYK_IMAGES, *official.PNG_IMAGES):
                 return image
             converted = io.BytesIO()
-            decode_rgb(io.BytesIO(image.read())).save(converted, "JPEG", quality=100)
+            opened = Image.open(io.BytesIO(image.read()))
+            opened.convert("RGB").save(converted, "JPEG", quality=100)
             converted.seek(0)
             return converted
 

@@ -59,6 +59,10 @@ class Source(Protocol):
         """The file or record that sample number `index` is, as a person would look it up."""
         ...
 
+    def expect(self, indices: Sequence[int]) -> None:
+        """Is told which samples will be read next: a source far away may begin to fetch them."""
+        ...
+
     def read(self, index: int) -> Sample:
         """Sample number `index`, 0 <= index < len. Raises DecodeError."""
         ...

@@ -54,6 +54,10 @@ class Subset:
         """The parent's file or record."""
         return self.parent.where(int(self.chosen[index]))
 
+    def expect(self, indices: Sequence[int]) -> None:
+        """Tells the parent."""
+        self.parent.expect(self.chosen[indices].tolist())
+
     def read(self, index: int) -> Sample:
         """The parent's sample, with the label it has here. Raises DecodeError."""
         sample = self.parent.read(int(self.chosen[index]))

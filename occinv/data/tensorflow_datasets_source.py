@@ -7,6 +7,7 @@ import io
 import logging
 import re
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from occinv.data.decode import decode_rgb
 from occinv.data.prepared import FORMATS, Notes, Prepared
 from occinv.data.sample import DecodeError, Sample
+from occinv.data.tfrecord import TfRecords
 from occinv.schema import UserError, nearest
 
 logger = logging.getLogger("occinv.data")
@@ -59,6 +61,11 @@ class TensorflowDatasetsSource:
     def where(self, index: int) -> str:
         """The record's number in its split."""
         return f"record {index}"
+
+    def expect(self, indices: Sequence[int]) -> None:
+        """Records of a bucket are fetched together, for each alone takes long to come."""
+        if isinstance(self._records, TfRecords):
+            self._records.expect(indices)
 
     def read(self, index: int) -> Sample:
         """The decoded image as PIL RGB. Raises DecodeError naming the data set and the record."""

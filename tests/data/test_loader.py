@@ -26,6 +26,9 @@ class Numbered:
     def __len__(self):
         return self.count
 
+    def expect(self, indices):
+        self.expected = list(indices)
+
     def read(self, index):
         if index in self.corrupt:
             raise DecodeError(f"file{index}", index, "it is cut off")
@@ -64,6 +67,16 @@ def test_each_image_comes_once_an_epoch_though_the_batch_does_not_divide_it():
     index = joined(train_loader().batches(0, 25)).index.reshape(20, 10)
     for epoch in index:
         assert sorted(epoch) == list(range(10))
+
+
+def test_the_source_is_told_what_comes_next():
+    source = Numbered(10)
+    loader = TrainLoader(
+        source, batch_size=4, image_size=8, seed=0, process_index=1, process_count=2
+    )
+    assert loader.batch(3).index.tolist() == source.expected
+    held_out = EvalLoader(source, batch_size=4, image_size=8)
+    assert held_out.batch(2).index.tolist() == [*source.expected, -1, -1] == [8, 9, -1, -1]
 
 
 def test_a_batch_may_be_larger_than_the_data():
