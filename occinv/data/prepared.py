@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import io
 import itertools
 import logging
 import uuid
@@ -213,7 +214,7 @@ def _starts(lengths: Sequence[int]) -> np.ndarray:
 def _kept(path: epath.Path, sizes: list[int]) -> Notes | None:
     """The notes in a file, if they are whole and of files of these sizes in bytes."""
     try:
-        with path.open("rb") as file, np.load(file) as kept:
+        with np.load(io.BytesIO(path.read_bytes())) as kept:
             if np.array_equal(kept["sizes"], sizes):
                 return Notes(*(kept[field.name] for field in dataclasses.fields(Notes)))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
@@ -225,8 +226,9 @@ def _keep(path: epath.Path, sizes: list[int], notes: Notes) -> None:
     """Writes them whole or not at all, whoever else may write them now."""
     written = path.with_name(f"{path.name}-{uuid.uuid4().hex}")
     try:
-        with written.open("wb") as file:
-            np.savez(file, sizes=np.array(sizes), **vars(notes))
+        content = io.BytesIO()
+        np.savez(content, sizes=np.array(sizes), **vars(notes))
+        written.write_bytes(content.getvalue())
         written.replace(path)
     except OSError as error:
         logger.warning("%s cannot be kept, so each run reads the records again: %s", path, error)
