@@ -108,6 +108,8 @@ MISTAKES = [
     ("mae", ["train.duration.steps=0"], "train.duration=0 steps is less than one step"),
     ("mae", ["train.duration.steps=1"], "optimizer.warmup=2 steps is longer than train.duration=1"),
     ("mae", ["data.per_class=3", "data.fraction=0.5"], "data.per_class=3 and data.fraction=0.5"),
+    ("mae", ["data.list=x", "data.fraction=0.5"], "data.list=x and data.fraction=0.5 are both"),
+    ("mae", ["data.classes=drak"], "has no class 'drak' (did you mean 'dark'?)"),
     ("mae", ["data.per_class=13"], "per_class is 13, expected 1 to 12: class 'dark'"),
     ("mae", ["train.accumulate=3"], "train.accumulate=3, expected a divisor of"),
     ("mae", ["train.accumulate=2"], "train.batch_size / train.accumulate=4 is not divisible by"),

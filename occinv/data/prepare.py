@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from PIL import Image
 
-from occinv.data.prepared import FORMATS
+from occinv.data.prepared import FORMATS, formats
 from occinv.data.tfrecord import write_records
 from occinv.schema import UserError, nearest
 
@@ -52,8 +52,7 @@ def prepare(name: str, data_dir: str | None, manual_dir: str | None, file_format
         known = tfds.list_builders(with_community_datasets=False)
         raise UserError(f"no data set {name!r}{nearest(name, known)}") from error
     if builder.info.splits:
-        there = {file_format.value for file_format in builder.info.available_file_formats()}
-        if file_format not in there:
+        if file_format not in (there := formats(builder)):
             raise UserError(
                 f"{builder.data_path} is there already, as {', '.join(there)}; occinv data convert "
                 "makes array_record of tfrecord"

@@ -59,6 +59,16 @@ class Notes:
         return Notes(*(column[rows] for column in vars(self).values()))
 
 
+def formats(builder: Any) -> list[str]:
+    """The formats of the files of a data set, by their names, else what its description says.
+
+    The description knows one of them; another may have been put beside it since.
+    """
+    files = [path.name for path in epath.Path(builder.data_path).iterdir()]
+    found = [form for form in FORMATS if any(f".{form}-" in name for name in files)]
+    return found or [form.value for form in builder.info.available_file_formats()]
+
+
 class Prepared:
     """A data set on disk, read in the first of FORMATS that is there.
 
@@ -70,7 +80,7 @@ class Prepared:
         import tensorflow_datasets as tfds
 
         info = builder.info
-        there = {file_format.value for file_format in info.available_file_formats()}
+        there = formats(builder)
         self.format = next(file_format for file_format in FORMATS if file_format in there)
         if info.file_format.value != self.format:
             info.set_file_format(self.format, override=True, override_if_initialized=True)
@@ -80,8 +90,15 @@ class Prepared:
         self._decoders = {self.keys.image: tfds.decode.SkipDecoding()}
 
     def records(self, split: str) -> Any:
-        """The records of a split by number: features by name, the image as encoded bytes."""
+        """The records of a split by number: features by name, the image as encoded bytes.
+
+        Raises: UserError where a file is missing; for TFRecord also as `notes`.
+        """
+        if self.builder.info.splits[split].num_examples == 0:
+            return []
         if self.format == "array_record":
+            for base in {base for base, _ in self._parts(split)}:
+                self._sizes(base)  # all of them are there
             return self.builder.as_data_source(split=split, decoders=self._decoders)
         notes = self.notes(split)
         names = [path.name for base, _ in self._parts(split) for path in self.files(base)]
@@ -124,24 +141,27 @@ class Prepared:
             for base, info in splits.items()
             for path, start in zip(info.filepaths, _starts(info.shard_lengths), strict=True)
         }
-        parts: list[tuple[str, np.ndarray]] = []
-        for file in splits[split].file_instructions:
-            base, start = owners[str(file.filename)]
-            parts.append((base, np.arange(start + file.skip, start + file.skip + file.take)))
-        merged: list[tuple[str, np.ndarray]] = []
-        for base, rows in parts:
-            if merged and merged[-1][0] == base:
-                rows = np.concatenate([merged.pop()[1], rows])
-            merged.append((base, rows))
-        return merged
+
+        def rows(file: Any) -> np.ndarray:
+            first = owners[str(file.filename)][1] + file.skip
+            return np.arange(first, first + file.take)
+
+        files = itertools.groupby(
+            splits[split].file_instructions, lambda file: owners[str(file.filename)][0]
+        )
+        return [(base, np.concatenate([rows(file) for file in of_base])) for base, of_base in files]
+
+    def _sizes(self, base: str) -> list[int]:
+        """Bytes of each file of a whole split."""
+        try:
+            with ThreadPoolExecutor(_READERS) as pool:
+                return list(pool.map(lambda file: file.stat().length, self.files(base)))
+        except OSError as error:
+            raise UserError(f"{self.builder.name}:{base} is not whole: {error}") from error
 
     def _note(self, base: str, anew: bool) -> Notes:
         path = epath.Path(self.folder) / f"occinv-{base}-{self.format}.npz"
-        try:
-            with ThreadPoolExecutor(_READERS) as pool:
-                sizes = list(pool.map(lambda file: file.stat().length, self.files(base)))
-        except OSError as error:
-            raise UserError(f"{self.builder.name}:{base} is not whole: {error}") from error
+        sizes = self._sizes(base)
         kept = None if anew else _kept(path, sizes)
         if kept is not None:
             return kept

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from occinv.data.decode import decode_rgb
-from occinv.data.prepared import FORMATS, Notes, Prepared
+from occinv.data.prepared import FORMATS, Notes, Prepared, formats
 from occinv.data.sample import DecodeError, Sample
 from occinv.data.tfrecord import TfRecords
 from occinv.schema import UserError, nearest
@@ -122,6 +122,10 @@ def _open_builder(spec: str, data_dir: str | None) -> tuple[Any, str, str]:
             f"tfds:{spec}: no data set {base!r}"
             + (nearest(base, known) or " (tfds.list_builders() lists them)")
         ) from error
+    except ImportError as error:  # a bucket, or a builder that wants TensorFlow
+        hint = " (pip install 'occinv[gcs]')" if "gcsfs" in str(error) else ""
+        reason = str(error).splitlines()[-1].rpartition('": ')[2]
+        raise UserError(f"tfds:{spec}: cannot open {name!r}: {reason}{hint}") from error
     except (ValueError, AssertionError, KeyError, RuntimeError) as error:  # config, version
         base, _, config = name.partition(":")[0].partition("/")
         reason = _first_line(error)
@@ -131,14 +135,13 @@ def _open_builder(spec: str, data_dir: str | None) -> tuple[Any, str, str]:
                 reason = f"no config {config!r}{nearest(config, known)}"
         raise UserError(f"tfds:{spec}: cannot open {name!r}: {reason}") from error
 
-    # The directory may hold several formats, so ask for what is there.
-    there = {file_format.value for file_format in builder.info.available_file_formats()}
-    if not builder.info.splits or not there & set(FORMATS):
+    there = formats(builder) if builder.info.splits else []
+    if not set(there) & set(FORMATS):
         found = f" in a format that is read, only as {', '.join(sorted(there))}" if there else ""
         argument = " --manual-dir DIR" if builder.MANUAL_DOWNLOAD_INSTRUCTIONS else ""
         argument += "" if data_dir is None else f" --data-dir {shlex.quote(str(data_dir))}"
         raise UserError(
-            f"tfds:{spec}: {name!r} is not prepared{found if builder.info.splits else ''} in "
+            f"tfds:{spec}: {name!r} is not prepared{found} in "
             f"{builder.data_path}. Prepare it with: occinv data prepare {name}{argument}"
         )
     return builder, name, rest

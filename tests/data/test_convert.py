@@ -31,6 +31,8 @@ def records(folder):
 
 
 def test_it_is_what_would_have_been_prepared(imagenet, source, tmp_path, capsys):
+    open_source("tfds:imagenet2012", train=True, data_dir=str(imagenet / "tfrecord"))
+    assert list(source.glob("occinv-*.npz"))  # notes, of places in TFRecord files
     assert main(["data", "convert", str(source), str(tmp_path)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / VERSION)
     ours, theirs = tmp_path / VERSION, imagenet / "array_record" / VERSION
