@@ -13,6 +13,7 @@ from typing import Any
 from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
+from occinv.data.prepared import require_disk
 from occinv.data.tfrecord import Damaged, Shards
 from occinv.schema import UserError
 
@@ -35,6 +36,7 @@ def convert(source: str, data_dir: str) -> Iterator[str]:
     """
     import tensorflow_datasets as tfds
 
+    require_disk(data_dir)
     try:
         info = json.loads((epath.Path(source) / "dataset_info.json").read_text())
         builder = tfds.builder_from_directory(source)

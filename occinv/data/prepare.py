@@ -17,7 +17,8 @@ from typing import IO, Any
 
 from PIL import Image
 
-from occinv.data.prepared import FORMATS, formats
+from occinv.data.prepared import FORMATS, formats, require_disk
+from occinv.data.tensorflow_datasets_source import find_builder
 from occinv.data.tfrecord import write_records
 from occinv.schema import UserError, nearest
 
@@ -42,15 +43,9 @@ def prepare(name: str, data_dir: str | None, manual_dir: str | None, file_format
 
     if file_format not in FORMATS:
         raise UserError(f"--format {file_format!r} is no format{nearest(file_format, FORMATS)}")
-    try:
-        builder = (
-            _imagenet2012()(data_dir=data_dir)
-            if name == "imagenet2012"
-            else tfds.builder(name, data_dir=data_dir, try_gcs=False)
-        )
-    except tfds.core.DatasetNotFoundError as error:
-        known = tfds.list_builders(with_community_datasets=False)
-        raise UserError(f"no data set {name!r}{nearest(name, known)}") from error
+    require_disk(data_dir)
+    own = name == "imagenet2012"
+    builder = _imagenet2012()(data_dir=data_dir) if own else find_builder(name, data_dir)
     if builder.info.splits:
         if file_format not in (there := formats(builder)):
             raise UserError(
@@ -58,7 +53,7 @@ def prepare(name: str, data_dir: str | None, manual_dir: str | None, file_format
                 "makes array_record of tfrecord"
             )
         return Path(builder.data_path)
-    if name == "imagenet2012":
+    if own:
         _check_archives(manual_dir, Path(builder.data_path))
     if file_format == "tfrecord":
         builder._example_writer = lambda: _tfrecord_writer(builder.info.file_format)

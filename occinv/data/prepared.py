@@ -69,6 +69,14 @@ def formats(builder: Any) -> list[str]:
     return found or [form.value for form in builder.info.available_file_formats()]
 
 
+def require_disk(data_dir: str | None) -> None:
+    """Raises UserError for a bucket, where files cannot be written bit by bit and renamed."""
+    if data_dir is not None and "://" in data_dir:
+        raise UserError(
+            f"{data_dir} is a bucket, expected a folder on a disk: copy the result there"
+        )
+
+
 class Prepared:
     """A data set on disk, read in the first of FORMATS that is there.
 

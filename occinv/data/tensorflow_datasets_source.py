@@ -108,24 +108,42 @@ def open_all(name: str, data_dir: str | None = None) -> dict[str, TensorflowData
 
 def _open_builder(spec: str, data_dir: str | None) -> tuple[Any, str, str]:
     """The builder, its name with the version if one is asked for, and the rest of `spec`."""
-    import tensorflow_datasets as tfds  # seconds to import, and only needed here
-
     name, _, rest = spec.partition(":")
     if version := re.match(r"\d+\.\d+\.\d+(?::|$)", rest):
         name, rest = f"{name}:{version[0].rstrip(':')}", rest[version.end() :]
+    builder = find_builder(name, data_dir)
+    there = formats(builder) if builder.info.splits else []
+    if not set(there) & set(FORMATS):
+        found = f" in a format that is read, only as {', '.join(sorted(there))}" if there else ""
+        argument = " --manual-dir DIR" if builder.MANUAL_DOWNLOAD_INSTRUCTIONS else ""
+        argument += "" if data_dir is None else f" --data-dir {shlex.quote(str(data_dir))}"
+        raise UserError(
+            f"tfds:{name}: {name!r} is not prepared{found} in "
+            f"{builder.data_path}. Prepare it with: occinv data prepare {name}{argument}"
+        )
+    return builder, name, rest
+
+
+def find_builder(name: str, data_dir: str | None) -> Any:
+    """The builder of a data set, prepared or not, by its name with perhaps `/config` and version.
+
+    Raises: UserError where there is none such, or what it needs is not installed.
+    """
+    import tensorflow_datasets as tfds  # seconds to import, and only needed here
+
     try:
-        builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
+        return tfds.builder(name, data_dir=data_dir, try_gcs=False)
     except tfds.core.DatasetNotFoundError as error:
         known = tfds.list_builders(with_community_datasets=False)  # those would ask the network
         base = re.split("[/:]", name)[0]
         raise UserError(
-            f"tfds:{spec}: no data set {base!r}"
+            f"tfds:{name}: no data set {base!r}"
             + (nearest(base, known) or " (tfds.list_builders() lists them)")
         ) from error
     except ImportError as error:  # a bucket, or a builder that wants TensorFlow
         hint = " (pip install 'occinv[gcs]')" if "gcsfs" in str(error) else ""
-        reason = str(error).splitlines()[-1].rpartition('": ')[2]
-        raise UserError(f"tfds:{spec}: cannot open {name!r}: {reason}{hint}") from error
+        reason = _first_line(error)
+        raise UserError(f"cannot open {name!r}: {reason}{hint}") from error
     except (ValueError, AssertionError, KeyError, RuntimeError) as error:  # config, version
         base, _, config = name.partition(":")[0].partition("/")
         reason = _first_line(error)
@@ -133,18 +151,7 @@ def _open_builder(spec: str, data_dir: str | None) -> tuple[Any, str, str]:
             known = list(tfds.builder_cls(base).builder_configs)
             if config not in known:
                 reason = f"no config {config!r}{nearest(config, known)}"
-        raise UserError(f"tfds:{spec}: cannot open {name!r}: {reason}") from error
-
-    there = formats(builder) if builder.info.splits else []
-    if not set(there) & set(FORMATS):
-        found = f" in a format that is read, only as {', '.join(sorted(there))}" if there else ""
-        argument = " --manual-dir DIR" if builder.MANUAL_DOWNLOAD_INSTRUCTIONS else ""
-        argument += "" if data_dir is None else f" --data-dir {shlex.quote(str(data_dir))}"
-        raise UserError(
-            f"tfds:{spec}: {name!r} is not prepared{found} in "
-            f"{builder.data_path}. Prepare it with: occinv data prepare {name}{argument}"
-        )
-    return builder, name, rest
+        raise UserError(f"cannot open {name!r}: {reason}") from error
 
 
 def _default_split(builder: Any, train: bool) -> str:
@@ -177,5 +184,5 @@ def _open_split(builder: Any, name: str, split: str) -> TensorflowDatasetsSource
 
 
 def _first_line(error: Exception) -> str:
-    # tfds puts pages of context below it.
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    # tfds puts pages of context below it, and some before.
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rpartition('": ')[2]

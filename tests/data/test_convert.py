@@ -120,5 +120,7 @@ def test_what_need_not_be_converted(imagenet, source, tmp_path):
     already = str(imagenet / "array_record" / VERSION)
     with pytest.raises(UserError, match="is of array_record, expected tfrecord"):
         list(convert(already, str(tmp_path)))
+    with pytest.raises(UserError, match="gs://bucket is a bucket, expected a folder on a disk"):
+        list(convert(str(source), "gs://bucket"))
     with pytest.raises(UserError, match=r"5\.1\.0 is there already"):
         list(convert(str(source), str(imagenet / "array_record")))

@@ -114,6 +114,9 @@ def test_mistakes_leave_nothing(tmp_path, tars):
     refused(
         tmp_path, tars, "no data set 'imagenet2021' .did you mean 'imagenet", name="imagenet2021"
     )
+    refused(tmp_path, tars, "no config '32px' .did you mean '320px'", name="imagenette/32px")
+    with pytest.raises(UserError, match="gs://bucket is a bucket, expected a folder on a disk"):
+        prepare("imagenet2012", "gs://bucket", str(tars), "tfrecord")
     refused(tmp_path, tars, "--manual-dir is missing: the folder of ILSVRC", manual_dir=None)
     refused(tmp_path, tars, "there is no .*ILSVRC2012_img_train.tar", manual_dir=str(tmp_path))
 

@@ -14,6 +14,7 @@ from imagenet_tars import largest_file
 from occinv.data.loader import EvalLoader, TrainLoader
 from occinv.data.prepared import FORMATS
 from occinv.data.sample import DecodeError
+from occinv.data.selection import of_classes
 from occinv.data.sources import open_source
 from occinv.schema import UserError
 
@@ -122,6 +123,21 @@ def test_some_classes_of_it(imagenet):
     assert source.classes == ("n01443537", "n02123045") and len(source) == 6
     for index, name in enumerate(source.names):
         assert source.classes[source.read(index).label] == name[:9]
+
+
+def test_a_bucket_is_told_what_comes_next(imagenet):
+    source = opened(imagenet / "tfrecord")
+    part = of_classes(source, "n02123045,n01443537")
+    asked = source._records._asked
+    part.expect([1, 2])
+    assert not asked  # the files are on a disk
+    source._records._shards.is_remote = True
+    part.expect([1, 2])
+    assert sorted(asked) == sorted(part.indices[[1, 2]])
+    for index in (2, 1, 0):
+        theirs = opened(imagenet / "array_record").read(part.indices[index])
+        np.testing.assert_array_equal(part.read(index).image, theirs.image)
+    assert not asked
 
 
 def test_the_log_says_which_format_is_read(imagenet, copied, caplog):
