@@ -91,7 +91,6 @@ def _imagenet2012() -> Any:
 
     class Builder(official.Builder, skip_registration=True):  # type: ignore[call-arg]
         name, __module__ = official.Builder.name, official.__name__
-        pkg_dir_path = official.Builder._get_pkg_dir_path()  # of its description and citation
 
         def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
             train, validation = (Path(dl_manager.manual_dir) / name for name in TARS.values())
