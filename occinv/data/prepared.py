@@ -96,6 +96,7 @@ class Prepared:
         self.folder = str(builder.data_path)
         self.keys = _keys(tfds.features, info.features, builder.name)
         self._decoders = {self.keys.image: tfds.decode.SkipDecoding()}
+        self._made: dict[str, Notes] = {}  # since this was opened
 
     def records(self, split: str) -> Any:
         """The records of a split by number: features by name, the image as encoded bytes.
@@ -114,7 +115,9 @@ class Prepared:
         return TfRecords(self._shards, names, *columns, self._parse)
 
     def notes(self, split: str, anew: bool = False) -> Notes:
-        """The notes on the records of a split, made anew if that is asked for.
+        """The notes on the records of a split.
+
+        anew: not those that an earlier run may have kept.
 
         Raises: UserError naming the file and the record, where the data set is damaged.
         """
@@ -169,6 +172,8 @@ class Prepared:
 
     def _note(self, base: str, anew: bool) -> Notes:
         path = epath.Path(self.folder) / f"occinv-{base}-{self.format}.npz"
+        if base in self._made:
+            return self._made[base]
         sizes = self._sizes(base)
         kept = None if anew else _kept(path, sizes)
         if kept is not None:
@@ -181,6 +186,7 @@ class Prepared:
         label, name, *where = zip(*itertools.chain.from_iterable(rows), strict=True)
         notes = Notes(np.array(label, np.int32), np.array(name), *np.array(where, np.int64))
         _keep(path, sizes, notes)
+        self._made[base] = notes
         return notes
 
     def _note_tfrecord(self, shard: int, file: epath.Path, length: int, size: int) -> list[_Row]:

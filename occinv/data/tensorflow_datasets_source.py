@@ -55,7 +55,7 @@ class TensorflowDatasetsSource:
         )
 
     def read_through(self) -> None:
-        """Reads every record, and notes anew what there is to know. Raises UserError for damage."""
+        """Reads every record, if opening it has not: see Prepared.notes for what this raises."""
         self._notes = self._prepared.notes(self._split, anew=True)
 
     def where(self, index: int) -> str:

@@ -1,5 +1,6 @@
 """`occinv data check`: what it finds, and what it calls damage."""
 
+import logging
 import shutil
 
 import numpy as np
@@ -41,6 +42,16 @@ def test_what_is_whole(data_dir, capsys):
             image = Image.fromarray(np.asarray(source.read(first).image))
             middle = np.asarray(image.crop((4, 0, 44, 40)).resize((TILE, TILE)))
             assert np.abs(tile - middle.astype(float)).mean() < 3  # resized by another filter
+
+
+def test_every_record_is_read_once(data_dir, capsys, caplog):
+    caplog.set_level(logging.INFO, "occinv.data")
+    for path in data_dir.rglob("*.npz"):
+        path.unlink()
+    for _ in range(2):
+        caplog.clear()
+        assert check(data_dir, *EXPECT) == 0
+        assert caplog.text.count("train: reading every record once") == 1
 
 
 def test_the_published_counts_are_expected(data_dir, capsys):

@@ -14,7 +14,7 @@ from imagenet_tars import largest_file
 from occinv.data.loader import EvalLoader, TrainLoader
 from occinv.data.prepared import FORMATS
 from occinv.data.sample import DecodeError
-from occinv.data.selection import of_classes
+from occinv.data.selection import listed, of_classes
 from occinv.data.sources import open_source
 from occinv.schema import UserError
 
@@ -123,6 +123,15 @@ def test_some_classes_of_it(imagenet):
     assert source.classes == ("n01443537", "n02123045") and len(source) == 6
     for index, name in enumerate(source.names):
         assert source.classes[source.read(index).label] == name[:9]
+
+
+def test_a_list_of_names_of_its_files(imagenet, tmp_path):
+    """As others publish them, of labelled ImageNet: in any order, a name a line."""
+    source = opened(imagenet / "array_record")
+    names = [name for name in source.names if name.startswith("n01443537")]
+    (tmp_path / "list.txt").write_text("".join(f"{name}\n" for name in reversed(names)))
+    part = listed(source, str(tmp_path / "list.txt"))
+    assert part.names == names and set(part.labels) == {source.classes.index("n01443537")}
 
 
 def test_a_bucket_is_told_what_comes_next(imagenet):
