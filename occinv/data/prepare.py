@@ -28,7 +28,7 @@ TARS = {"train": "ILSVRC2012_img_train.tar", "validation": "ILSVRC2012_img_val.t
 def prepare(name: str, data_dir: str | None, manual_dir: str | None, file_format: str) -> Path:
     """Prepares a data set of tensorflow_datasets, unless it is there already.
 
-    It appears whole or not at all: until then it is a folder whose name has `.incomplete` in it.
+    It appears whole or not at all: until then it is a folder `incomplete.…`.
 
     name: as in `tfds:NAME`; `imagenet2012` is made of the two archives TARS.
     data_dir: where data sets lie; None for TFDS_DATA_DIR or ~/tensorflow_datasets.
