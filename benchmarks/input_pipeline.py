@@ -18,7 +18,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -279,6 +279,9 @@ class Repeated:
 
     def where(self, index: int) -> str:
         return f"image {index}"
+
+    def expect(self, indices: Sequence[int]) -> None:
+        """Nothing has to be fetched."""
 
     def read(self, index: int) -> Sample:
         encoded = self.encoded[index % len(self.encoded)]

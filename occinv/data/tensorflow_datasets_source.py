@@ -68,15 +68,16 @@ class TensorflowDatasetsSource:
             self._records.expect(indices)
 
     def read(self, index: int) -> Sample:
-        """The decoded image as PIL RGB. Raises DecodeError naming the data set and the record."""
+        """The decoded image. Raises DecodeError naming the data set and the record."""
+        name = f"record {index} of {self.name}"
         try:
             record = self._records[index]
             # The bytes as stored, decoded as every other source decodes: upright, CMYK to RGB.
-            image = decode_rgb(io.BytesIO(record[self._prepared.keys.image]))
+            image = decode_rgb(io.BytesIO(record[self._prepared.keys.image]), name)
         except MemoryError:
             raise
         except Exception as error:
-            raise DecodeError(f"record {index} of {self.name}", index, error) from error
+            raise DecodeError(name, index, error) from error
         return Sample(image, self._prepared.label(record), index)
 
 
