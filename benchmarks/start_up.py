@@ -72,7 +72,7 @@ def main() -> None:
             times[name].append(process(code))
     base = statistics.median(times["import jax"][1:])
     for name, seconds in times.items():
-        print(f"{name:24} {statistics.median(seconds[1:]) / base:6.1f}")
+        print(f"{name:24} {statistics.median(seconds[1:]) / base:6.2f}")
     base = compiling(12, 0)
     print(f"{'compiling: blocks':24} {'loop':>6} {'unrolled':>9}")
     for depth in (12, 24, 48):
