@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 T = TypeVar("T")
 Choice = Literal["random", "one_class", "one_per_class"]
+RelativePosition = Literal["shared", "block"]
 
 
 class UserError(Exception):
@@ -103,6 +104,9 @@ class Encoder:
     heads: int | None = None
     drop_path: float = 0.0  # rate at the last block, growing linearly from 0 at the first
     train_position: bool = False  # else the sine-cosine position embedding stays as it is
+    # A learnt bias of attention instead of it: one for all blocks, or each its own; as BEiT.
+    relative_position: RelativePosition | None = None
+    layer_scale: float | None = None  # where learnt factors on the branches start; None: no such
     gelu: Literal["erf", "tanh"] = "erf"  # tanh: big_vision's
     pixel_range: Literal["imagenet", "half"] = "imagenet"  # half: [-1, 1], as big_vision's
 

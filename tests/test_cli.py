@@ -181,6 +181,8 @@ def test_a_missing_folder_names_its_nearest_neighbour(
             "init_from: that encoder has heads=2, here it is 4; give",
         ),
         (["encoder.gelu=tanh"], "init_from: that encoder has gelu=erf, here it is tanh"),
+        (["encoder.layer_scale=0.1"], "that encoder has layer_scale=None, here it is 0.1; give"),
+        (["encoder.relative_position=block"], "that encoder has relative_position=None, here it"),
         (["encoder.patch_size=4"], "give encoder.* the values of that run"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -94,6 +94,8 @@ def layer_norm(name: str, dtype: Any) -> nn.LayerNorm:
 class Attention(nn.Module):
     """Multi-head self-attention over [B, n, D]; the softmax is float32.
 
+    `bias`, float32 [B or 1, heads, n, n], is added to what the softmax is taken of.
+
     Whoever makes the collection `intermediates` mutable finds `of_class` in it, float32
     [B, heads, n]: the attention of the class token, the first of the n. It costs others nothing.
     """
@@ -102,15 +104,17 @@ class Attention(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, bias: jax.Array | None = None) -> jax.Array:
         """[B, n, D] to [B, n, D]."""
         batch, count, width = x.shape
         qkv = nn.Dense(3 * width, kernel_init=XAVIER, dtype=self.dtype, name="qkv")(x)
         q, k, v = jnp.moveaxis(qkv.reshape(batch, count, 3, self.heads, -1), 2, 0)
-        mixed = jax.nn.dot_product_attention(q, k, v)
+        mixed = jax.nn.dot_product_attention(q, k, v, bias)
         if self.is_mutable_collection("intermediates"):
             similarity = jnp.einsum("bhd,bnhd->bhn", *(x.astype(jnp.float32) for x in (q[:, 0], k)))
-            self.sow("intermediates", "of_class", jax.nn.softmax(similarity * q.shape[-1] ** -0.5))
+            similarity *= q.shape[-1] ** -0.5
+            similarity = similarity if bias is None else similarity + bias[:, :, 0]
+            self.sow("intermediates", "of_class", jax.nn.softmax(similarity))
         out = nn.Dense(width, kernel_init=XAVIER, dtype=self.dtype, name="out")
         return out(mixed.reshape(batch, count, width))
 
@@ -130,6 +134,25 @@ class Mlp(nn.Module):
         return nn.Dense(x.shape[-1], kernel_init=XAVIER, dtype=self.dtype, name="out")(h)
 
 
+class RelativePosition(NamedTuple):
+    """What each pair of tokens adds to their attention, by where they lie to each other."""
+
+    table: jax.Array  # float32 [depth, R, heads], or of one block [R, heads]
+    offsets: jax.Array  # int32 [B or 1, n, n]: rows of the table
+
+
+class LayerScale(nn.Module):
+    """A learnt factor for each channel, `start` in the beginning."""
+
+    start: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, n, D] to itself."""
+        init = nn.initializers.constant(self.start)
+        return x * self.param("scale", init, x.shape[-1:]).astype(x.dtype)
+
+
 def drop_path(keys: jax.Array | None, branch: jax.Array, rate: jax.Array) -> jax.Array:
     """Drops the whole residual `branch` [B, n, D] of an image with probability `rate` [].
 
@@ -143,27 +166,43 @@ def drop_path(keys: jax.Array | None, branch: jax.Array, rate: jax.Array) -> jax
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)). Made to be scanned over the depth."""
+    """x + attention(norm(x)), then x + mlp(norm(x)). Made to be scanned over the depth.
+
+    With `layer_scale` each of the two branches has a factor for each channel that starts at it.
+    """
 
     heads: int
     gelu: Gelu
     dtype: Any
+    layer_scale: float | None = None
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, layer: jax.Array, rate: jax.Array, keys: jax.Array | None
+        self,
+        x: jax.Array,
+        layer: jax.Array,
+        rate: jax.Array,
+        table: jax.Array | None,
+        offsets: jax.Array | None,
+        keys: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array]:
         """[B, n, D] to itself, twice: carried on, and collected as this block's features."""
+        # Looked up in each block by itself: the bias of all of them would be a large array.
+        bias = None if table is None else jnp.moveaxis(table[offsets], -1, 1)
         attention_keys = mlp_keys = None
         if keys is not None:
             attention_keys, mlp_keys = fold(keys, 2 * layer), fold(keys, 2 * layer + 1)
         branch = Attention(self.heads, self.dtype, name="attention")(
-            layer_norm("norm1", self.dtype)(x)
+            layer_norm("norm1", self.dtype)(x), bias
         )
+        if self.layer_scale is not None:
+            branch = LayerScale(self.layer_scale, name="scale1")(branch)
         x = x + drop_path(attention_keys, branch, rate)
         branch = Mlp(4 * x.shape[-1], self.gelu, self.dtype, name="mlp")(
             layer_norm("norm2", self.dtype)(x)
         )
+        if self.layer_scale is not None:
+            branch = LayerScale(self.layer_scale, name="scale2")(branch)
         x = x + drop_path(mlp_keys, branch, rate)
         return x, x
 
@@ -179,18 +218,25 @@ class Blocks(nn.Module):
     drop_path: float = 0.0
     dtype: Any = jnp.float32
     gelu: Gelu = "erf"
+    layer_scale: float | None = None
     layout: Layout = Layout()
 
     @nn.compact
-    def __call__(self, x: jax.Array, keys: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self,
+        x: jax.Array,
+        keys: jax.Array | None = None,
+        position: RelativePosition | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
         """[B, n, D] to the last block's output and every block's: [B, n, D], [depth, B, n, D].
 
         `keys` [B] draw drop path; None is evaluation.
         """
-        in_axes = (0, 0, nn.broadcast)
+        in_axes = (0, 0, 0, nn.broadcast, nn.broadcast)
         scanned = self.layout.stack(Block, self.depth, in_axes, self.is_initializing())
         rates = jnp.linspace(0.0, self.drop_path, self.depth)
         if not self.drop_path:
             keys = None
-        stack = scanned(self.heads, self.gelu, self.dtype, name=STACK)
-        return stack(x, jnp.arange(self.depth), rates, keys)
+        stack = scanned(self.heads, self.gelu, self.dtype, self.layer_scale, name=STACK)
+        table, offsets = position or (None, None)
+        return stack(x, jnp.arange(self.depth), rates, table, offsets, keys)

@@ -22,6 +22,23 @@ def sincos(side: int, width: int) -> np.ndarray:
     return np.concatenate([np.zeros((1, width)), grid]).astype(np.float32)
 
 
+def relative_offsets(side: int, own: int) -> np.ndarray:
+    """int32 [1 + side², 1 + side²]: which row of BEiT's table a pair of tokens takes its bias from.
+
+    The table is that of a grid of `own`² patches, of which `side`² may be a smaller one: a row for
+    each of the (2 · own - 1)² differences of query and key in rows and columns, then one each for
+    the class token to a patch, a patch to the class token, and the class token to itself.
+    """
+    line = np.arange(side)
+    place = np.stack(np.meshgrid(line, line, indexing="ij")).reshape(2, -1)  # [2, side²]
+    rows, columns = place[:, :, None] - place[:, None, :] + own - 1
+    offsets = np.empty((1 + side**2, 1 + side**2), np.int32)
+    offsets[1:, 1:] = rows * (2 * own - 1) + columns
+    patches = (2 * own - 1) ** 2
+    offsets[0, :], offsets[:, 0], offsets[0, 0] = patches, patches + 1, patches + 2
+    return offsets
+
+
 def interpolate(position: jax.Array, side: int, scale: float | None = None) -> jax.Array:
     """A position embedding for a grid of `side`² patches: [1 + side², D] from [1 + old², D].
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from occinv import schema
-from occinv.encoder.blocks import XAVIER, Blocks, Gelu, Layout, layer_norm
+from occinv.encoder.blocks import XAVIER, Blocks, Gelu, Layout, RelativePosition, layer_norm
 from occinv.encoder.patches import patchify
-from occinv.encoder.position import interpolate, sincos
+from occinv.encoder.position import interpolate, relative_offsets, sincos
 from occinv.transform.masking import visible_ids
 from occinv.transform.view import denormalise
 
@@ -43,6 +43,9 @@ class ViT(nn.Module):
       width, depth, heads: D, the number of blocks, attention heads.
       drop_path: rate at the last block.
       train_position: whether the position embedding learns (fine-tuning) or stays sine-cosine.
+      relative_position: in place of a position embedding a learnt bias of attention, one table
+        `shared` by all blocks (BEiT's pretraining) or one for each `block` (its fine-tuning).
+      layer_scale: where the factors on the branches of every block start; None: there are none.
       mask_token: whether removed patches enter as a learnable token (C-MAE, BEiT) instead of not
         at all (MAE).
       final_norm: whether tokens pass the last layer norm. A classifier of the mean patch token
@@ -61,6 +64,8 @@ class ViT(nn.Module):
     heads: int
     drop_path: float = 0.0
     train_position: bool = False
+    relative_position: schema.RelativePosition | None = None
+    layer_scale: float | None = None
     mask_token: bool = False
     final_norm: bool = True
     dtype: Any = jnp.float32
@@ -84,7 +89,8 @@ class ViT(nn.Module):
         """Features of normalised `pixels` float32 [B, H, W, 3].
 
         Images may have another size than `image_size` (the local crops of DINO): the position
-        embedding is resized for them as DINO does, and N is theirs.
+        embedding is resized for them as DINO does, and N is theirs. A relative position is not, so
+        they may only be smaller then; UserError otherwise.
 
         Args:
           visible: bool [B, N] with `kept` True in each row; None: the whole image.
@@ -102,23 +108,29 @@ class ViT(nn.Module):
         patches = patchify(pixels.astype(self.dtype), self.patch_size)
         x = nn.Dense(width, kernel_init=XAVIER, dtype=self.dtype, name="patch_embed")(patches)
         own = self.image_size // self.patch_size
-        position = self.param("position", lambda _: jnp.asarray(sincos(own, width)))
-        # 0.1: DINO's guard against a rounded-down size, which its sampling points feel.
-        position = interpolate(position, side, (side + 0.1) / own)
-        if not self.train_position:
-            position = jax.lax.stop_gradient(position)
-        position = position.astype(self.dtype)
+        position = None
+        if self.relative_position is None:
+            position = self.param("position", lambda _: jnp.asarray(sincos(own, width)))
+            # 0.1: DINO's guard against a rounded-down size, which its sampling points feel.
+            position = interpolate(position, side, (side + 0.1) / own)
+            if not self.train_position:
+                position = jax.lax.stop_gradient(position)
+            position = position.astype(self.dtype)
 
         whole_image = visible is None or kept == count
         if self.mask_token:
             token = self.param("mask_token", TOKEN_INIT, (width,)).astype(self.dtype)
             if not whole_image:
                 x = jnp.where(visible[..., None], x, token)  # type: ignore[index]
-        x = x + position[1:]
-        if not (whole_image or self.mask_token):
-            x = jnp.take_along_axis(x, visible_ids(visible, kept)[..., None], axis=1)  # type: ignore[arg-type]
+        if position is not None:
+            x = x + position[1:]
+        ids = None if whole_image or self.mask_token else visible_ids(visible, kept)  # type: ignore[arg-type]
+        if ids is not None:
+            x = jnp.take_along_axis(x, ids[..., None], axis=1)
 
-        first = self.param("class_token", TOKEN_INIT, (width,)).astype(self.dtype) + position[0]
+        first = self.param("class_token", TOKEN_INIT, (width,)).astype(self.dtype)
+        if position is not None:
+            first = first + position[0]
         x = jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], 1, width)), x], axis=1)
         x, blocks = Blocks(
             self.depth,
@@ -126,12 +138,34 @@ class ViT(nn.Module):
             self.drop_path,
             self.dtype,
             self.gelu,
+            self.layer_scale,
             self.layout,
             name="blocks",
-        )(x, keys)
+        )(x, keys, self._relative(side, ids))
         if self.final_norm:
             x = layer_norm("norm", self.dtype)(x)
         return Features(x.astype(jnp.float32), blocks)
+
+    def _relative(self, side: int, ids: jax.Array | None) -> RelativePosition | None:
+        """Of `side`² patches, of which those at `ids` [B, n] are encoded, or all."""
+        own = self.image_size // self.patch_size
+        if self.relative_position is None:
+            return None
+        if side > own:
+            raise schema.UserError(
+                f"encoder.relative_position={self.relative_position!r} with images of {side}² "
+                f"patches, expected at most the {own}² that it was made for"
+            )
+        tables = self.depth if self.relative_position == "block" else 1
+        shape = (tables, (2 * own - 1) ** 2 + 3, self.heads)
+        table = self.param("relative_position", nn.initializers.zeros, shape)
+        offsets = jnp.asarray(relative_offsets(side, own))
+        if ids is None:
+            offsets = offsets[None]
+        else:
+            tokens = jnp.pad(1 + ids, ((0, 0), (1, 0)))  # the class token is 0
+            offsets = offsets[tokens[:, :, None], tokens[:, None, :]]
+        return RelativePosition(jnp.broadcast_to(table, (self.depth, *shape[1:])), offsets)
 
 
 def build(
@@ -156,6 +190,8 @@ def build(
         heads=heads,
         drop_path=encoder.drop_path,
         train_position=encoder.train_position,
+        relative_position=encoder.relative_position,
+        layer_scale=encoder.layer_scale,
         gelu=encoder.gelu,
         pixel_range=encoder.pixel_range,
         dtype=dtype,

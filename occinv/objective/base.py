@@ -278,7 +278,8 @@ class Objective(ABC):
         """Parameters of f: those of `start` that it has, fresh ones otherwise.
 
         A position embedding of another grid is resized as the official MAE does
-        (`interpolate_pos_embed`). Raises UserError when anything else has another shape than here.
+        (`interpolate_pos_embed`), and a relative position that all blocks share starts that of each
+        as in BEiT's fine-tuning. Raises UserError when anything else has another shape than here.
         """
         size = self.encoder.image_size
         fresh = self.encoder.init(key, jnp.zeros((1, size, size, 3)))["params"]
@@ -286,6 +287,9 @@ class Objective(ABC):
         if "position" in start:
             side = size // self.encoder.patch_size
             start["position"] = interpolate(jnp.asarray(start["position"]), side)
+        if len(start.get("relative_position", ())) == 1:
+            table = start["relative_position"]
+            start["relative_position"] = jnp.repeat(table, len(fresh["relative_position"]), axis=0)
         for name, value in start.items():
             theirs, ours = jax.tree.map(jnp.shape, value), jax.tree.map(jnp.shape, fresh[name])
             if theirs != ours:

@@ -115,9 +115,11 @@ def prepare(experiment: Experiment) -> Run:
 
 def check_same_encoder(before: vit.ViT, now: vit.ViT) -> None:
     """Raises UserError where two encoders differ in what the shapes of parameters do not show."""
-    for name in ("heads", "gelu", "pixel_range"):
+    for name in ("heads", "gelu", "pixel_range", "relative_position", "layer_scale"):
         theirs, ours = getattr(before, name), getattr(now, name)
-        if theirs != ours:
+        # A position that all blocks share may become one for each, and a start is no matter.
+        learnt = name in ("relative_position", "layer_scale")
+        if theirs != ours and not (learnt and None not in (theirs, ours)):
             raise UserError(
                 f"init_from: that encoder has {name}={theirs}, here it is {ours}; give "
                 f"--config.encoder.{name}={theirs}"

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 # Each choice of `optimizer.decay` adds its names to those before it.
 DECAYED = {
-    "kernels": ("kernel",),
+    "kernels": ("kernel", "relative_position"),  # by their two dimensions, as PyTorch code decides
     "tokens": ("class_token", "mask_token"),
     "positions": ("position",),
     "all": ("bias", "scale"),
@@ -64,7 +64,9 @@ def layer_scales(params: Any, layer_decay: float) -> Any:
         keys = [key.key for key in path if isinstance(key, DictKey)]
         if keys[0] != "encoder" or keys[1] == "norm":
             return jnp.ones(())
-        if keys[1] == "blocks":
+        if keys[1] == "relative_position" and value.shape[0] != depth:
+            return jnp.ones(())  # shared by all blocks: as the head (`optim_factory.py` of BEiT)
+        if keys[1] in ("blocks", "relative_position"):
             above = depth - jnp.arange(depth, dtype=jnp.float32)
             return (layer_decay**above).reshape(depth, *[1] * (value.ndim - 1))
         return jnp.asarray(layer_decay ** (depth + 1.0))

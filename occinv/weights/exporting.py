@@ -49,6 +49,12 @@ def export_weights(path: str | Path, target: Target, file: Path) -> str:
             f"{path}: big_vision has no place for a norm after the mean of the patch tokens, "
             "expected a classifier of the class token; use --to timm"
         )
+    for name in ("relative_position", "layer_scale"):
+        if getattr(encoder, name) is not None:
+            raise UserError(
+                f"{path} has encoder.{name}={getattr(encoder, name)!r}, expected a plain ViT: the "
+                f"ViT of {target} would compute other features without"
+            )
     arrays = to_official(trained.params["encoder"], head)
     if target == "big_vision":
         arrays = big_vision.from_official(arrays, encoder.heads)

@@ -47,6 +47,8 @@ def test_no_warm_up_and_a_run_shorter_than_its_warm_up() -> None:
         ("encoder blocks scan attention qkv bias", False, False),
         ("encoder blocks scan norm1 scale", False, False),
         ("encoder norm bias", False, False),
+        ("encoder blocks scan scale1 scale", False, False),
+        ("encoder relative_position", True, True),
         ("encoder position", False, False),
         ("decoder position", False, False),
         ("encoder class_token", True, False),
@@ -78,6 +80,15 @@ def test_layer_scales_fall_from_the_head_to_the_embedding() -> None:
     np.testing.assert_allclose(encoder["blocks"]["scan"]["out"]["kernel"].ravel(), [0.25, 0.5])
     np.testing.assert_allclose(encoder["blocks"]["scan"]["out"]["bias"].ravel(), [0.25, 0.5])
     assert encoder["patch_embed"]["kernel"] == 0.125
+
+
+def test_a_relative_position_learns_like_its_block_or_like_the_head() -> None:
+    given = params()
+    given["encoder"]["relative_position"] = jnp.ones((2, 5, 4))
+    scales = layer_scales(given, 0.5)["encoder"]["relative_position"]
+    assert scales.shape == (2, 1, 1) and scales.ravel().tolist() == [0.25, 0.5]
+    given["encoder"]["relative_position"] = jnp.ones((1, 5, 4))
+    assert layer_scales(given, 0.5)["encoder"]["relative_position"] == 1
 
 
 def first_step(config: schema.Optimizer, gradient: Any) -> Any:

@@ -107,6 +107,15 @@ def test_what_timm_reads(tmp_path: Path) -> None:
     assert (config["gelu"], config["pixel_range"]) == ("tanh", "half")
 
 
+@pytest.mark.parametrize("field", ["relative_position='shared'", "layer_scale=0.1"])
+@pytest.mark.parametrize("target", ["timm", "big_vision"])
+def test_what_a_plain_vit_has_not(field: str, target: Any, tmp_path: Path) -> None:
+    run = run_of("mae", tmp_path, f"encoder.{field}")
+    with pytest.raises(schema.UserError, match=f"has encoder.{field}, expected a plain ViT"):
+        export_weights(run, target, tmp_path / "file")
+    assert not (tmp_path / "file").exists()
+
+
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     run = run_of("finetune", tmp_path, "objective.pooling='mean'", classes=CLASSES)
     (tmp_path / "there").write_text("mine")
