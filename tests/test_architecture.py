@@ -22,6 +22,7 @@ LAYERS = (
     "transform",
     "encoder",
     "measure",
+    "tokenizer",
     "objective",
     "train",
     "plan",

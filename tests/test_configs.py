@@ -1,6 +1,8 @@
 """Every config file in every variant; the defaults are the paper's settings."""
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import pytest
@@ -13,7 +15,7 @@ from occinv.objective.base import Objective, Setting, build
 from occinv.schema import Duration, Experiment
 
 PRETRAINING = ("mae", "rmae", "cmae")
-THEIRS = ("mocov3", "dino")  # with the settings of their own papers
+THEIRS = ("mocov3", "dino", "beit", "cae", "tokenizer")  # with the settings of their own papers
 NAMES = (*PRETRAINING, "finetune", "supervised", "linear", *THEIRS)
 VARIANTS = ("imagenet", "tiny_imagenet", "quickstart", "smoke")
 
@@ -98,6 +100,30 @@ def test_dino_is_the_published_recipe() -> None:
     assert (objective.first.blur, objective.second.blur, objective.local.blur) == (1.0, 0.1, 0.5)
     assert objective.second.solarise == 0.2
     assert objective.temperature_at(jnp.int32(0)) == pytest.approx(0.04)
+
+
+@pytest.mark.parametrize("name", ["beit", "cae"])
+def test_beit_and_cae_are_the_published_recipes(name: str) -> None:
+    experiment = resolve(name)
+    train, optimizer = experiment.train, experiment.optimizer
+    assert (train.batch_size, train.duration) == (2048, Duration(epochs=300))
+    assert optimizer.base_lr * 2048 / 256 == pytest.approx(1.5e-3)
+    assert (optimizer.min_lr, optimizer.betas, optimizer.clip_norm) == (1e-5, (0.9, 0.999), 3.0)
+    assert optimizer.warmup == Duration(epochs={"beit": 10, "cae": 20}[name])
+    assert (optimizer.weight_decay, optimizer.clip_each) == (0.05, False)
+    assert experiment.data.crop_scale == (0.08, 1.0)
+    encoder = experiment.encoder
+    assert (encoder.layer_scale, encoder.drop_path) == (0.1, 0.1)
+    assert encoder.relative_position == {"beit": "shared", "cae": None}[name]
+    objective: Any = objective_of(experiment)
+    assert 196 - objective.kept == {"beit": 75, "cae": 98}[name]
+    assert objective.smallest_block == 16
+    assert (objective.codebook.num_ids, objective.codebook.side) == (8192, 14)
+    if name == "cae":
+        assert (objective.regressor_depth, objective.decoder_depth) == (4, 4)
+        assert (objective.align_weight, objective.colour) == (2.0, None)
+    else:
+        assert dataclasses.astuple(objective.colour) == (0.4, 0.4, 0.4, 0.0, 1.0, 0.0)
 
 
 @pytest.mark.parametrize(("name", "base_lr"), [("mae", 1.5e-4), ("rmae", 3e-4), ("cmae", 1.5e-4)])

@@ -22,6 +22,7 @@ from occinv.transform.keys import image_keys
 BATCH, SIZE = 8, 16
 DECODER = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
 HEADS = {"head_hidden": 24, "head_out": 12}
+KMEANS = {"name": "kmeans", "num_ids": 6}
 CASES: dict[str, dict[str, Any]] = {
     "mae": {"name": "mae", **DECODER},
     "mae, no masking, augmented": {
@@ -70,6 +71,15 @@ CASES: dict[str, dict[str, Any]] = {
         "local_crops": 1,
         "local_size": 8,
     },
+    "beit": {"name": "beit", "tokenizer": KMEANS, "smallest_block": 2, "colour": None},
+    "cae": {
+        "name": "cae",
+        "tokenizer": KMEANS,
+        "smallest_block": 2,
+        "regressor_depth": 1,
+        "decoder_depth": 1,
+    },
+    "vq": {"name": "vq", "num_ids": 6, "code_width": 4, **DECODER},
     "classification": {"name": "classification"},
     "classification, mixed": {"name": "classification", "mixup": 0.8, "cutmix": 1.0, "erase": 0.25},
     "linear_probe": {"name": "linear_probe", "lr_factors": (1.0, 3.0)},
@@ -113,7 +123,7 @@ def started() -> Callable[[Any, jax.ShapeDtypeStruct], np.ndarray]:
         name = getattr(path[-1], "key", "")
         if name == "scale":
             return np.ones(leaf.shape, leaf.dtype)
-        if name in ("kernel", "position", "class_token", "mask_token"):
+        if name in ("kernel", "position", "class_token", "mask_token", "means", "codes"):
             deviation = {"kernel": leaf.shape[-2:][0] ** -0.5, "position": 0.7}.get(name, 0.02)
             return (deviation * rng.standard_normal(leaf.shape)).astype(leaf.dtype)
         return np.zeros(leaf.shape, leaf.dtype)
@@ -202,7 +212,7 @@ def test_everything_learns_but_the_position_embeddings(run: Run) -> None:
         names = tuple(key.key for key in path)
         frozen = [below for below, start in run.objective.learns_late.items() if start is None]
         frozen.append((names[0], "position"))
-        if run.case == "mae, no masking, augmented":
+        if run.case in ("mae, no masking, augmented", "vq"):
             frozen.append(("decoder", "mask_token"))  # stands for removed patches, and none is
         learns = not any(names[: len(below)] == below for below in frozen)
         assert gradient.any() == learns, names
@@ -214,7 +224,7 @@ def test_the_same_key_gives_the_same_step_and_another_key_another(run: Run) -> N
     first, again = run.step(), run.step()
     assert_equal(first, again)
     _, elsewhen = run.step(run.start.replace(step=np.int32(1)))
-    is_random = run.case not in ("classification", "linear_probe")
+    is_random = run.case not in ("classification", "linear_probe", "vq")
     assert (elsewhen["loss"] != first[1]["loss"]) == is_random
 
 
@@ -236,7 +246,7 @@ def test_jit_changes_nothing(case: str) -> None:
 @pytest.mark.parametrize(
     ("case", "devices"),
     [("cmae", 2), ("mae", 4)]
-    + [(case, 8) for case in CASES if case != "cmae BYOL, dropped patches"],
+    + [(case, 8) for case in CASES if case not in ("cmae BYOL, dropped patches", "cae")],
 )
 def test_the_number_of_devices_changes_nothing(case: str, devices: int) -> None:
     run = shared(case)

@@ -101,13 +101,13 @@ def soft_cross_entropy(logits: jax.Array, probabilities: jax.Array) -> jax.Array
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float) -> jax.Array:
-    """Cross-entropy with label smoothing, as timm's LabelSmoothingCrossEntropy: [B].
+    """Cross-entropy with label smoothing, as timm's LabelSmoothingCrossEntropy: [...].
 
     Args:
-      logits: float [B, C].
-      labels: int [B].
+      logits: float [..., C].
+      labels: int [...].
       smoothing: the probability that is spread evenly over all C classes.
     """
     log_probability = jax.nn.log_softmax(logits, axis=-1)
-    of_label = jnp.take_along_axis(log_probability, labels[:, None], axis=-1)[:, 0]
+    of_label = jnp.take_along_axis(log_probability, labels[..., None], axis=-1)[..., 0]
     return -(1 - smoothing) * of_label - smoothing * log_probability.mean(-1)

@@ -10,6 +10,9 @@ OBJECTIVES = {
     "cmae": "occinv.objective.contrastive:ContrastiveAutoencoder",
     "mocov3": "occinv.objective.momentum_contrast:MomentumContrast",
     "dino": "occinv.objective.self_distillation:SelfDistillation",
+    "beit": "occinv.objective.token_prediction:TokenPrediction",
+    "cae": "occinv.objective.context_autoencoder:ContextAutoencoder",
+    "vq": "occinv.objective.vector_quantised:VectorQuantisedAutoencoder",
     "classification": "occinv.objective.classification:Classification",
     "linear_probe": "occinv.objective.linear_probe:LinearProbe",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ from occinv.encoder.position import interpolate
 from occinv.encoder.vit import Features, ViT
 from occinv.objective import OBJECTIVES
 from occinv.schema import UserError, nearest
+from occinv.tokenizer.base import Images, Read
 from occinv.transform.colour import ColourJitter
 from occinv.transform.keys import fold, split
 from occinv.transform.view import View, unit_range
@@ -144,6 +145,16 @@ class Objective(ABC):
     def init(self, key: jax.Array, encoder: Params | None = None) -> tuple[Params, State]:
         """Fresh parameters and state from a scalar key; f starts from `encoder` where given."""
 
+    def furnish(self, read: Read, images: Images) -> Callable[[State], State] | None:
+        """What completes the state of `init` before the first step of a new run; None: nothing.
+
+        It is for what no program of a key computes: the parameters of another run, something fitted
+        to the training images. What `read` cannot give is a UserError at once; the function that is
+        returned does what takes long. It gets and returns NumPy arrays, the same on every process.
+        """
+        del read, images
+        return None
+
     @abstractmethod
     def transform(self, pixels: Any, keys: jax.Array) -> tuple[View, ...]:
         """T1(x), T2(x), … of `pixels` float32 [B, H, W, 3] in [0, 1], drawn by `keys` [B].
@@ -265,8 +276,11 @@ class Objective(ABC):
             "count": batch.weight.sum()
         }
 
-    def summarise(self, metrics: dict[str, float]) -> dict[str, float]:
-        """What an evaluation comes to: `metrics` are the means over its images."""
+    def summarise(self, metrics: dict[str, Any]) -> dict[str, float]:
+        """What an evaluation comes to: `metrics` are the means over its images.
+
+        They are numbers, and NumPy arrays where `evaluate` has summed arrays.
+        """
         return metrics
 
     def pictures(self, params: Params, batch: Batch, keys: jax.Array) -> dict[str, jax.Array]:

@@ -56,6 +56,7 @@ class Run(Assembly):
     held_out: EvalLoader | None
     classes: tuple[str, ...]
     pretrained: Any  # parameters of an encoder to start from, or None
+    furnish: Callable[[Any], Any] | None  # of the objective
 
     def every(self, interval: Duration | None) -> int:
         """An interval in steps, at least 1; no interval is the whole run."""
@@ -96,6 +97,13 @@ def prepare(experiment: Experiment) -> Run:
         "process_index": jax.process_index(),
         "process_count": jax.process_count(),
     }
+    whole = {**share, "process_index": 0, "process_count": 1}
+
+    def images() -> Iterator[np.ndarray]:
+        """Those of one epoch, all of them on every process."""
+        loader = TrainLoader(source, seed=experiment.seed, **whole)
+        return (batch.image for batch in loader.batches(0, max(1, epoch // train.batch_size)))
+
     pretrained = None
     if experiment.init_from is not None:
         before = files.load(experiment.init_from)
@@ -110,6 +118,7 @@ def prepare(experiment: Experiment) -> Run:
         else EvalLoader(held_out, resize_ratio=data.resize_ratio, **share),
         classes=tuple(source.classes),
         pretrained=pretrained,
+        furnish=objective.furnish(lambda workdir: files.load(workdir).params, images),
     )
 
 
@@ -183,7 +192,11 @@ def start_or_resume(run: Run, checkpoints: Checkpoints) -> TrainState:
     shapes = jax.eval_shape(init, seed, run.pretrained)
     shardings = parallel.of_state(run.mesh, shapes)
     if checkpoints.latest() is None:
-        return jax.jit(init, out_shardings=shardings)(seed, run.pretrained)
+        state = jax.jit(init, out_shardings=shardings)(seed, run.pretrained)
+        if run.furnish is None:
+            return state
+        furnished = run.furnish(state.state)
+        return state.replace(state=jax.device_put(furnished, shardings.state))
     template = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         shapes,
@@ -324,7 +337,7 @@ def make_evaluation(run: Run) -> Callable[[TrainState], dict[str, float]]:
     def evaluate(state: TrainState) -> dict[str, float]:
         if run.held_out is None:
             return {}
-        totals: dict[str, float] = {}
+        totals: dict[str, Any] = {}
         size, images = run.experiment.train.batch_size, len(run.held_out.source)
         for number, batch in enumerate(run.held_out.batches()):
             if objective.couples_batch and (number + 1) * size > images:
@@ -332,9 +345,12 @@ def make_evaluation(run: Run) -> Callable[[TrainState], dict[str, float]]:
             batch = parallel.put_batch(run.mesh, batch)
             sums = compiled(state.params, state.state, batch, jnp.int32(number))
             for name, value in parallel.fetch(sums).items():
-                totals[name] = totals.get(name, 0.0) + float(value)
+                totals[name] = totals.get(name, 0.0) + value.astype(np.float64)
         count = totals.pop("count", 0.0)
-        return objective.summarise({name: value / count for name, value in totals.items()})
+        means = {name: value / count for name, value in totals.items()}
+        return objective.summarise(
+            {name: float(mean) if mean.ndim == 0 else mean for name, mean in means.items()}
+        )
 
     return evaluate
 

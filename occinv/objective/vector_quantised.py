@@ -1,0 +1,138 @@
+"""A tokenizer as an objective: the pixels again, through a codebook of few words."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from occinv.data.batch import Batch
+from occinv.encoder.patches import patchify, unpatchify
+from occinv.encoder.vit import Features
+from occinv.measure.decoder import Decoder
+from occinv.objective.base import Axes, Objective, Params, State
+from occinv.tokenizer.vector_quantised import Quantised, Quantiser
+from occinv.transform.view import View, denormalise, normalise, unit_range, whole
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VectorQuantisedAutoencoder(Objective):
+    """‖d(e) - x‖² + ‖stop_gradient(z) - e‖² + β ‖z - stop_gradient(e)‖², e = nearest code of z.
+
+    z are the patch tokens of f, in few dimensions and of length 1, as the codes are. The gradient
+    of the first term passes the choice of a code as if there were none (VQ-VAE).
+
+    Attributes:
+      num_ids, code_width: words of the codebook, and their dimensions.
+      commitment: β.
+      decoder_width, decoder_depth, decoder_heads: of d.
+    """
+
+    num_ids: int = 512
+    code_width: int = 16
+    commitment: float = 0.25
+    decoder_width: int = 512
+    decoder_depth: int = 4
+    decoder_heads: int = 16
+
+    framework: ClassVar[str] = "reconstructive"
+
+    @property
+    def axes(self) -> Axes:
+        return Axes("identity", "identity", "pixels", f"pixel L2 through {self.num_ids} codes")
+
+    @property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        return ((0, 0),)
+
+    @property
+    def quantiser(self) -> Quantiser:
+        """The codebook."""
+        return Quantiser(self.num_ids, self.code_width)
+
+    @property
+    def decoder(self) -> Decoder:
+        """d."""
+        return Decoder(
+            num_patches=self.encoder.num_patches,
+            patch_values=3 * self.encoder.patch_size**2,
+            width=self.decoder_width,
+            depth=self.decoder_depth,
+            heads=self.decoder_heads,
+            dtype=self.setting.dtype,
+        )
+
+    def init(self, key: jax.Array, encoder: Params | None = None) -> tuple[Params, State]:
+        encoder_key, quantiser_key, decoder_key = jax.random.split(key, 3)
+        count = self.encoder.num_patches
+        tokens, visible = jnp.zeros((1, count, self.encoder.width)), jnp.ones((1, count), bool)
+        codes = jnp.zeros((1, 1 + count, self.code_width))
+        return {
+            "encoder": self.init_encoder(encoder_key, encoder),
+            "quantiser": self.quantiser.init(quantiser_key, tokens)["params"],
+            "decoder": self.decoder.init(decoder_key, codes, visible)["params"],
+        }, {}
+
+    def transform(self, pixels: jax.Array, keys: jax.Array) -> tuple[View, ...]:
+        """The image as it is."""
+        del keys
+        return (whole(normalise(pixels), self.encoder.num_patches),)
+
+    def target(self, params: Params, state: State, view: View, batch: Batch, keys: Any) -> Any:
+        """The patches [B, N, P]."""
+        del params, state, batch, keys
+        return patchify(view.pixels, self.encoder.patch_size)
+
+    def quantise(self, params: Params, z: Features) -> Quantised:
+        """The nearest codes of the patch tokens."""
+        found: Any = self.quantiser.apply({"params": params["quantiser"]}, z.tokens[:, 1:])
+        return found
+
+    def decode(self, params: Params, quantised: Quantised) -> jax.Array:
+        """d(e), patches [B, N, P]; its gradient goes to z."""
+        z, codes, ids = quantised
+        passed = z + jax.lax.stop_gradient(codes - z)
+        tokens = jnp.pad(passed, ((0, 0), (1, 0), (0, 0)))  # no class token: patches tell all
+        visible = jnp.ones(ids.shape, bool)
+        return self.decoder.apply({"params": params["decoder"]}, tokens, visible)  # type: ignore[return-value]
+
+    def measure(
+        self, params: Params, state: State, z1: Features, z2: Any, view1: View, view2: View
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The three terms; all but the first are of vectors of length 1."""
+        del state, view1, view2
+        quantised = self.quantise(params, z1)
+        z, codes, _ = quantised
+        stop = jax.lax.stop_gradient
+        reconstruction = jnp.square(self.decode(params, quantised) - z2).mean((1, 2))
+        codebook = jnp.square(stop(z) - codes).sum(-1).mean(-1)
+        commitment = jnp.square(z - stop(codes)).sum(-1).mean(-1)
+        loss = reconstruction + codebook + self.commitment * commitment
+        return loss, {"reconstruction": reconstruction, "distance_to_code": commitment}
+
+    def evaluate(
+        self, params: Params, state: State, batch: Batch, keys: jax.Array
+    ) -> dict[str, jax.Array]:
+        """With `uses` [num_ids]: how often each code was the nearest, for an image's mean patch."""
+        view = whole(normalise(unit_range(batch.image)), self.encoder.num_patches)
+        ids = self.quantise(params, self.encode(params, view)).ids
+        uses = jax.nn.one_hot(ids, self.num_ids).mean(1)
+        sums = super().evaluate(params, state, batch, keys)
+        return {**sums, "uses": batch.weight @ uses}
+
+    def summarise(self, metrics: dict[str, Any]) -> dict[str, float]:
+        """`used_codes`, and `perplexity`: how many there would be if all were used alike."""
+        share = metrics.pop("uses")
+        used = share[share > 0]
+        perplexity = float(jnp.exp(-(used * jnp.log(used)).sum()))
+        return {**metrics, "used_codes": float(len(used)), "perplexity": perplexity}
+
+    def pictures(self, params: Params, batch: Batch, keys: jax.Array) -> dict[str, jax.Array]:
+        del keys
+        pixels = unit_range(batch.image)
+        view = whole(normalise(pixels), self.encoder.num_patches)
+        patches = self.decode(params, self.quantise(params, self.encode(params, view)))
+        decoded = denormalise(unpatchify(patches, self.encoder.patch_size))
+        return {"original": pixels, "reconstructed": jnp.clip(decoded, 0, 1)}

@@ -1,0 +1,155 @@
+"""The losses of BEiT and CAE against loops in float64, written from the papers.
+
+The loops get what the papers take as given, tokens of the encoder and the views that were drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy_vit import erf_gelu, norm, softmax
+from test_equations import COUNT, IMAGES, PATCH, SIDE, make, make_batch, run, start
+
+from occinv.encoder.position import sincos
+from occinv.transform.keys import image_keys
+
+NUM_IDS, HEADS = 5, 2
+FIELDS: dict[str, Any] = {
+    "tokenizer": {"name": "kmeans", "num_ids": NUM_IDS},
+    "smallest_block": 2,
+}
+
+
+def ids_of(image: np.ndarray, means: np.ndarray) -> list[int]:
+    """The nearest mean of each patch of one uint8 image."""
+    found = []
+    for row in range(SIDE):
+        for column in range(SIDE):
+            y, x = row * PATCH, column * PATCH
+            patch = image[y : y + PATCH, x : x + PATCH].astype(float).ravel() / 255
+            found.append(min(range(len(means)), key=lambda k: ((patch - means[k]) ** 2).sum()))
+    return found
+
+
+def surprise(logits: np.ndarray, right: int) -> float:
+    return math.log(sum(math.exp(v) for v in logits)) - float(logits[right])
+
+
+def check(found: dict[str, Any], logits: np.ndarray, extra: np.ndarray) -> None:
+    """Loss and accuracy, from the logits [B, R, num_ids] of the removed patches in raster order."""
+    means = found["before"]["tokenizer"]["means"].astype(float)
+    used = set()
+    for b in range(IMAGES):
+        ids, removed = ids_of(found["image"][b], means), np.flatnonzero(~found["visible"][0][b])
+        used |= {ids[n] for n in removed}
+        terms = [surprise(logits[b, r], ids[n]) for r, n in enumerate(removed)]
+        right = [logits[b, r].argmax() == ids[n] for r, n in enumerate(removed)]
+        assert found["loss"][b] == pytest.approx(np.mean(terms) + extra[b], rel=1e-4)
+        assert found["metrics"]["accuracy"][b] == pytest.approx(np.mean(right))
+    assert len(used) > 2  # else the ids say nothing
+
+
+def test_beit() -> None:
+    objective = make("beit", mask_ratio=0.375, colour=None, **FIELDS)
+    found = run(objective, lambda params, state, views: objective.encode(params, views[0]).tokens)
+    first, second = found["visible"]
+    assert (first.sum(1) == 10).all() and second.all()
+    head = {name: value.astype(float) for name, value in found["params"]["head"].items()}
+    removed = np.stack([z[1:][~seen] for z, seen in zip(found["rest"], first, strict=True)])
+    check(found, removed.astype(float) @ head["kernel"] + head["bias"], np.zeros(IMAGES))
+
+
+def linear(x: np.ndarray, layer: dict[str, np.ndarray]) -> np.ndarray:
+    return x @ layer["kernel"] + layer["bias"]
+
+
+def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Of [m, D] to [n, D], head by head."""
+    size = q.shape[1] // HEADS
+    parts = []
+    for h in range(HEADS):
+        part = slice(h * size, (h + 1) * size)
+        parts.append(softmax(q[:, part] @ k[:, part].T / math.sqrt(size)) @ v[:, part])
+    return np.concatenate(parts, 1)
+
+
+def mlp(x: np.ndarray, block: dict[str, Any]) -> np.ndarray:
+    return linear(erf_gelu(linear(x, block["mlp"]["in"])), block["mlp"]["out"])
+
+
+def layers(tree: Any) -> list[Any]:
+    """The blocks of a stack, one after the other, in float64."""
+    if isinstance(tree, dict):
+        parts = {name: layers(value) for name, value in tree.items()}
+        count = len(next(iter(parts.values())))
+        return [{name: values[i] for name, values in parts.items()} for i in range(count)]
+    return list(tree.astype(float))
+
+
+def regressed(w: Any, context: np.ndarray, shown: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Latents and logits of one image's removed patches, from tokens [n, D] of the others."""
+    position = sincos(SIDE, context.shape[1])[1:].astype(float)
+    of_context, of_rest = position[shown], position[~shown]
+    x = np.tile(w["mask_token"].astype(float), (len(of_rest), 1))
+    for block in layers(w["scan"]):
+        cross, everything = block["attention"], np.concatenate([context, x])
+        where = np.concatenate([of_context, of_rest])
+        mixed = attention(
+            linear(norm(x + of_rest, **block["norm_q"]), cross["q"]),
+            linear(norm(everything + where, **block["norm_k"]), cross["k"]),
+            linear(norm(everything, **block["norm_v"]), cross["v"]),
+        )
+        x = norm(
+            x + block["scale_attention"]["scale"] * linear(mixed, cross["out"]), **block["norm_mlp"]
+        )
+        x = x + block["scale_mlp"]["scale"] * mlp(x, block)
+    latents = norm(x, **w["norm"])
+    x = latents + of_rest
+    for block in layers(w["decoder"]["scan"]):
+        qkv = linear(norm(x, **block["norm1"]), block["attention"]["qkv"])
+        q, k, v = qkv.reshape(len(x), 3, -1).swapaxes(0, 1)
+        x = x + block["scale1"]["scale"] * linear(attention(q, k, v), block["attention"]["out"])
+        x = x + block["scale2"]["scale"] * mlp(norm(x, **block["norm2"]), block)
+    return latents, linear(norm(x, **w["decoder_norm"]), w["head"])
+
+
+def test_no_gradient_flows_through_what_cae_compares_its_latents_with() -> None:
+    objective = make("cae", regressor_depth=1, decoder_depth=1, **FIELDS)
+    params, state = start(objective)
+    batch = make_batch()
+
+    def total(params: Any) -> jax.Array:
+        keys = image_keys(jax.random.key(7), jnp.int32(0), IMAGES)
+        _, view = objective.transform(batch.image / np.float32(255), keys)
+        return objective.target(params, state, view, batch, None).latents.sum()
+
+    gradient = jax.jit(jax.grad(total))(params)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
+
+
+def test_cae() -> None:
+    weight = 0.7
+    objective = make(
+        "cae", regressor_depth=2, decoder_depth=2, align_weight=weight, layer_scale=0.1, **FIELDS
+    )
+
+    def rest(params: Any, state: Any, views: Any) -> Any:
+        return [objective.encode(params, view).tokens[:, 1:] for view in views]
+
+    found = run(objective, rest)
+    first, second = found["visible"]
+    assert (first.sum(1) == COUNT // 2).all()
+    np.testing.assert_array_equal(first, ~second)
+    contexts, others = found["rest"]
+    logits, alignment = [], []
+    for b in range(IMAGES):
+        latents, said = regressed(found["params"]["regressor"], contexts[b].astype(float), first[b])
+        logits.append(said)
+        alignment.append(((latents - others[b].astype(float)) ** 2).mean())
+    np.testing.assert_allclose(found["metrics"]["alignment"], alignment, rtol=1e-4)
+    check(found, np.stack(logits), weight * np.array(alignment))
