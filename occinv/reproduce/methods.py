@@ -56,6 +56,8 @@ MAE_COLOUR_IMAGE = MAE.but(
 MAE_COLOUR_INPUT = MAE.but(
     "mae_colour_input", "objective.colour={}", "objective.augmented=input", cost=1.8
 )
+BEIT = Method("beit", "beit", cost=2.6, transformation="masking of blocks", pooling="mean")
+CAE = BEIT.but("cae", config="cae", cost=3.0)
 RMAE = Method("rmae", "rmae", cost=4.2, reconstructs=True)
 RMAE_INDEPENDENT = RMAE.but("rmae_independent", "objective.t2=independent")
 RMAE_IDENTITY = RMAE.but("rmae_identity", "objective.t2=identity", cost=4.8)

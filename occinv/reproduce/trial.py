@@ -111,6 +111,21 @@ class Trial:
         return None if self.method.config is None else self.folder / "pretrain"
 
     @property
+    def additions(self) -> tuple[str, ...]:
+        """What the pretrained ViT has and a plain one has not, for whatever starts from it.
+
+        BEiT's relative position, which all blocks share, becomes one for each block.
+        """
+        if self.method.config is None:
+            return ()
+        encoder = self.stage("pretrain").experiment.encoder
+        found = {
+            "layer_scale": encoder.layer_scale,
+            "relative_position": encoder.relative_position and "block",
+        }
+        return tuple(f"encoder.{name}={value}" for name, value in found.items() if value)
+
+    @property
     def stages(self) -> dict[str, Stage]:
         """The trainings that the table's columns need, in their order."""
         table = self.plan.table
@@ -174,7 +189,7 @@ class Trial:
             if run == "linear":
                 own = (f"objective.pooling={method.pooling}",)
             if self.encoder is not None:
-                own = (f"init_from={self.encoder}", *own)
+                own = (f"init_from={self.encoder}", *self.additions, *own)
         spec = f"{configuration.CONFIGS.name}/{config}.py:{variant}"
         fields = (
             *own,
