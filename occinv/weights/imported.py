@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import jax
@@ -52,6 +53,24 @@ class EncoderOnly(Objective):
         raise _no_loss()
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizerOnly(EncoderOnly):
+    """A tokenizer alone, for `objective.tokenizer.start` of another run.
+
+    Attributes:
+      tokenizer: the section `objective.tokenizer` that it is.
+    """
+
+    tokenizer: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def encoder(self) -> NoReturn:
+        raise UserError(
+            "this workdir holds an imported tokenizer and no encoder: name it in "
+            "--config.objective.tokenizer.start=<this workdir>"
+        )
+
+
 def _no_loss() -> UserError:
     return UserError(
         "this workdir holds an imported encoder only, without a loss: train another objective with "
@@ -59,4 +78,5 @@ def _no_loss() -> UserError:
     )
 
 
+TOKENIZER = f"{TokenizerOnly.__module__}:{TokenizerOnly.__qualname__}"
 NAME = f"{EncoderOnly.__module__}:{EncoderOnly.__qualname__}"  # in a config

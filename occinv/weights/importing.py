@@ -20,6 +20,7 @@ from occinv.train import workdir as files
 from occinv.train.checkpoints import Checkpoints
 from occinv.weights import Origin
 from occinv.weights.container import open_weights
+from occinv.weights.dalle import read_tokenizer
 from occinv.weights.fixed_position import FIXED
 from occinv.weights.imported import NAME
 from occinv.weights.listing import Listing, grouped
@@ -60,7 +61,7 @@ def import_weights(
     """Makes `to` a workdir with the parameters in `file`, as checkpoint 0 of a run.
 
     Its objective is `mae` if there is a decoder, `classification` if there is a linear classifier,
-    and `EncoderOnly` otherwise.
+    and `EncoderOnly` otherwise; `TokenizerOnly` from `dalle`.
 
     Args:
       file: PyTorch's, safetensors or npz.
@@ -80,6 +81,17 @@ def import_weights(
         if value is not None and value < 1:
             raise UserError(f"{flag} {value}, expected 1 or more")
     listing = Listing()
+    about = {"imported": {"file": file.name, "from": origin}}
+    if origin == "dalle":
+        for flag, given in (("--heads", heads), ("--decoder-heads", decoder_heads),
+                            ("--pixel-range", pixel_range)):  # fmt: skip
+            if given is not None:
+                raise UserError(f"{flag} {given} with --from dalle, expected none: it is no ViT")
+        with open_weights(file) as contents:
+            tokenizer, section = read_tokenizer(contents.tree, listing, str(file))
+        experiment = schema.resolve({"objective": section, "data": {"source": IMAGES}})
+        _write(to, experiment, (), tokenizer, about)
+        return listing
     with open_weights(file) as contents:
         selected = select(contents.tree, origin, listing, str(file))
     reader = Reader(selected.arrays, listing, str(file))
@@ -151,7 +163,7 @@ def import_weights(
         f"{objective['name']}: width {width}, depth {depth}, patches of {patch_size} pixels, "
         f"images of {side * patch_size}; data.source is {IMAGES} (assumed)"
     )
-    _write(to, experiment, classes, params, {"imported": {"file": file.name, "from": origin}})
+    _write(to, experiment, classes, params, about)
     return listing
 
 

@@ -2,7 +2,8 @@
 
 A pickle is a program that may call whatever it can import. Here it can import what rebuilds
 tensors, and the inert stand-ins below for what official checkpoints carry besides (the arguments
-of the run); everything else is refused by name before anything is called.
+of the run) and for the modules of DALL·E's encoder, which was saved whole; everything else is
+refused by name before anything is called.
 """
 
 from __future__ import annotations
@@ -50,6 +51,11 @@ INERT = {
     "numpy.ndarray",
     *(f"torch.{name}" for name in DTYPES),
 }  # fmt: skip
+MODULES = {
+    *(f"dall_e.{name}" for name in ("encoder.Encoder", "encoder.EncoderBlock", "utils.Conv2d")),
+    *(f"torch.nn.modules.{name}" for name in
+      ("container.Sequential", "activation.ReLU", "pooling.MaxPool2d", "linear.Identity")),
+}  # fmt: skip
 MEMO = ("PUT", "BINPUT", "LONG_BINPUT")
 
 
@@ -77,6 +83,20 @@ class _Inert:
 
     def append(self, item: Any) -> None:
         """Forgets `item`."""
+
+
+class _Module(dict):
+    """Takes the place of a PyTorch module: its parameters and the modules in it, by name."""
+
+    def __new__(cls, *_: Any, **__: Any) -> _Module:
+        return dict.__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        for part in ("_parameters", "_modules"):
+            self.update(state.get(part, {}))
 
 
 class _Call:
@@ -120,13 +140,20 @@ class _Unpickler(pickle.Unpickler):
             return _StorageType(np.dtype(STORAGES[name]))
         if full in INERT:
             return type(name, (_Inert,), {"__slots__": ()})  # its own, so that nothing is shared
+        if full in MODULES:
+            return type(name, (_Module,), {})
         raise UserError(
             f"{self.path} contains code: {ascii(full)[1:-1]}; expected tensors only, which loading "
             "does not run"
         )
 
     def persistent_load(self, pid: Any) -> Storage:
-        """A storage: ("storage", type, key, device, count), and before PyTorch 1.6 a view."""
+        """A storage: ("storage", type, key, device, count), and before PyTorch 1.6 a view.
+
+        Before 1.6 also a class of modules, with its source code: ("module", class, file, code).
+        """
+        if pid[0] == "module" and isinstance(pid[1], type) and issubclass(pid[1], _Module):
+            return pid[1]  # type: ignore[return-value]
         kind, type_, key, _, count, *view = pid
         wrong = kind != "storage" or not isinstance(type_, _StorageType) or view not in ([], [None])
         if wrong or not (isinstance(key, str) and isinstance(count, int) and count >= 0):
