@@ -160,6 +160,8 @@ def make_parser() -> argparse.ArgumentParser:
                            help="a row more, of an encoder that is there")  # fmt: skip
     _add_processes(reproduce)
 
+    commands.add_parser("list", help="every objective: T1, T2, target, M, its paper, its config")
+
     report = commands.add_parser("report", help="compare runs, or what `reproduce` has measured")
     report.add_argument("folders", type=Path, nargs="+", metavar="DIR")
     report.add_argument("--markdown", action="store_true", help="print the table as Markdown only")
@@ -386,6 +388,13 @@ def _reproduce(options: argparse.Namespace, rest: list[str]) -> int:
     return reproduce(plan, rows, options.seeds, command, share, _join(options))
 
 
+def _list(options: argparse.Namespace, rest: list[str]) -> int:
+    from occinv.report.objectives import print_objectives
+
+    print_objectives()
+    return 0
+
+
 def _report(options: argparse.Namespace, rest: list[str]) -> int:
     from occinv.report.runs import compare, report
     from occinv.report.table import markdown_table
@@ -424,6 +433,7 @@ _COMMANDS = {
     "plan": _plan,
     "evaluate": _evaluate,
     "reproduce": _reproduce,
+    "list": _list,
     "report": _report,
     "weights": _weights,
 }

@@ -88,6 +88,7 @@ class Objective(ABC):
     setting: Setting
 
     framework: ClassVar[str] = "siamese"
+    paper: ClassVar[str] = "–"  # that it is from
 
     @property
     @abstractmethod

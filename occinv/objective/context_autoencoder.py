@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +41,8 @@ class ContextAutoencoder(TokenPrediction):
     align_weight: float = 2.0
     regressor_depth: int = 4
     decoder_depth: int = 4
+
+    paper: ClassVar[str] = "Chen et al. 2023, arXiv:2202.03026"
 
     @property
     def axes(self) -> Axes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +64,8 @@ class ContrastiveAutoencoder(Objective):
     head_norm: HeadNorm = "none"
     colour: ColourJitter | None = ColourJitter()
     cutmix: float = 0.0
+
+    paper: ClassVar[str] = "Kong and Zhang 2023, arXiv:2208.04164"
 
     def __post_init__(self) -> None:
         check_block(self.block)

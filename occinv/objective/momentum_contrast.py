@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,8 @@ class MomentumContrast(Objective):
     freeze_patch_embed: bool = True
     first: Appearance = Appearance(blur=1.0)
     second: Appearance = Appearance(blur=0.1, solarise=0.2)
+
+    paper: ClassVar[str] = "Chen et al. 2021, arXiv:2104.02057"
 
     def __post_init__(self) -> None:
         check_block(self.block)

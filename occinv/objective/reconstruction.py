@@ -53,6 +53,7 @@ class MaskedAutoencoder(Objective):
     decoder_heads: int = 16
 
     framework: ClassVar[str] = "reconstructive"
+    paper: ClassVar[str] = "He et al. 2022, arXiv:2111.06377"
 
     def __post_init__(self) -> None:
         if self.mask_ratio != 0:

@@ -38,6 +38,7 @@ class RelaxedAutoencoder(MaskedAutoencoder):
     constraint_region: Literal["all", "removed"] = "all"
 
     framework: ClassVar[str] = "siamese"
+    paper: ClassVar[str] = "Kong and Zhang 2023, arXiv:2208.04164"
 
     def __post_init__(self) -> None:
         kept_patches(self.encoder.num_patches, self.mask_ratio)  # 0 would leave nothing to compare

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +60,8 @@ class SelfDistillation(Objective):
     first: Appearance = Appearance(blur=1.0)
     second: Appearance = Appearance(blur=0.1, solarise=0.2)
     local: Appearance = Appearance(blur=0.5)
+
+    paper: ClassVar[str] = "Caron et al. 2021, arXiv:2104.14294"
 
     def __post_init__(self) -> None:
         if self.local_size % self.encoder.patch_size:

@@ -38,6 +38,7 @@ class TokenPrediction(Objective):
     colour: ColourJitter | None = ColourJitter(hue=0.0, probability=1.0, grey=0.0)
 
     framework: ClassVar[str] = "reconstructive"
+    paper: ClassVar[str] = "Bao et al. 2022, arXiv:2106.08254"
 
     def __post_init__(self) -> None:
         kept_patches(self.encoder.num_patches, self.mask_ratio)

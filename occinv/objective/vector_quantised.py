@@ -38,6 +38,7 @@ class VectorQuantisedAutoencoder(Objective):
     decoder_heads: int = 16
 
     framework: ClassVar[str] = "reconstructive"
+    paper: ClassVar[str] = "Yu et al. 2022, arXiv:2110.04627"
 
     @property
     def axes(self) -> Axes:
