@@ -8,7 +8,16 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from occinv.encoder.blocks import XAVIER, Blocks, LayerScale, Mlp, drop_path, layer_norm
+from occinv.encoder.blocks import (
+    STACK,
+    XAVIER,
+    Blocks,
+    LayerScale,
+    Layout,
+    Mlp,
+    drop_path,
+    layer_norm,
+)
 from occinv.encoder.position import sincos
 from occinv.encoder.vit import TOKEN_INIT
 from occinv.transform.keys import fold
@@ -99,6 +108,7 @@ class ContextRegressor(nn.Module):
       regressor_depth, decoder_depth: blocks of cross-attention, then of self-attention.
       drop_path, layer_scale: as in the encoder.
       dtype: of the computation.
+      layout: how blocks are computed, without effect on what they compute.
     """
 
     num_patches: int
@@ -109,6 +119,7 @@ class ContextRegressor(nn.Module):
     drop_path: float = 0.0
     layer_scale: float | None = None
     dtype: Any = jnp.float32
+    layout: Layout = Layout()
 
     @nn.compact
     def __call__(
@@ -133,16 +144,12 @@ class ContextRegressor(nn.Module):
         regressor_keys = decoder_keys = None
         if keys is not None and self.drop_path:
             regressor_keys, decoder_keys = fold(keys, 0), fold(keys, 1)
-        scanned = nn.scan(
-            RegressorBlock,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
-            length=self.regressor_depth,
-            unroll=self.regressor_depth,
+        in_axes = (0, 0, nn.broadcast, nn.broadcast, nn.broadcast)
+        scanned = self.layout.stack(
+            RegressorBlock, self.regressor_depth, in_axes, self.is_initializing()
         )
         rates = jnp.linspace(0.0, self.drop_path, self.regressor_depth)
-        regress = scanned(self.heads, self.layer_scale, self.dtype, name="scan")
+        regress = scanned(self.heads, self.layer_scale, self.dtype, name=STACK)
         context = context.astype(self.dtype)
         x, _ = regress(
             x, jnp.arange(self.regressor_depth), rates, context, positions, regressor_keys
@@ -154,6 +161,7 @@ class ContextRegressor(nn.Module):
             self.drop_path,
             self.dtype,
             layer_scale=self.layer_scale,
+            layout=self.layout,
             name="decoder",
         )(latents + positions[1], decoder_keys)
         x = layer_norm("decoder_norm", self.dtype)(x)

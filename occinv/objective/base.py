@@ -151,7 +151,7 @@ class Objective(ABC):
 
         It is for what no program of a key computes: the parameters of another run, something fitted
         to the training images. What `read` cannot give is a UserError at once; the function that is
-        returned does what takes long. It gets and returns NumPy arrays, the same on every process.
+        returned does what takes long. What it adds are NumPy arrays, the same on every process.
         """
         del read, images
         return None

@@ -68,6 +68,7 @@ class ContextAutoencoder(TokenPrediction):
             drop_path=encoder.drop_path,
             layer_scale=encoder.layer_scale,
             dtype=self.setting.dtype,
+            layout=encoder.layout,
         )
 
     def init(self, key: jax.Array, encoder: Params | None = None) -> tuple[Params, State]:

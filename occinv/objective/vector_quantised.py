@@ -63,6 +63,7 @@ class VectorQuantisedAutoencoder(Objective):
             depth=self.decoder_depth,
             heads=self.decoder_heads,
             dtype=self.setting.dtype,
+            layout=self.encoder.layout,
         )
 
     def init(self, key: jax.Array, encoder: Params | None = None) -> tuple[Params, State]:
