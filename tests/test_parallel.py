@@ -90,7 +90,7 @@ def test_the_longest_axis_of_a_large_array_is_shared() -> None:
     assert lies(128, 255) == ()  # too small to send for
     assert lies() == ()
     alone = parallel.of_state(parallel.make_mesh(), jax.ShapeDtypeStruct((512, 512), np.float32))
-    assert alone.spec == ()
+    assert tuple(alone.spec) == ()
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_the_computation_is_float32_on_cpu_unless_told() -> None:
     assert parallel.compute_dtype("bfloat16") == jax.numpy.bfloat16
 
 
-OBJECTIVES = ("mae", "rmae", "cmae", "supervised")
+OBJECTIVES = ("rmae", "cmae")  # tests/test_contract.py has a step of every objective
 STEPS = ("train.duration.steps=3", "optimizer.warmup.steps=1")
 
 

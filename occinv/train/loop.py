@@ -202,13 +202,13 @@ def start_or_resume(run: Run, checkpoints: Checkpoints) -> TrainState:
         shapes,
         shardings,
     )
-    step, items = checkpoints.restore({"params": template.params, "rest": _rest(template)})
+    step, items = checkpoints.restore({"params": template.params, "rest": rest_of(template)})
     log.info("continuing after step %d of %d", step, run.steps)
     return TrainState(params=items["params"], **items["rest"])
 
 
-def _rest(state: TrainState) -> dict[str, Any]:
-    # Parameters are an item of their own, so that a reader needs no optimizer.
+def rest_of(state: TrainState) -> dict[str, Any]:
+    """All but the parameters, an item of their own, so that a reader needs no optimizer."""
     fields = dataclasses.fields(state)
     return {f.name: getattr(state, f.name) for f in fields if f.name != "params"}
 
@@ -239,7 +239,7 @@ def run_steps(
         nonlocal saved
         if saved != step:
             raise_if_not_finite(state, run, checkpoints)
-            checkpoints.save(step, {"params": state.params, "rest": _rest(state)}, {})
+            checkpoints.save(step, {"params": state.params, "rest": rest_of(state)}, {})
             saved = step
 
     while step < run.steps:
