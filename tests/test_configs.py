@@ -13,9 +13,11 @@ from occinv.encoder import vit
 from occinv.measure.decoder import Decoder
 from occinv.objective.base import Objective, Setting, build
 from occinv.schema import Duration, Experiment
+from occinv.transform.masking import kept_patches
 
 PRETRAINING = ("mae", "rmae", "cmae")
-THEIRS = ("mocov3", "dino", "beit", "cae", "tokenizer")  # with the settings of their own papers
+# With the settings of their own papers.
+THEIRS = ("mocov3", "dino", "beit", "cae", "data2vec", "tokenizer")
 NAMES = (*PRETRAINING, "finetune", "supervised", "linear", *THEIRS)
 VARIANTS = ("imagenet", "tiny_imagenet", "quickstart", "smoke")
 
@@ -124,6 +126,23 @@ def test_beit_and_cae_are_the_published_recipes(name: str) -> None:
         assert (objective.align_weight, objective.colour) == (2.0, None)
     else:
         assert dataclasses.astuple(objective.colour) == (0.4, 0.4, 0.4, 0.0, 1.0, 0.0)
+
+
+def test_data2vec_is_the_published_recipe() -> None:
+    experiment = resolve("data2vec")
+    train, optimizer, encoder = experiment.train, experiment.optimizer, experiment.encoder
+    assert (train.batch_size, train.duration) == (2048, Duration(epochs=800))
+    assert optimizer.base_lr * 2048 / 256 == pytest.approx(2e-3)
+    assert (optimizer.min_lr, optimizer.betas, optimizer.clip_norm) == (1e-5, (0.9, 0.999), 3.0)
+    assert (optimizer.warmup, optimizer.weight_decay) == (Duration(epochs=10), 0.05)
+    assert experiment.data.crop_scale == (0.08, 1.0)
+    assert (encoder.layer_scale, encoder.drop_path) == (1e-4, 0.25)
+    assert encoder.relative_position == "shared"
+    objective: Any = objective_of(experiment)
+    assert 196 - kept_patches(196, objective.mask_ratio) == 120
+    assert (objective.smallest_block, objective.target_blocks) == (16, 6)
+    assert (objective.beta, objective.momentum) == (2.0, 0.9998)
+    assert dataclasses.astuple(objective.colour) == (0.4, 0.4, 0.4, 0.0, 1.0, 0.0)
 
 
 @pytest.mark.parametrize(("name", "base_lr"), [("mae", 1.5e-4), ("rmae", 3e-4), ("cmae", 1.5e-4)])

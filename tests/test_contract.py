@@ -79,6 +79,7 @@ CASES: dict[str, dict[str, Any]] = {
         "regressor_depth": 1,
         "decoder_depth": 1,
     },
+    "data2vec": {"name": "data2vec", "smallest_block": 2, "target_blocks": 1, "colour": None},
     "vq": {"name": "vq", "num_ids": 6, "code_width": 4, **DECODER},
     "classification": {"name": "classification"},
     "classification, mixed": {"name": "classification", "mixup": 0.8, "cutmix": 1.0, "erase": 0.25},
@@ -246,7 +247,9 @@ def test_jit_changes_nothing(case: str) -> None:
 @pytest.mark.parametrize(
     ("case", "devices"),
     [("cmae", 2), ("mae", 4)]
-    + [(case, 8) for case in CASES if case not in ("cmae BYOL, dropped patches", "cae")],
+    + [
+        (case, 8) for case in CASES if case not in ("cmae BYOL, dropped patches", "cae", "data2vec")
+    ],
 )
 def test_the_number_of_devices_changes_nothing(case: str, devices: int) -> None:
     run = shared(case)

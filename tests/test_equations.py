@@ -32,9 +32,9 @@ TOLERANCE = 1e-5
 # Compiling is most of the time of these tests, and LLVM's effort most of compiling.
 
 
-def make(name: str, layer_scale: float | None = None, **fields: Any) -> Objective:
+def make(name: str, layer_scale: float | None = None, depth: int = 1, **fields: Any) -> Objective:
     encoder = schema.Encoder(
-        name="micro", patch_size=PATCH, width=16, depth=1, heads=2, layer_scale=layer_scale
+        name="micro", patch_size=PATCH, width=16, depth=depth, heads=2, layer_scale=layer_scale
     )
     setting = Setting(vit.build(encoder, SIDE * PATCH), num_classes=3, total_steps=100)
     return build({"name": name, **fields}, setting)

@@ -6,6 +6,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import optax
 
 Negatives = Literal["position", "image", "batch"]
 
@@ -93,6 +94,14 @@ def info_nce(cosines: jax.Array, positive: jax.Array, temperature: float) -> jax
 def byol(queries: jax.Array, keys: jax.Array) -> jax.Array:
     """2 - 2·cos, the squared distance of unit vectors (BYOL): [...] from [..., D]."""
     return 2 - 2 * cosine(queries, keys)
+
+
+def smooth_l1(first: jax.Array, second: jax.Array, beta: float) -> jax.Array:
+    """|d| - β/2, and d²/2β where |d| < β, of d = first - second: [...] from [...] and [...].
+
+    `torch.nn.functional.smooth_l1_loss` without its mean.
+    """
+    return optax.huber_loss(first, second, delta=beta) / beta
 
 
 def soft_cross_entropy(logits: jax.Array, probabilities: jax.Array) -> jax.Array:

@@ -12,6 +12,7 @@ OBJECTIVES = {
     "dino": "occinv.objective.self_distillation:SelfDistillation",
     "beit": "occinv.objective.token_prediction:TokenPrediction",
     "cae": "occinv.objective.context_autoencoder:ContextAutoencoder",
+    "data2vec": "occinv.objective.teacher_regression:TeacherRegression",
     "vq": "occinv.objective.vector_quantised:VectorQuantisedAutoencoder",
     "classification": "occinv.objective.classification:Classification",
     "linear_probe": "occinv.objective.linear_probe:LinearProbe",

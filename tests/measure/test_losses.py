@@ -20,6 +20,7 @@ from occinv.measure.losses import (
     patch_distance,
     patch_statistics,
     similarities,
+    smooth_l1,
     unit,
 )
 
@@ -118,3 +119,13 @@ def test_cross_entropy(smoothing: float) -> None:
         log_probability = logits[b].astype(float) - logsumexp(logits[b].astype(float))
         expected = -sum(t * p for t, p in zip(target, log_probability, strict=True))
         assert found[b] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0, 2.0])
+def test_smooth_l1_is_squared_below_beta_and_absolute_above(beta: float) -> None:
+    first, second = 2 * normal(40), normal(40)
+    distance = np.abs(first.astype(float) - second)
+    assert distance.min() < beta < distance.max()
+    expected = [d**2 / (2 * beta) if d < beta else d - beta / 2 for d in distance]
+    found = smooth_l1(jnp.asarray(first), jnp.asarray(second), beta)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)

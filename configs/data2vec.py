@@ -1,0 +1,42 @@
+"""data2vec: from an image without blocks of its patches, what a slow copy of f says of the whole.
+
+    occinv train --config configs/data2vec.py --workdir runs/data2vec
+    occinv train --config configs/finetune.py --workdir runs/data2vec-finetuned \\
+        --config.init_from=runs/data2vec --config.encoder.layer_scale=1e-4 \\
+        --config.encoder.relative_position=block
+
+The official command for ViT-B/16 on ImageNet-1k: batch 2048, lr 2e-3, 800 epochs (84.2 % after
+fine-tuning in the paper), 120 of 196 patches, drop path 0.25, clip 3.0. Small variants run a few
+hundred to a few thousand steps, and their copy is faster by as much. Variants: configs/scales.py.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.beit import SMALLEST_BLOCK
+from configs.pretraining import pretraining
+from configs.scales import VARIANTS
+
+__all__ = ["VARIANTS", "get_config"]
+
+TARGET_BLOCKS = {"imagenet": 6, "tiny_imagenet": 6, "quickstart": 2, "smoke": 2}
+MOMENTUM = {"imagenet": 0.9998, "tiny_imagenet": 0.996, "quickstart": 0.99, "smoke": 0.9}
+
+
+def get_config(variant: str = "imagenet") -> ConfigDict:
+    config = pretraining(variant, base_lr=2e-3 * 256 / 2048)
+    config.objective = {
+        "name": "data2vec",
+        "mask_ratio": 120 / 196,
+        "smallest_block": SMALLEST_BLOCK[variant],
+        "target_blocks": TARGET_BLOCKS[variant],
+        "beta": 2.0,
+        "momentum": MOMENTUM[variant],
+    }
+    if variant == "imagenet":  # a few hundred steps are too few to learn these from nothing
+        config.encoder.update({"relative_position": "shared", "layer_scale": 1e-4})
+        config.encoder.drop_path = 0.25
+        config.data.crop_scale = (0.08, 1.0)
+        config.train.update({"batch_size": 2048, "duration": {"epochs": 800}})
+        config.optimizer.update({"warmup": {"epochs": 10}, "min_lr": 1e-5})
+    config.optimizer.update({"betas": (0.9, 0.999), "clip_norm": 3.0})
+    return config
