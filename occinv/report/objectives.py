@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.padding import Padding
 
 from occinv import schema
 from occinv.configuration import CONFIGS, load
@@ -26,14 +25,13 @@ def of_configs() -> dict[str, tuple[str, Objective]]:
 
 
 def print_objectives(console: Console | None = None) -> None:
-    """Prints a line for each config, in the order of `OBJECTIVES`."""
+    """Prints two lines for each config, in the order of `OBJECTIVES`."""
     console = console or Console()
-    table = Table(box=box.SIMPLE if console.is_terminal else box.ASCII2)
-    for heading in ("objective", "T1", "T2", "target", "M", "paper", "config"):
-        table.add_column(heading, no_wrap=heading in ("objective", "config"))
     order = list(OBJECTIVES)
     for config, (name, objective) in sorted(
         of_configs().items(), key=lambda item: order.index(item[1][0])
     ):
-        table.add_row(name, *objective.axes, objective.paper, config)
-    console.print(table)
+        row = zip(("T1", "T2", "target", "M"), objective.axes, strict=True)
+        said = " · ".join(f"[dim]{axis}[/] {words}" for axis, words in row)
+        console.print(f"[bold]{name:15}[/] {config:23} {objective.paper}", highlight=False)
+        console.print(Padding(said, (0, 0, 0, 4)), highlight=False)
