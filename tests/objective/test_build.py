@@ -16,7 +16,9 @@ from occinv.objective.base import Objective, Setting, build
 
 
 def setting(num_classes: int = 3) -> Setting:
-    return Setting(vit.build(schema.Encoder(name="micro", patch_size=8), 32), num_classes, 100)
+    return Setting(
+        vit.build(schema.Encoder(name="micro", patch_size=8, depth=6), 32), num_classes, 100
+    )
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
