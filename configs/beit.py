@@ -35,11 +35,18 @@ def get_config(variant: str = "imagenet") -> ConfigDict:
         "mask_ratio": 75 / 196,
         "smallest_block": SMALLEST_BLOCK[variant],
     }
-    if variant == "imagenet":  # a few hundred steps are too few to learn these from nothing
-        config.encoder.update({"relative_position": "shared", "layer_scale": 0.1})
-        config.encoder.drop_path = 0.1
+    return published(config, variant, epochs=300, drop_path=0.1, layer_scale=0.1)
+
+
+def published(
+    config: ConfigDict, variant: str, epochs: int, drop_path: float, layer_scale: float
+) -> ConfigDict:
+    """What the official commands of BEiT and data2vec share."""
+    if variant == "imagenet":  # a few hundred steps are too few to learn the first two from nothing
+        config.encoder.update({"relative_position": "shared", "layer_scale": layer_scale})
+        config.encoder.drop_path = drop_path
         config.data.crop_scale = (0.08, 1.0)
-        config.train.update({"batch_size": 2048, "duration": {"epochs": 300}})
+        config.train.update({"batch_size": 2048, "duration": {"epochs": epochs}})
         config.optimizer.update({"warmup": {"epochs": 10}, "min_lr": 1e-5})
     config.optimizer.update({"betas": (0.9, 0.999), "clip_norm": 3.0})
     return config

@@ -12,7 +12,7 @@ hundred to a few thousand steps, and their copy is faster by as much. Variants: 
 
 from ml_collections import ConfigDict
 
-from configs.beit import SMALLEST_BLOCK
+from configs.beit import SMALLEST_BLOCK, published
 from configs.pretraining import pretraining
 from configs.scales import VARIANTS
 
@@ -32,11 +32,4 @@ def get_config(variant: str = "imagenet") -> ConfigDict:
         "beta": 2.0,
         "momentum": MOMENTUM[variant],
     }
-    if variant == "imagenet":  # a few hundred steps are too few to learn these from nothing
-        config.encoder.update({"relative_position": "shared", "layer_scale": 1e-4})
-        config.encoder.drop_path = 0.25
-        config.data.crop_scale = (0.08, 1.0)
-        config.train.update({"batch_size": 2048, "duration": {"epochs": 800}})
-        config.optimizer.update({"warmup": {"epochs": 10}, "min_lr": 1e-5})
-    config.optimizer.update({"betas": (0.9, 0.999), "clip_norm": 3.0})
-    return config
+    return published(config, variant, epochs=800, drop_path=0.25, layer_scale=1e-4)

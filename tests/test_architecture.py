@@ -31,6 +31,7 @@ LAYERS = (
     "report",
     "progress",
     "reproduce",
+    "arguments",
     "cli",
     "__main__",  # python -m occinv
     "__init__",  # occinv itself: load_encoder

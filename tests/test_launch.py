@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from occinv.cli import make_parser
+from occinv.arguments import make_parser
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(p for p in (REPOSITORY / "launch").iterdir() if p.is_file())

@@ -142,15 +142,24 @@ class RelativePosition(NamedTuple):
 
 
 class LayerScale(nn.Module):
-    """A learnt factor for each channel, `start` in the beginning."""
+    """A learnt factor for each channel, `start` in the beginning; None: there is none."""
 
-    start: float
+    start: float | None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, n, D] to itself."""
+        if self.start is None:
+            return x
         init = nn.initializers.constant(self.start)
         return x * self.param("scale", init, x.shape[-1:]).astype(x.dtype)
+
+
+def branch_keys(
+    keys: jax.Array | None, layer: jax.Array
+) -> tuple[jax.Array | None, jax.Array | None]:
+    """Keys [B] for the two branches of block number `layer`; None draws nothing."""
+    return (None, None) if keys is None else (fold(keys, 2 * layer), fold(keys, 2 * layer + 1))
 
 
 def drop_path(keys: jax.Array | None, branch: jax.Array, rate: jax.Array) -> jax.Array:
@@ -189,20 +198,16 @@ class Block(nn.Module):
         """[B, n, D] to itself, twice: carried on, and collected as this block's features."""
         # Looked up in each block by itself: the bias of all of them would be a large array.
         bias = None if table is None else jnp.moveaxis(table[offsets], -1, 1)
-        attention_keys = mlp_keys = None
-        if keys is not None:
-            attention_keys, mlp_keys = fold(keys, 2 * layer), fold(keys, 2 * layer + 1)
+        attention_keys, mlp_keys = branch_keys(keys, layer)
         branch = Attention(self.heads, self.dtype, name="attention")(
             layer_norm("norm1", self.dtype)(x), bias
         )
-        if self.layer_scale is not None:
-            branch = LayerScale(self.layer_scale, name="scale1")(branch)
+        branch = LayerScale(self.layer_scale, name="scale1")(branch)
         x = x + drop_path(attention_keys, branch, rate)
         branch = Mlp(4 * x.shape[-1], self.gelu, self.dtype, name="mlp")(
             layer_norm("norm2", self.dtype)(x)
         )
-        if self.layer_scale is not None:
-            branch = LayerScale(self.layer_scale, name="scale2")(branch)
+        branch = LayerScale(self.layer_scale, name="scale2")(branch)
         x = x + drop_path(mlp_keys, branch, rate)
         return x, x
 

@@ -25,7 +25,6 @@ SIZES = {  # width, depth, heads
 }
 PixelRange = Literal["imagenet", "half"]
 TOKEN_INIT = nn.initializers.normal(0.02)
-DEFAULT = Layout()
 
 
 class Features(NamedTuple):
@@ -172,7 +171,7 @@ def build(
     encoder: schema.Encoder,
     image_size: int,
     dtype: Any = jnp.float32,
-    layout: Layout = DEFAULT,
+    layout: Layout | None = None,
 ) -> ViT:
     """The ViT that a config's `encoder` section describes. Raises UserError if it cannot be."""
     width, depth, heads = SIZES[encoder.name]
@@ -195,5 +194,5 @@ def build(
         gelu=encoder.gelu,
         pixel_range=encoder.pixel_range,
         dtype=dtype,
-        layout=layout,
+        layout=layout or Layout(),
     )

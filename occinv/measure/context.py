@@ -15,6 +15,7 @@ from occinv.encoder.blocks import (
     LayerScale,
     Layout,
     Mlp,
+    branch_keys,
     drop_path,
     layer_norm,
 )
@@ -76,16 +77,12 @@ class RegressorBlock(nn.Module):
         keys: jax.Array | None,
     ) -> tuple[jax.Array, None]:
         """Latents [B, R, D] to themselves; positions of the context and of the latents."""
-        attention_keys = mlp_keys = None
-        if keys is not None:
-            attention_keys, mlp_keys = fold(keys, 2 * layer), fold(keys, 2 * layer + 1)
+        attention_keys, mlp_keys = branch_keys(keys, layer)
 
         def norm(name: str, x: jax.Array) -> jax.Array:
             return layer_norm(f"norm_{name}", self.dtype)(x)
 
         def scaled(name: str, branch: jax.Array) -> jax.Array:
-            if self.layer_scale is None:
-                return branch
             return LayerScale(self.layer_scale, name=f"scale_{name}")(branch)
 
         everything = jnp.concatenate([context, x], axis=1)

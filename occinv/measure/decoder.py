@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from occinv.encoder.blocks import XAVIER, Blocks, Layout, layer_norm
 from occinv.encoder.position import sincos
-from occinv.encoder.vit import TOKEN_INIT
+from occinv.encoder.vit import TOKEN_INIT, ViT
 
 
 class Decoder(nn.Module):
@@ -54,6 +54,19 @@ class Decoder(nn.Module):
         x = layer_norm("norm", self.dtype)(x)
         predict = nn.Dense(self.patch_values, kernel_init=XAVIER, dtype=self.dtype, name="predict")
         return predict(x)[:, 1:].astype(jnp.float32)
+
+
+def decoder_of(encoder: ViT, width: int, depth: int, heads: int, dtype: Any) -> Decoder:
+    """d for the patches of `encoder`, laid out as it is."""
+    return Decoder(
+        num_patches=encoder.num_patches,
+        patch_values=3 * encoder.patch_size**2,
+        width=width,
+        depth=depth,
+        heads=heads,
+        dtype=dtype,
+        layout=encoder.layout,
+    )
 
 
 def restore(tokens: jax.Array, visible: jax.Array, missing: jax.Array) -> jax.Array:

@@ -46,7 +46,7 @@ class ContextAutoencoder(TokenPrediction):
 
     @property
     def axes(self) -> Axes:
-        first = super().axes.t1
+        first, _ = self.occlusion
         target = f"{self.tokenizer['name']} ids, f without gradient"
         return Axes(first, "the complement", target, "cross-entropy, latent L2")
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from occinv.data.batch import Batch
 from occinv.encoder.patches import patchify, unpatchify
 from occinv.encoder.vit import Features
-from occinv.measure.decoder import Decoder
+from occinv.measure.decoder import Decoder, decoder_of
 from occinv.measure.losses import normalise_patches, patch_distance, patch_statistics
 from occinv.objective.base import Axes, Objective, Params, State, occlusion
 from occinv.transform.colour import ColourJitter
@@ -76,15 +76,8 @@ class MaskedAutoencoder(Objective):
     @property
     def decoder(self) -> Decoder:
         """d."""
-        return Decoder(
-            num_patches=self.encoder.num_patches,
-            patch_values=3 * self.encoder.patch_size**2,
-            width=self.decoder_width,
-            depth=self.decoder_depth,
-            heads=self.decoder_heads,
-            dtype=self.setting.dtype,
-            layout=self.encoder.layout,
-        )
+        sizes = self.decoder_width, self.decoder_depth, self.decoder_heads
+        return decoder_of(self.encoder, *sizes, self.setting.dtype)
 
     def init(self, key: jax.Array, encoder: Params | None = None) -> tuple[Params, State]:
         encoder_key, decoder_key = jax.random.split(key)

@@ -10,44 +10,37 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from occinv.data.batch import Batch
-from occinv.encoder.vit import TOKEN_INIT, Features, ViT
+from occinv.encoder.vit import TOKEN_INIT, Features
 from occinv.measure.losses import cosine, smooth_l1
-from occinv.objective.base import Axes, Objective, Params, State
+from occinv.objective.base import Axes, Params, State
+from occinv.objective.blockwise_masking import BlockwiseMasking
 from occinv.objective.ema import moved
 from occinv.schema import UserError
-from occinv.transform.colour import ColourJitter
-from occinv.transform.keys import split
-from occinv.transform.masking import blockwise_visible, kept_patches, visible_ids
-from occinv.transform.view import View, normalise, whole
+from occinv.transform.view import View
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TeacherRegression(Objective):
+class TeacherRegression(BlockwiseMasking):
     """Smoothed L1 of q(f(x ⊙ M)) to norm(mean_k norm(f'_k(x))), of the removed patches.
 
     f' is an EMA copy of f, f'_k the output of its k-th block, norm a layer norm without parameters,
     q one linear layer (`engine_for_cyclical.py` of the official code).
 
     Attributes:
-      mask_ratio: of patches that T1 removes; they enter f as a learnable token.
-      smallest_block: in patches, of those that are removed at once.
       target_blocks: so many of the last blocks make the target.
       beta: where smoothed L1 turns from squared to absolute.
       momentum: of the EMA, which moves before the forward pass.
-      colour: the jitter of the whole image before all else, or None.
     """
 
     mask_ratio: float = 120 / 196
-    smallest_block: int = 16
     target_blocks: int = 6
     beta: float = 2.0
     momentum: float = 0.9998
-    colour: ColourJitter | None = ColourJitter(hue=0.0, probability=1.0, grey=0.0)
 
     paper: ClassVar[str] = "Baevski et al. 2022, arXiv:2202.03555"
 
     def __post_init__(self) -> None:
-        kept_patches(self.encoder.num_patches, self.mask_ratio)
+        super().__post_init__()
         if not 0 < self.target_blocks <= self.encoder.depth:
             raise UserError(
                 f"objective.target_blocks={self.target_blocks}, expected 1 to "
@@ -58,22 +51,8 @@ class TeacherRegression(Objective):
 
     @property
     def axes(self) -> Axes:
-        colour = "" if self.colour is None else ", colour"
-        return Axes(
-            f"{self.mask_ratio:.0%} removed in blocks{colour}",
-            f"identity{colour}",
-            f"EMA encoder, mean of {self.target_blocks} blocks",
-            "smoothed L1",
-        )
-
-    @property
-    def for_evaluation(self) -> Objective:
-        return dataclasses.replace(self, colour=None)
-
-    @property
-    def encoder(self) -> ViT:
-        """f, with a learnable token for removed patches."""
-        return self.setting.encoder.clone(mask_token=True)
+        target = f"EMA encoder, mean of {self.target_blocks} blocks"
+        return Axes(*self.occlusion, target, "smoothed L1")
 
     @property
     def predictor(self) -> nn.Dense:
@@ -95,17 +74,6 @@ class TeacherRegression(Objective):
         online = {"encoder": params["encoder"]}
         return {"target": moved(state["target"], online, self.momentum)}
 
-    def transform(self, pixels: jax.Array, keys: jax.Array) -> tuple[View, ...]:
-        """The jittered image without its removed patches, and the whole of it."""
-        mask_keys, colour_keys = split(keys, 2)
-        if self.colour is not None:
-            pixels = self.colour(colour_keys, pixels)
-        count = self.encoder.num_patches
-        kept = kept_patches(count, self.mask_ratio)
-        visible = blockwise_visible(mask_keys, count, kept, self.smallest_block)
-        image = normalise(pixels)
-        return View(image, visible, kept), whole(image, count)
-
     def target(self, params: Params, state: State, view: View, batch: Batch, keys: Any) -> Any:
         """The last blocks of f', through which no gradient flows: float32 [B, N, D]."""
         del params, batch, keys
@@ -121,7 +89,7 @@ class TeacherRegression(Objective):
         `spread`, their deviation over the patches of an image, goes to 0 where f collapses.
         """
         del state, view2
-        removed = visible_ids(~view1.visible, self.encoder.num_patches - view1.kept)[..., None]
+        removed = self.removed(view1)[..., None]
         tokens = jnp.take_along_axis(z1.tokens[:, 1:], removed, axis=1)
         predicted: Any = self.predictor.apply({"params": params["predictor"]}, tokens)
         predicted = predicted.astype(jnp.float32)

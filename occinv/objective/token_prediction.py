@@ -11,63 +11,39 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from occinv.data.batch import Batch
-from occinv.encoder.vit import TOKEN_INIT, Features, ViT
+from occinv.encoder.vit import TOKEN_INIT, Features
 from occinv.measure.losses import cross_entropy
-from occinv.objective.base import Axes, Objective, Params, State
+from occinv.objective.base import Axes, Params, State
+from occinv.objective.blockwise_masking import BlockwiseMasking
 from occinv.tokenizer.base import Images, Read, Tokenizer, build
-from occinv.transform.colour import ColourJitter
-from occinv.transform.keys import split
-from occinv.transform.masking import blockwise_visible, kept_patches, visible_ids
-from occinv.transform.view import View, denormalise, normalise, whole
+from occinv.transform.view import View, denormalise
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenPrediction(Objective):
+class TokenPrediction(BlockwiseMasking):
     """-log p(ids(x) | f(x ⊙ M)) of the removed patches, which enter f as a learnable token.
 
     Attributes:
       tokenizer: `name` (kmeans, vq or dalle) and the fields of that class in occinv/tokenizer.
-      mask_ratio: of patches that T1 removes.
-      smallest_block: in patches, of those that are removed at once.
-      colour: the jitter of the whole image before all else, or None.
     """
 
     tokenizer: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "kmeans"})
-    mask_ratio: float = 75 / 196
-    smallest_block: int = 16
-    colour: ColourJitter | None = ColourJitter(hue=0.0, probability=1.0, grey=0.0)
 
     framework: ClassVar[str] = "reconstructive"
     paper: ClassVar[str] = "Bao et al. 2022, arXiv:2106.08254"
 
     def __post_init__(self) -> None:
-        kept_patches(self.encoder.num_patches, self.mask_ratio)
+        super().__post_init__()
         self.codebook  # noqa: B018 (raises if it cannot be)
 
     @property
     def axes(self) -> Axes:
-        colour = "" if self.colour is None else ", colour"
-        t1 = f"{self.mask_ratio:.0%} removed in blocks{colour}"
-        return Axes(t1, f"identity{colour}", f"{self.tokenizer['name']} ids", "cross-entropy")
-
-    @property
-    def for_evaluation(self) -> Objective:
-        return dataclasses.replace(self, colour=None)
+        return Axes(*self.occlusion, f"{self.tokenizer['name']} ids", "cross-entropy")
 
     @property
     def codebook(self) -> Tokenizer:
         """The tokenizer; its parameters are part of the state."""
         return build(self.tokenizer, self.encoder.image_size, self.encoder.patch_size)
-
-    @property
-    def encoder(self) -> ViT:
-        """f, with a learnable token for removed patches."""
-        return self.setting.encoder.clone(mask_token=True)
-
-    @property
-    def kept(self) -> int:
-        """How many patches T1 keeps."""
-        return kept_patches(self.encoder.num_patches, self.mask_ratio)
 
     @property
     def head(self) -> nn.Dense:
@@ -87,16 +63,6 @@ class TokenPrediction(Objective):
         obtain = self.codebook.obtain(read, images)
         return lambda state: {**state, "tokenizer": obtain()}
 
-    def transform(self, pixels: jax.Array, keys: jax.Array) -> tuple[View, ...]:
-        """The jittered image without its removed patches, and the whole of it."""
-        mask_keys, colour_keys = split(keys, 2)
-        if self.colour is not None:
-            pixels = self.colour(colour_keys, pixels)
-        count = self.encoder.num_patches
-        visible = blockwise_visible(mask_keys, count, self.kept, self.smallest_block)
-        image = normalise(pixels)
-        return View(image, visible, self.kept), whole(image, count)
-
     def target(self, params: Params, state: State, view: View, batch: Batch, keys: Any) -> Any:
         """The ids, int32 [B, N]."""
         del params, batch, keys
@@ -111,10 +77,6 @@ class TokenPrediction(Objective):
         tokens = jnp.take_along_axis(z1.tokens[:, 1:], removed[..., None], axis=1)
         logits: Any = self.head.apply({"params": params["head"]}, tokens)
         return token_loss(logits.astype(jnp.float32), jnp.take_along_axis(z2, removed, axis=1))
-
-    def removed(self, view: View) -> jax.Array:
-        """int32 [B, N - kept]: where the patches are that a view lacks."""
-        return visible_ids(~view.visible, self.encoder.num_patches - view.kept)
 
 
 def token_loss(logits: jax.Array, ids: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:

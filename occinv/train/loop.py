@@ -328,6 +328,7 @@ def make_evaluation(run: Run) -> Callable[[TrainState], dict[str, float]]:
     objective = run.objective.for_evaluation
 
     def sums_of(params: Any, state: Any, batch: Batch, number: jax.Array) -> dict[str, jax.Array]:
+        params, state = objective.encoder.layout.ready((params, state))
         # The same masks each time: what changes between evaluations is the model.
         keys = image_keys(jax.random.key(0), number, batch.label.shape[0])
         return objective.evaluate(params, state, batch, keys)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from occinv import configuration, schema
-from occinv.cli import make_parser
+from occinv.arguments import make_parser
 from occinv.encoder import vit
 from occinv.objective.base import Objective, Setting, build
 from occinv.reproduce.definition import COLUMNS, SCALES, Row, Table

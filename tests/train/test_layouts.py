@@ -19,7 +19,7 @@ from occinv.encoder import vit
 from occinv.encoder.blocks import Layout
 from occinv.objective.base import Setting, build
 from occinv.train.checkpoints import Checkpoints
-from occinv.train.loop import prepare, rest_of, start_or_resume
+from occinv.train.loop import make_evaluation, prepare, rest_of, start_or_resume
 from occinv.train.step import init_state, make_step
 
 BATCH, SIZE = 16, 8
@@ -92,10 +92,10 @@ def test_a_step_is_the_same(
 def test_a_run_goes_on_with_its_state_shared_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Saved with the state on each device, it is read back with a quarter on each."""
+    """Saved with the state on each device, it is read back with a quarter on each, evaluated."""
     monkeypatch.setattr(parallel, "SHARDED_FROM", 1)
     spec, *given = tiny("mae", make_images(tmp_path / "images"))[1:]
-    states = []
+    states, evaluated = [], []
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         for fsdp in (1, 4):
             run = prepare(schema.resolve(load(spec, [*given, *overrides(f"train.fsdp={fsdp}")])))
@@ -103,8 +103,11 @@ def test_a_run_goes_on_with_its_state_shared_otherwise(
             checkpoints.save(0, {"params": state.params, "rest": rest_of(state)}, {})
             checkpoints.wait()
             states.append(state)
+            evaluated.append(make_evaluation(run)(state))
     whole, quarters = states
     jax.tree.map(np.testing.assert_array_equal, *map(jax.device_get, states))
+    assert evaluated[0]["loss"] > 0
+    assert evaluated[1] == pytest.approx(evaluated[0], rel=1e-5)
     kernel = ("encoder", "patch_embed", "kernel")
     parts = [
         functools.reduce(lambda tree, name: tree[name], kernel, s.params).addressable_shards[0]
