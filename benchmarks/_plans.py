@@ -33,6 +33,8 @@ ROWS = {
     "R-MAE": ("rmae", ()),
     "MoCo v3": ("mocov3", IN_BLOCKS),
     "DINO": ("dino", ()),
+    "BEiT": ("beit", ()),
+    "CAE": ("cae", ()),
     "supervised": ("supervised", ()),
     "fine-tuning": ("finetune", ()),
     "linear probe": ("linear", ()),

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -147,6 +148,15 @@ def start_python(
 def start(arguments: Sequence[str], **variables: Any) -> subprocess.Popen[str]:
     """`python -m occinv …` as `start_python`."""
     return start_python(["-m", "occinv", *arguments], **variables)
+
+
+def start_several(count: int, arguments: Sequence[str]) -> list[subprocess.Popen[str]]:
+    """`python -m occinv …` as so many processes that work together, of one device each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        coordinator = f"localhost:{free.getsockname()[1]}"
+    together = ["--coordinator", coordinator, "--num-processes", str(count), "--process-id"]
+    return [start([*arguments, *together, str(i)]) for i in range(count)]
 
 
 @contextlib.contextmanager

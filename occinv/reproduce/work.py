@@ -17,6 +17,7 @@ import jax
 from rich.console import Console
 
 from occinv.evaluate import run as measure
+from occinv.parallel import from_first_process
 from occinv.progress import Progress
 from occinv.report.html import write_html
 from occinv.report.table import print_table
@@ -138,7 +139,8 @@ def take(trial: Trial, progress: Progress) -> bool:
 
     Raises Stopped, and UserError where other trainings have been done in the trial's place.
     """
-    if trial.is_done:
+    # Another worker may finish it at this very moment: all processes must see the same.
+    if from_first_process(lambda: int(trial.is_done)):
         for stage in trial.stages.values():
             check_same(stage.workdir, stage.experiment)
         progress.done(trial.cost)

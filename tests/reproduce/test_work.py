@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from tiny_runs import ENCODER, HEADS, make_images, start
+from tiny_runs import ENCODER, HEADS, make_images, start, start_several
 
 from occinv.cli import main
 from occinv.progress import Progress
@@ -123,6 +123,22 @@ def test_two_workers_at_once(
     assert table(folder) == table(whole)
     for row in ROWS:  # each trained by one of them
         assert sorted(f"{row}, pretraining: step 8" in text for text in shown) == [False, True]
+
+
+def test_on_two_processes_it_is_the_table_of_one(
+    whole: Path, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first, second = start_several(2, [word.replace(",".join(ROWS), ROWS[1]) for word in arguments])
+    shown = ended(first)
+    assert "mean of patch tokens" in shown and "mean of patch tokens" not in ended(second)
+    ours, theirs = (
+        jax.tree.leaves(table(folder)["rows"][row]) for folder, row in ((tmp_path, 0), (whole, 1))
+    )
+    assert len(ours) > 20
+    for value, expected in zip(ours, theirs, strict=True):
+        is_text = isinstance(expected, str)
+        assert value == (expected if is_text else pytest.approx(expected, rel=1e-3, abs=1e-6))
 
 
 def test_a_finished_table_runs_nothing(

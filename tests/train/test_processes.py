@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_runs import losses, make_images, overrides, run, start, toy_config
+from tiny_runs import losses, make_images, overrides, run, start_several, toy_config
 
 from occinv import parallel
 from occinv.cli import main
@@ -39,12 +38,8 @@ def long_losses(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) 
 
 def begin(count: int, arguments: list[str], workdir: Path, *fields: str) -> list[subprocess.Popen]:
     """`occinv train` on so many processes of one device each."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        coordinator = f"localhost:{free.getsockname()[1]}"
     command = ["train", *arguments, *overrides(*fields), "--workdir", str(workdir)]
-    several = ["--coordinator", coordinator, "--num-processes", str(count)]
-    return [start([*command, *several, "--process-id", str(i)]) for i in range(count)]
+    return start_several(count, command)
 
 
 def ended(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
