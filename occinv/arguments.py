@@ -129,6 +129,7 @@ def make_parser() -> argparse.ArgumentParser:
             )
             measure.add_argument("--removed", choices=("drop", "mask_token"), default="drop",
                                  help="how removed patches enter the encoder")  # fmt: skip
+        _add_processes(measure)
 
     reproduce = commands.add_parser("reproduce", help="a table of the paper, as one command",
                                     epilog=_REPRODUCE, formatter_class=form)  # fmt: skip

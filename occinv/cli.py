@@ -77,7 +77,7 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     from occinv.train.loop import NonFinite, train
 
     console = _join(options)
-    say = functools.partial(console.print, highlight=False, soft_wrap=True)
+    say = functools.partial(console.print, soft_wrap=True)
     try:
         with Progress(console=console) as progress:
             outcome = train(experiment, options.workdir, progress.stage(options.workdir.name))
@@ -147,28 +147,30 @@ def _plan(options: argparse.Namespace, overrides: list[str]) -> int:
 def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
     from occinv.evaluate import run
 
+    console = _join(options)
+    say = functools.partial(console.print, soft_wrap=True)
     chosen: dict[str, Any] = {"source": options.source}
     if options.measure == "knn":
         for name in ("num_images", "neighbours", "temperature", "pooling"):
             chosen[name] = getattr(options, name)
         found = run.evaluate_knn(options.workdir, **chosen)
-        print(
+        say(
             f"{options.workdir}: top-1 {100 * found['top1']:.1f} %, top-5 "
             f"{100 * found['top5']:.1f} %, by {found['neighbours']} neighbours among "
             f"{found['training_images']} images; {found['images']} held out"
         )
         return 0
     if options.measure == "attention":
-        print(run.evaluate_attention(options.workdir, options.count, block=options.block, **chosen))
+        say(run.evaluate_attention(options.workdir, options.count, block=options.block, **chosen))
         return 0
     chosen["seed"] = options.seed
     if options.measure == "reconstruct":
-        print(run.evaluate_reconstruct(options.workdir, options.count, **chosen))
+        say(run.evaluate_reconstruct(options.workdir, options.count, **chosen))
         return 0
     chosen["num_images"] = options.num_images
     if options.measure == "psnr":
         found = run.evaluate_psnr(options.workdir, **chosen)
-        print(
+        say(
             f"{options.workdir}: {found['whole']:.2f} dB (visible patches pasted), "
             f"{found['removed']:.2f} dB over removed patches alone; {found['images']} images"
         )
@@ -176,11 +178,12 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
     found = run.evaluate_cka(
         options.workdir, tokens=options.tokens, removed=options.removed, **chosen
     )
-    from occinv.report.figures import save_cka
-    from occinv.report.table import print_cka
+    if not console.quiet:
+        from occinv.report.figures import save_cka
+        from occinv.report.table import print_cka
 
-    print_cka(found["models"])
-    print(save_cka(found["models"], run.folder(options.workdir[0]) / "cka.png"))
+        print_cka(found["models"])
+        say(save_cka(found["models"], run.folder(options.workdir[0]) / "cka.png"))
     return 0
 
 
@@ -198,7 +201,7 @@ def _join(options: argparse.Namespace) -> Any:
     if options.distributed or given != (None, None, None):
         parallel.join(*given)
     if jax.process_index() == 0:
-        return Console()
+        return Console(highlight=False, markup=False)  # it shows paths and errors, as they are
     logging.getLogger("occinv").setLevel(logging.WARNING)
     return Console(quiet=True)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
-from tiny_runs import make_images, tiny
+from tiny_runs import make_images, start_several, tiny
 
 from occinv.cli import main
 from occinv.evaluate import knn as module
@@ -72,6 +72,8 @@ def test_a_run_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(evaluate) == 0
     said = capsys.readouterr().out
     assert "by 3 neighbours among 24 images; 12 held out" in said
+    first, second = (p.communicate(timeout=200) for p in start_several(2, evaluate))
+    assert said in first[0] and "neighbours" not in second[0], (first, second)
     # Dark and light images: even random features tell them apart. The last batch is padded.
     found = evaluate_knn(run, neighbours=3, pooling="class", batch_size=8)
     assert found["top1"] == 1.0 and found["top5"] == 1.0
