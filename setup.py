@@ -23,7 +23,6 @@ setup(
         "flax>=0.12.8",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",
-        "dm-pix>=0.4.5",
         "clu>=0.0.12",
         # Data and configs. tensorflow-datasets needs importlib_resources to read a prepared data
         # set without TensorFlow, and does not ask for it.

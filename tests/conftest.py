@@ -17,20 +17,16 @@ if "jax" in sys.modules:
 for name in [name for name in os.environ if name.startswith("JAX_")]:
     del os.environ[name]  # the user's settings; tests see JAX's defaults but for these:
 # Compiling is most of the time of the tests, and the newer emitters of fused loops are half of it;
-# JAX 0.10 can do without them. At level 0, XLA of JAX 0.12 gives wrong pixels for a colour jitter
-# with one image on each of eight CPU devices; JAX 0.10 does not.
-QUICK_TO_COMPILE = (
-    ["--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false"]
-    if metadata.version("jax") < "0.11"
-    else ["--xla_backend_optimization_level=1"]
-)
+# JAX 0.10 can do without them.
+FUSED_LOOPS = ["--xla_cpu_use_fusion_emitters=false"] if metadata.version("jax") < "0.11" else []
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
         "--xla_llvm_disable_expensive_passes=true",
-        *QUICK_TO_COMPILE,
+        "--xla_backend_optimization_level=0",
+        *FUSED_LOOPS,
     ]
 ).strip()
 os.environ["MPLBACKEND"] = "Agg"
