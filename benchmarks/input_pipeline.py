@@ -129,30 +129,12 @@ def without_fast_resize(encoded: bytes, number: int) -> Pixels:
         return by_occinv(encoded, number)
 
 
-def scaled(encoded: bytes, number: int, spare: float = 1.0) -> Pixels:
-    """Decoded at 1/2, 1/4 or 1/8 where the crop is `spare` times larger than needed even then."""
-    import cykooz_resizer as fast
-
-    height, width, _, _ = simplejpeg.decode_jpeg_header(encoded)
-    box, is_mirrored = box_of(width, height, number)
-    shorter = min(box[2] - box[0], box[3] - box[1])
-    factor = max(f for f in (1, 2, 4, 8) if f == 1 or shorter >= f * spare * SIZE)
-    image = simplejpeg.decode_jpeg(
-        encoded, min_height=height // factor, min_width=width // factor, min_factor=factor
-    )
-    if factor == 1:
-        resized = crop.resize(image[box[1] : box[3], box[0] : box[2]], SIZE, SIZE)
-    else:  # the box lies between the pixels
-        left, top, right, bottom = (edge / factor for edge in box)
-        whole = fast.ImageData(*image.shape[1::-1], fast.PixelType.U8x3, image.tobytes())
-        part = fast.ImageData(SIZE, SIZE, fast.PixelType.U8x3)
-        options = fast.ResizeOptions(
-            fast.ResizeAlg.convolution(fast.FilterType.catmull_rom),
-            crop_box=fast.CropBox(left, top, right - left, bottom - top),
-        )
-        fast.Resizer().resize(whole, part, options)
-        resized = np.frombuffer(part.get_buffer(), np.uint8).reshape(SIZE, SIZE, 3)
-    return crop._mirrored(resized) if is_mirrored else resized
+def scaled(encoded: bytes, number: int) -> Pixels:
+    """The way of `TrainLoader` with `data.scaled_decoding`."""
+    rng = _crop_generator(0, number)
+    crops = crop.RandomCrops([crop.Crop(SIZE)], rng, (0.2, 1.0), (3 / 4, 4 / 3), 0.5)
+    (cropped,) = crops.cut(decode.decode_rgb(io.BytesIO(encoded), reduction=crops.reduction))
+    return cropped
 
 
 def by_opencv(encoded: bytes, number: int) -> Pixels:
@@ -171,11 +153,9 @@ WAYS: dict[str, Callable[[bytes, int], Pixels]] = {
     "Pillow": by_pillow,
     "Pillow, to float and normalised": by_pillow_to_float,
     "occinv": by_occinv,
+    "occinv, data.scaled_decoding": scaled,
     "occinv, resize by Pillow": without_fast_resize,
 }
-if crop.HAS_VECTORISED_RESIZE:
-    WAYS["tried: JPEG scaled decoding"] = scaled
-    WAYS["tried: the same, twice the pixels"] = functools.partial(scaled, spare=2.0)
 if importlib.util.find_spec("cv2"):
     WAYS["tried: OpenCV"] = by_opencv
 
@@ -283,9 +263,9 @@ class Repeated:
     def expect(self, indices: Sequence[int]) -> None:
         """Nothing has to be fetched."""
 
-    def read(self, index: int) -> Sample:
-        encoded = self.encoded[index % len(self.encoded)]
-        return Sample(decode.decode_rgb(io.BytesIO(encoded)), -1, index)
+    def read(self, index: int, reduction: decode.Reduction | None = None) -> Sample:
+        encoded = io.BytesIO(self.encoded[index % len(self.encoded)])
+        return Sample(decode.decode_rgb(encoded, reduction=reduction), -1, index)
 
 
 def loader(source: Source, num_threads: int, batch_size: int = 32) -> TrainLoader:
@@ -330,7 +310,7 @@ def without_native_code(encoded: list[bytes]) -> Iterator[None]:
     image = decode.decode_rgb(io.BytesIO(encoded[0]))
     small = crop.resize(image, SIZE, SIZE)
     with (
-        mock.patch.object(decode.simplejpeg, "decode_jpeg", lambda *_: image),
+        mock.patch.object(decode.simplejpeg, "decode_jpeg", lambda *_, **__: image),
         mock.patch.object(crop, "resize", lambda *_: small),
     ):
         yield

@@ -80,6 +80,7 @@ class Data:
     image_size: int = 224  # pixels a side
     crop_scale: tuple[float, float] = (0.2, 1.0)  # area of the random resized crop; (1, 1): none
     flip: bool = True
+    scaled_decoding: bool = False  # training: large JPEGs are decoded smaller: docs/data.md
     rand_augment: bool = False  # of the first crop in training, as MAE fine-tunes: data/augment.py
     resize_ratio: float = 0.875  # evaluation: the short side becomes image_size / resize_ratio
     classes: str | None = None  # only these: imagenet100, a file of names, or names and commas

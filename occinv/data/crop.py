@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib.util
 import math
 import threading
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 
 # No wheel of it: Linux on ARM.
 HAS_VECTORISED_RESIZE = importlib.util.find_spec("cykooz_resizer") is not None
@@ -56,16 +59,20 @@ class _Resizer(threading.local):
         self._options = fast.ResizeOptions(catmull_rom, use_alpha=False)
         self._resize = fast.Resizer().resize
         self._image = fast.ImageData
+        self._box = fast.CropBox
         self._rgb = fast.PixelType.U8x3
 
-    def __call__(self, image: np.ndarray, width: int, height: int) -> np.ndarray:
+    def __call__(self, image: np.ndarray, width: int, height: int, box: Box) -> np.ndarray:
         rows, columns = image.shape[:2]
+        left, top, right, bottom = box
         whole = self._image(columns, rows, self._rgb, image.tobytes())
         narrow = self._image(width, rows, self._rgb)
         resized = self._image(width, height, self._rgb)
         # The width first, in a call of its own, as Pillow up to 12 does. The other order cuts off
         # what overshoots 0..255 in between elsewhere: 20 levels at sharp edges.
+        self._options.crop_box = self._box(left, 0, right - left, rows)
         self._resize(whole, narrow, self._options)
+        self._options.crop_box = self._box(0, top, width, bottom - top)
         self._resize(narrow, resized, self._options)
         return np.frombuffer(resized.get_buffer(), np.uint8).reshape(height, width, 3)
 
@@ -73,7 +80,7 @@ class _Resizer(threading.local):
 _resizer = _Resizer() if HAS_VECTORISED_RESIZE else None
 
 
-def resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
+def resize(image: np.ndarray, width: int, height: int, box: Box | None = None) -> np.ndarray:
     """The image at another size: Pillow's bicubic resize with antialiasing, several times faster.
 
     At most 2 levels of 255 from that of Pillow up to 12 in any value, 0.02 in the mean. (Pillow 13
@@ -81,12 +88,16 @@ def resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
     the faster library has no wheel, Pillow does the work, in the same order.
 
     image: uint8 [H, W, 3].  Returns: uint8 [height, width, 3].
+    box: what of the image is shown, its edges perhaps between two pixels; None: all of it. The
+      filter sees pixels outside of it too.
     """
+    rows, columns = image.shape[:2]
+    left, top, right, bottom = box = box or (0, 0, columns, rows)
     if _resizer is None:
         bicubic = Image.Resampling.BICUBIC
-        narrow = Image.fromarray(image).resize((width, image.shape[0]), bicubic)
-        return np.asarray(narrow.resize((width, height), bicubic))
-    return _resizer(image, width, height)
+        narrow = Image.fromarray(image).resize((width, rows), bicubic, (left, 0, right, rows))
+        return np.asarray(narrow.resize((width, height), bicubic, (0, top, width, bottom)))
+    return _resizer(image, width, height, box)
 
 
 def _mirrored(image: np.ndarray) -> np.ndarray:
@@ -95,6 +106,65 @@ def _mirrored(image: np.ndarray) -> np.ndarray:
     for channel in range(3):
         mirrored[..., channel] = image[:, ::-1, channel]
     return mirrored
+
+
+class RandomCrops:
+    """Random crops of one image, each drawn as by random_resized_crop, before it is decoded.
+
+    Where they lie depends on the image's own size and on `rng`, never on how many times smaller
+    it is then decoded.
+    """
+
+    def __init__(
+        self,
+        crops: Sequence[Crop],
+        rng: np.random.Generator,
+        scale: tuple[float, float],
+        ratio: tuple[float, float],
+        flip: float,
+    ):
+        self._crops = crops
+        self._rng = rng
+        self._scale = scale
+        self._ratio = ratio
+        self._flip = flip
+        self._size: tuple[int, int] | None = None
+        self._reduction = 1
+        self._placed: list[tuple[int, tuple[int, int, int, int], bool]] = []
+
+    def reduction(self, width: int, height: int) -> int:
+        """Draws the crops of an image of this size, which may then be decoded smaller.
+
+        Returns: how many times: the largest of 1, 2, 4 and 8 that leaves each crop the pixels it
+        needs.
+        """
+        self._size = width, height
+        spare = math.inf
+        for crop in self._crops:
+            box = _crop_box(width, height, self._rng, crop.scale or self._scale, self._ratio)
+            self._placed.append((crop.size, box, self._rng.random() < self._flip))
+            spare = min(spare, (box[2] - box[0]) / crop.size, (box[3] - box[1]) / crop.size)
+        self._reduction = max(factor for factor in (1, 2, 4, 8) if factor <= max(1, spare))
+        return self._reduction
+
+    def cut(self, image: np.ndarray) -> list[np.ndarray]:
+        """The crops of the image, whether it comes whole or as much smaller as was allowed.
+
+        image: uint8 [H, W, 3].  Returns: uint8 [size, size, 3] for each crop.
+        """
+        size = image.shape[1], image.shape[0]
+        if self._size is None:
+            self.reduction(*size)
+        factor = 1 if size == self._size else self._reduction
+        crops = []
+        for side, box, is_mirrored in self._placed:
+            left, top, right, bottom = (edge / factor for edge in box)
+            # Crop first, so that the filter sees no pixel outside the box.
+            x, y = int(left), int(top)
+            part = image[y : math.ceil(bottom), x : math.ceil(right)]
+            crop = resize(part, side, side, (left - x, top - y, right - x, bottom - y))
+            crops.append(_mirrored(crop) if is_mirrored else crop)
+        return crops
 
 
 def random_resized_crop(
@@ -115,12 +185,8 @@ def random_resized_crop(
 
     image: uint8 [H, W, 3].  Returns: uint8 [size, size, 3].
     """
-    height, width = image.shape[:2]
-    left, top, right, bottom = _crop_box(width, height, rng, scale, ratio)
-    is_mirrored = rng.random() < flip
-    # Crop first, so that the filter sees no pixel outside the box.
-    crop = resize(image[top:bottom, left:right], size, size)
-    return _mirrored(crop) if is_mirrored else crop
+    (crop,) = RandomCrops([Crop(size)], rng, scale, ratio, flip).cut(image)
+    return crop
 
 
 def center_crop(image: np.ndarray, size: int, resize_ratio: float = 0.875) -> np.ndarray:

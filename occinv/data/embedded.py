@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from occinv.data.decode import decode_rgb
+from occinv.data.decode import Reduction, decode_rgb
 from occinv.data.sample import Sample
 from occinv.schema import UserError
 
@@ -63,7 +63,7 @@ class EmbeddedSource:
     def expect(self, indices: Sequence[int]) -> None:
         """Nothing: the images are here."""
 
-    def read(self, index: int) -> Sample:
+    def read(self, index: int, reduction: Reduction | None = None) -> Sample:
         """The image as uint8 [H, W, 3]; cannot fail for 0 <= index < len."""
         return Sample(self.images[index], int(self.labels[index]), index)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from occinv.data.decode import decode_rgb
+from occinv.data.decode import Reduction, decode_rgb
 from occinv.data.sample import DecodeError, Sample
 from occinv.schema import UserError, nearest
 
@@ -46,11 +46,11 @@ class FolderSource:
     def expect(self, indices: Sequence[int]) -> None:
         """Nothing: the images are here."""
 
-    def read(self, index: int) -> Sample:
+    def read(self, index: int, reduction: Reduction | None = None) -> Sample:
         """The decoded image. Raises DecodeError naming the file."""
         path = os.path.join(self.folder, self.paths[index])
         try:
-            image = decode_rgb(path)
+            image = decode_rgb(path, reduction=reduction)
         except MemoryError:
             raise
         except Exception as error:  # for bad bytes Pillow raises many types, even struct.error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import grain
 import numpy as np
@@ -12,7 +12,8 @@ from PIL import Image
 
 from occinv.data import augment
 from occinv.data.batch import Batch
-from occinv.data.crop import Crop, center_crop, random_resized_crop
+from occinv.data.crop import Crop, RandomCrops, center_crop
+from occinv.data.decode import Reduction
 from occinv.data.order import sample_indices
 from occinv.data.sample import DecodeError, Sample, Source
 from occinv.schema import UserError
@@ -101,12 +102,12 @@ class _Loader:
         """How many batches are in memory at most: those made ahead, and the one in use."""
         return 1 + (self._ahead + 1 if self._num_threads else 1)
 
-    def _read(self, index: int) -> Sample | None:
+    def _read(self, index: int, reduction: Reduction | None = None) -> Sample | None:
         """The sample, or None when it is corrupt, which is counted."""
         if index in self._corrupt:
             return None
         try:
-            return self.source.read(index)
+            return self.source.read(index, reduction)
         except DecodeError as error:
             self._corrupt.add(index, error)
             return None
@@ -123,31 +124,16 @@ class _Loader:
             ),
         )
 
-    def _crop(self, sample: Sample, crop: Crop, rng: np.random.Generator) -> np.ndarray:
-        return random_resized_crop(
-            sample.image,
-            crop.size,
-            rng,
-            scale=crop.scale or self._crop_scale,
-            ratio=self._crop_ratio,
-            flip=self._flip,
-        )
+    def _random_crops(self, crops: Sequence[Crop], rng: np.random.Generator) -> RandomCrops:
+        return RandomCrops(crops, rng, self._crop_scale, self._crop_ratio, self._flip)
 
-    def _put(
-        self,
-        batch: Batch,
-        row: int,
-        image: np.ndarray,
-        sample: Sample,
-        rng: np.random.Generator,
-    ) -> None:
-        """Fills a row: `image` is its first crop, `rng` draws the further ones."""
-        batch.image[row] = image
+    def _put(self, batch: Batch, row: int, sample: Sample, crops: Sequence[np.ndarray]) -> None:
+        """Fills a row."""
         batch.label[row] = sample.label
         batch.index[row] = sample.index
         batch.weight[row] = 1
-        for crop, images in zip(self._crops, batch.crops, strict=True):
-            images[row] = self._crop(sample, crop, rng)
+        for images, crop in zip((batch.image, *batch.crops), crops, strict=True):
+            images[row] = crop
 
     def _prefetched(self, batch: Callable[[int], Batch], first: int, last: int) -> Iterator[Batch]:
         options = grain.ReadOptions(num_threads=self._num_threads, prefetch_buffer_size=self._ahead)
@@ -176,6 +162,8 @@ class TrainLoader(_Loader):
     crops:       further random crops of every image, drawn after the first.
     rand_augment: changes the first crop by `augment.rand_augment`, which draws last, so that the
                  crops are those of a loader without it.
+    scaled_decoding: decodes a JPEG at 1/2, 1/4 or 1/8 of its size where no crop of it is enlarged
+                 by that. Crops show the same parts, faster and in other pixels: docs/data.md.
     max_corrupt: so many different images may fail to decode. Each is replaced by the next sample of
                  the order that can be read, logged once and listed in `corrupt`; one more is an
                  error that names them all. The count starts anew with each process.
@@ -198,6 +186,7 @@ class TrainLoader(_Loader):
         process_count: int = 1,
         crops: tuple[Crop, ...] = (),
         rand_augment: bool = False,
+        scaled_decoding: bool = False,
     ):
         super().__init__(
             source,
@@ -216,6 +205,8 @@ class TrainLoader(_Loader):
             raise UserError(f"seed is {seed}, expected a whole number of 0 or more")
         self.seed = seed
         self._rand_augment = rand_augment
+        self._scaled_decoding = scaled_decoding
+        self._all_crops = (Crop(image_size), *crops)
 
     def batch(self, step: int) -> Batch:
         """This process's rows of batch number `step`. Raises DecodeError, see `max_corrupt`."""
@@ -224,26 +215,33 @@ class TrainLoader(_Loader):
         indices = sample_indices(self.seed, len(self.source), first, self._rows).tolist()
         self.source.expect(indices)
         for row, index in enumerate(indices):
-            sample = self._read(index)
-            if sample is None:
-                sample = self._next_readable(first + row)
-            rng = _crop_generator(self.seed, first + row)
-            self._put(batch, row, self._crop(sample, Crop(self.image_size), rng), sample, rng)
-            if self._rand_augment:
-                image = Image.fromarray(batch.image[row])
-                batch.image[row] = np.asarray(augment.rand_augment(image, rng))
+            number = first + row
+            sample, crops = self._read_and_crop(index, number) or self._next_readable(number)
+            self._put(batch, row, sample, crops)
         return batch
 
     def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
         """Batches first_step .. last_step - 1 in order, made ahead by threads."""
         return self._prefetched(self.batch, first_step, last_step)
 
-    def _next_readable(self, number: int) -> Sample:
+    def _read_and_crop(self, index: int, number: int) -> tuple[Sample, list[np.ndarray]] | None:
+        """Image `index` as sample `number`, or None when it is corrupt."""
+        rng = _crop_generator(self.seed, number)
+        crops = self._random_crops(self._all_crops, rng)
+        sample = self._read(index, crops.reduction if self._scaled_decoding else None)
+        if sample is None:
+            return None
+        image, *others = crops.cut(sample.image)
+        if self._rand_augment:
+            image = np.asarray(augment.rand_augment(Image.fromarray(image), rng))
+        return sample, [image, *others]
+
+    def _next_readable(self, number: int) -> tuple[Sample, list[np.ndarray]]:
         # Two epochs hold the whole of one permutation, so every image is tried.
         count = len(self.source)
         for index in sample_indices(self.seed, count, number + 1, 2 * count).tolist():
-            if (sample := self._read(index)) is not None:
-                return sample
+            if found := self._read_and_crop(index, number):
+                return found
         raise UserError(f"none of the {count} images of {self.source.name} can be read")
 
 
@@ -309,7 +307,8 @@ class EvalLoader(_Loader):
         for row, index in enumerate(indices):
             if (sample := self._read(index)) is not None:
                 image = center_crop(sample.image, self.image_size, self._resize_ratio)
-                self._put(batch, row, image, sample, _crop_generator(0, index))
+                others = self._random_crops(self._crops, _crop_generator(0, index))
+                self._put(batch, row, sample, [image, *others.cut(sample.image)])
         return batch
 
     def batches(self) -> Iterator[Batch]:

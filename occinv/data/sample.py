@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from occinv.data.decode import Reduction
 from occinv.schema import UserError
 
 
@@ -23,7 +24,7 @@ class DecodeError(UserError):
 class Sample:
     """One image before cropping.
 
-    image: uint8 [H, W, 3], RGB.
+    image: uint8 [H, W, 3], RGB; of fewer pixels than are stored if `read` was so asked.
     label: the number of the class, -1 where there is none.
     index: the number of the image in its source; a subset keeps its parent's.
     """
@@ -63,6 +64,9 @@ class Source(Protocol):
         """Is told which samples will be read next: a source far away may begin to fetch them."""
         ...
 
-    def read(self, index: int) -> Sample:
-        """Sample number `index`, 0 <= index < len. Raises DecodeError."""
+    def read(self, index: int, reduction: Reduction | None = None) -> Sample:
+        """Sample number `index`, 0 <= index < len. Raises DecodeError.
+
+        reduction: see decode_rgb; a source whose images are not JPEGs need not ask it.
+        """
         ...

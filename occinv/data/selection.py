@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from occinv.data.decode import Reduction
 from occinv.data.sample import Sample, Source
 from occinv.schema import Choice, Data, UserError, nearest
 
@@ -58,9 +59,9 @@ class Subset:
         """Tells the parent."""
         self.parent.expect(self.chosen[indices].tolist())
 
-    def read(self, index: int) -> Sample:
+    def read(self, index: int, reduction: Reduction | None = None) -> Sample:
         """The parent's sample, with the label it has here. Raises DecodeError."""
-        sample = self.parent.read(int(self.chosen[index]))
+        sample = self.parent.read(int(self.chosen[index]), reduction)
         return dataclasses.replace(sample, label=int(self.labels[index]))
 
     def lines(self) -> Iterator[str]:

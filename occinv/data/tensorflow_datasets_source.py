@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from occinv.data.decode import decode_rgb
+from occinv.data.decode import Reduction, decode_rgb
 from occinv.data.prepared import FORMATS, Notes, Prepared, formats
 from occinv.data.sample import DecodeError, Sample
 from occinv.data.tfrecord import TfRecords
@@ -67,13 +67,14 @@ class TensorflowDatasetsSource:
         if isinstance(self._records, TfRecords):
             self._records.expect(indices)
 
-    def read(self, index: int) -> Sample:
+    def read(self, index: int, reduction: Reduction | None = None) -> Sample:
         """The decoded image. Raises DecodeError naming the data set and the record."""
         name = f"record {index} of {self.name}"
         try:
             record = self._records[index]
             # The bytes as stored, decoded as every other source decodes: upright, CMYK to RGB.
-            image = decode_rgb(io.BytesIO(record[self._prepared.keys.image]), name)
+            encoded = io.BytesIO(record[self._prepared.keys.image])
+            image = decode_rgb(encoded, name, reduction)
         except MemoryError:
             raise
         except Exception as error:

@@ -98,10 +98,11 @@ def prepare(experiment: Experiment) -> Run:
         "process_count": jax.process_count(),
     }
     whole = {**share, "process_index": 0, "process_count": 1}
+    training: dict[str, Any] = {"seed": experiment.seed, "scaled_decoding": data.scaled_decoding}
 
     def images() -> Iterator[np.ndarray]:
         """Those of one epoch, all of them on every process."""
-        loader = TrainLoader(source, seed=experiment.seed, **whole)
+        loader = TrainLoader(source, **training, **whole)
         return (batch.image for batch in loader.batches(0, max(1, epoch // train.batch_size)))
 
     pretrained = None
@@ -112,7 +113,7 @@ def prepare(experiment: Experiment) -> Run:
     jax.eval_shape(objective.init, jax.random.key(0), pretrained)  # does it fit?
     return Run(
         **vars(parts),
-        loader=TrainLoader(source, seed=experiment.seed, rand_augment=data.rand_augment, **share),
+        loader=TrainLoader(source, rand_augment=data.rand_augment, **training, **share),
         held_out=None
         if held_out is None
         else EvalLoader(held_out, resize_ratio=data.resize_ratio, **share),

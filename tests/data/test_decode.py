@@ -84,7 +84,7 @@ def test_a_bomb_is_left_to_pillow_which_refuses(monkeypatch):
 
 
 def test_a_jpeg_that_only_pillow_decodes_is_left_to_it(monkeypatch, caplog):
-    def refuse(*args):
+    def refuse(*args, **options):
         raise ValueError("Could not determine subsampling level")
 
     monkeypatch.setattr(simplejpeg, "decode_jpeg", refuse)
@@ -137,3 +137,12 @@ def test_a_lesser_complaint_is_logged_with_the_name(caplog, tmp_path):
     caplog.clear()
     decode_rgb(io.BytesIO(encoded))
     assert not caplog.records
+
+
+def test_orientation_is_found_behind_other_segments():
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    encoded = jpeg(exif=exif)
+    thumbnail = b"\xff\xed\x00\x0aPhoto\x00\xff\xda"  # the marker of a scan, within a segment
+    for before in (thumbnail, b"\xff", thumbnail + b"\xff"):  # a marker may be filled up with 0xff
+        assert decode_rgb(io.BytesIO(encoded[:2] + before + encoded[2:])).shape == (93, 71, 3)

@@ -29,7 +29,7 @@ class Numbered:
     def expect(self, indices):
         self.expected = list(indices)
 
-    def read(self, index):
+    def read(self, index, reduction=None):
         if index in self.corrupt:
             raise DecodeError(f"file{index}", index, "it is cut off")
         image = np.full((self.size, self.size, 3), index, np.uint8)
@@ -106,7 +106,7 @@ def test_crops_depend_on_seed_and_sample_and_nothing_else():
     assert not np.array_equal(batch.image, other.image)
     # One image in two epochs is cropped in two ways.
     one = Numbered(count=1, size=8)
-    one.read = lambda index: Sample(source.images[200], 0, 0)
+    one.read = lambda index, reduction: Sample(source.images[200], 0, 0)
     first, second = train_loader(one, batch_size=2, image_size=32).batch(0).image
     assert not np.array_equal(first, second)
 
@@ -134,7 +134,7 @@ def test_no_crop_and_no_flip_is_the_identity():
 
 def test_threads_keep_the_order():
     class Uneven(Numbered):
-        def read(self, index):
+        def read(self, index, reduction=None):
             time.sleep(0.002 * (index % 3))
             return super().read(index)
 
