@@ -17,7 +17,7 @@ from occinv.transform.masking import kept_patches
 
 PRETRAINING = ("mae", "rmae", "cmae")
 # With the settings of their own papers.
-THEIRS = ("mocov3", "dino", "beit", "cae", "data2vec", "tokenizer")
+THEIRS = ("mocov3", "dino", "beit", "cae", "data2vec", "ijepa", "tokenizer")
 NAMES = (*PRETRAINING, "finetune", "supervised", "linear", *THEIRS)
 VARIANTS = ("imagenet", "tiny_imagenet", "quickstart", "smoke")
 
@@ -143,6 +143,23 @@ def test_data2vec_is_the_published_recipe() -> None:
     assert (objective.smallest_block, objective.target_blocks) == (16, 6)
     assert (objective.beta, objective.momentum) == (2.0, 0.9998)
     assert dataclasses.astuple(objective.colour) == (0.4, 0.4, 0.4, 0.0, 1.0, 0.0)
+
+
+def test_ijepa_is_the_published_recipe() -> None:
+    experiment = resolve("ijepa")
+    train, optimizer, data = experiment.train, experiment.optimizer, experiment.data
+    assert (train.batch_size, train.duration) == (2048, Duration(epochs=600))
+    assert optimizer.base_lr * 2048 / 256 == pytest.approx(1e-3)
+    assert (optimizer.min_lr, optimizer.betas) == (1e-6, (0.9, 0.999))
+    assert (optimizer.warmup, optimizer.clip_norm) == (Duration(epochs=40), None)
+    assert (optimizer.weight_decay, optimizer.final_weight_decay) == (0.04, 0.4)
+    assert (data.crop_scale, data.flip) == ((0.3, 1.0), False)
+    objective: Any = objective_of(experiment)
+    assert (objective.target_blocks, objective.target_size) == (4, (6, 5))
+    assert (objective.context_size, objective.kept) == ((13, 13), 49)
+    predictor = objective.predictor
+    assert (predictor.width, predictor.depth, predictor.heads) == (384, 6, 12)
+    assert objective.momentum == 0.996
 
 
 @pytest.mark.parametrize(("name", "base_lr"), [("mae", 1.5e-4), ("rmae", 3e-4), ("cmae", 1.5e-4)])

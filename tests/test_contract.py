@@ -80,6 +80,13 @@ CASES: dict[str, dict[str, Any]] = {
         "decoder_depth": 1,
     },
     "data2vec": {"name": "data2vec", "smallest_block": 2, "target_blocks": 1, "colour": None},
+    "ijepa": {
+        "name": "ijepa",
+        "target_blocks": 2,
+        "predictor_width": 16,
+        "predictor_depth": 1,
+        "predictor_heads": 2,
+    },
     "vq": {"name": "vq", "num_ids": 6, "code_width": 4, **DECODER},
     "classification": {"name": "classification"},
     "classification, mixed": {"name": "classification", "mixup": 0.8, "cutmix": 1.0, "erase": 0.25},
@@ -248,7 +255,9 @@ def test_jit_changes_nothing(case: str) -> None:
     ("case", "devices"),
     [("cmae", 2), ("mae", 4)]
     + [
-        (case, 8) for case in CASES if case not in ("cmae BYOL, dropped patches", "cae", "data2vec")
+        (case, 8)
+        for case in CASES
+        if case not in ("cmae BYOL, dropped patches", "cae", "data2vec", "ijepa")
     ],
 )
 def test_the_number_of_devices_changes_nothing(case: str, devices: int) -> None:

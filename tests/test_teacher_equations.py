@@ -10,8 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from test_equations import COUNT, IMAGES, make, run, start
+from numpy_vit import norm
+from test_equations import COUNT, IMAGES, SIDE, make, run, start
+from test_token_equations import HEADS, attention, layers, linear, mlp
 
+from occinv.encoder.position import sincos
 from occinv.schema import UserError
 from occinv.transform.view import whole
 
@@ -31,15 +34,27 @@ def smooth_l1(first: np.ndarray, second: np.ndarray, beta: float) -> float:
     return sum(terms) / len(terms)
 
 
-def check_teacher(found: dict[str, Any]) -> None:
+def check_teacher(found: dict[str, Any], momentum: float) -> None:
     """The EMA moved by one step towards f."""
     before, after = found["before"]["target"]["encoder"], found["state"]["target"]["encoder"]
 
-    def check(old: np.ndarray, online: np.ndarray, new: np.ndarray) -> None:
-        expected = MOMENTUM * old.astype(float) + (1 - MOMENTUM) * online
+    def check_leaf(old: np.ndarray, online: np.ndarray, new: np.ndarray) -> None:
+        expected = momentum * old.astype(float) + (1 - momentum) * online
         np.testing.assert_allclose(new, expected, rtol=1e-5, atol=1e-6)
 
-    jax.tree.map(check, before, found["params"]["encoder"], after)
+    jax.tree.map(check_leaf, before, found["params"]["encoder"], after)
+
+
+def check(found: dict[str, Any], b: int, said: list[Any], truths: list[Any], beta: float) -> None:
+    """Loss and metrics of image b, from vectors that were predicted and what they should be."""
+    terms, cosines = [], []
+    for predicted, truth in zip(said, truths, strict=True):
+        terms.append(smooth_l1(predicted, truth, beta))
+        cosines.append(predicted @ truth / np.linalg.norm(predicted) / np.linalg.norm(truth))
+    assert found["loss"][b] == pytest.approx(np.mean(terms), rel=1e-4)
+    metrics = found["metrics"]
+    assert metrics["similarity"][b] == pytest.approx(np.mean(cosines), rel=1e-3, abs=1e-4)
+    assert metrics["spread"][b] == pytest.approx(np.std(said, 0).mean(), rel=1e-4)
 
 
 def test_data2vec() -> None:
@@ -60,30 +75,67 @@ def test_data2vec() -> None:
         return objective.encode(params, views[0]).tokens, blocks
 
     found = run(objective, rest)
-    check_teacher(found)
+    check_teacher(found, MOMENTUM)
     visible, second = found["visible"]
     assert (visible.sum(1) == 10).all() and second.all()
     tokens, blocks = (z.astype(float) for z in found["rest"])
     q = {name: value.astype(float) for name, value in found["params"]["predictor"].items()}
     for b in range(IMAGES):
-        terms, cosines, predictions = [], [], []
-        for n in range(COUNT):
-            if not visible[b, n]:
-                layers = [standard(blocks[k, b, 1 + n]) for k in range(3 - last, 3)]
-                truth = standard(sum(layers) / last)
-                predicted = tokens[b, 1 + n] @ q["kernel"] + q["bias"]
-                terms.append(smooth_l1(predicted, truth, beta))
-                lengths = np.linalg.norm(predicted) * np.linalg.norm(truth)
-                cosines.append(predicted @ truth / lengths)
-                predictions.append(predicted)
-        assert found["loss"][b] == pytest.approx(np.mean(terms), rel=1e-4)
-        metrics = found["metrics"]
-        assert metrics["similarity"][b] == pytest.approx(np.mean(cosines), rel=1e-3, abs=1e-4)
-        assert metrics["spread"][b] == pytest.approx(np.std(predictions, 0).mean(), rel=1e-4)
+        said, truths = [], []
+        for n in np.flatnonzero(~visible[b]):
+            blocks_of = [standard(blocks[k, b, 1 + n]) for k in range(3 - last, 3)]
+            truths.append(standard(sum(blocks_of) / last))
+            said.append(tokens[b, 1 + n] @ q["kernel"] + q["bias"])
+        check(found, b, said, truths, beta)
 
 
-def test_no_gradient_flows_through_data2vecs_teacher() -> None:
-    objective: Any = make("data2vec", smallest_block=2, target_blocks=1)
+def predicted(q: Any, context: np.ndarray, shown: np.ndarray, block: np.ndarray) -> np.ndarray:
+    """What I-JEPA's predictor says of one block [R] of an image: [R, D]."""
+    position = sincos(SIDE, len(q["mask_token"]))[1:].astype(float)
+    seen, missing = linear(context, q["embed"]) + position[shown], q["mask_token"] + position[block]
+    x = np.concatenate([seen, missing])
+    for layer in layers(q["blocks"]["scan"]):
+        qkv = linear(norm(x, **layer["norm1"]), layer["attention"]["qkv"])
+        mixed = attention(*qkv.reshape(len(x), 3, -1).swapaxes(0, 1))
+        x = x + linear(mixed, layer["attention"]["out"])
+        x = x + mlp(norm(x, **layer["norm2"]), layer)
+    return linear(norm(x[len(shown) :], **q["norm"]), q["predict"])
+
+
+def test_ijepa() -> None:
+    fields = {"predictor_width": 8, "predictor_depth": 2, "predictor_heads": HEADS}
+    objective: Any = make("ijepa", target_blocks=2, momentum=MOMENTUM, **fields)
+    assert (objective.context_size, objective.target_size) == ((3, 3), (2, 1))
+
+    def rest(params: Any, state: Any, views: Any) -> Any:
+        context, image = views
+        z1, z2 = objective.encode(params, context), objective.encode(state["target"], image)
+        return z1.tokens[:, 1:], z2.tokens[:, 1:], context.blocks
+
+    found = run(objective, rest, step=21)
+    check_teacher(found, MOMENTUM + (1 - MOMENTUM) * 20 / 100)
+    visible, second = found["visible"]
+    assert (visible.sum(1) == 9 - 2 * 2).all() and second.all()
+    tokens, features, blocks = found["rest"]
+    q = jax.tree.map(lambda leaf: leaf.astype(float), found["params"]["predictor"])
+    for b in range(IMAGES):
+        said, truths = [], []
+        for block in blocks[b]:
+            assert not visible[b, block].any()
+            said += list(predicted(q, tokens[b].astype(float), np.flatnonzero(visible[b]), block))
+            truths += [standard(features[b, n].astype(float)) for n in block]
+        check(found, b, said, truths, beta=1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("data2vec", {"smallest_block": 2, "target_blocks": 1}),
+        ("ijepa", {"target_blocks": 2, "predictor_width": 8, "predictor_heads": HEADS}),
+    ],
+)
+def test_no_gradient_flows_through_the_teacher(name: str, fields: dict[str, Any]) -> None:
+    objective: Any = make(name, **fields)
     params, state = start(objective)
     pixels = np.random.default_rng(0).random((2, 16, 16, 3)).astype(np.float32)
 
@@ -107,4 +159,21 @@ def test_no_gradient_flows_through_data2vecs_teacher() -> None:
 def test_what_data2vec_cannot_be(field: str, value: float, complaint: str) -> None:
     with pytest.raises(UserError) as error:
         make("data2vec", **{"target_blocks": 1, field: value})
+    assert complaint in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"target_blocks": 5}, "objective.target_blocks=5 of 2 × 1 patches in a context of 3 × 3"),
+        ({"target_scale": 0.01}, "objective.target_blocks=4 of 0 × 0 patches in a context of 3 ×"),
+        ({"target_blocks": 0}, "objective.target_blocks=0, expected more than 0"),
+        ({"target_aspect": -1.0}, "objective.target_aspect=-1.0, expected more than 0"),
+        ({"predictor_width": 10}, "objective.predictor_width=10, expected a multiple of 4 and of"),
+        ({"predictor_heads": 7}, "a multiple of 4 and of objective.predictor_heads=7"),
+    ],
+)
+def test_what_ijepa_cannot_be(fields: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(UserError) as error:
+        make("ijepa", **fields)
     assert complaint in str(error.value)

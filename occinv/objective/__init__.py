@@ -13,6 +13,7 @@ OBJECTIVES = {
     "beit": "occinv.objective.token_prediction:TokenPrediction",
     "cae": "occinv.objective.context_autoencoder:ContextAutoencoder",
     "data2vec": "occinv.objective.teacher_regression:TeacherRegression",
+    "ijepa": "occinv.objective.joint_embedding:JointEmbeddingPrediction",
     "vq": "occinv.objective.vector_quantised:VectorQuantisedAutoencoder",
     "classification": "occinv.objective.classification:Classification",
     "linear_probe": "occinv.objective.linear_probe:LinearProbe",
