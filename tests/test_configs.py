@@ -18,7 +18,7 @@ from occinv.transform.masking import kept_patches
 PRETRAINING = ("mae", "rmae", "cmae")
 # With the settings of their own papers.
 THEIRS = ("mocov3", "dino", "beit", "cae", "data2vec", "ijepa", "tokenizer")
-NAMES = (*PRETRAINING, "finetune", "supervised", "linear", *THEIRS)
+NAMES = (*PRETRAINING, "grid", "finetune", "supervised", "linear", *THEIRS)
 VARIANTS = ("imagenet", "tiny_imagenet", "quickstart", "smoke")
 
 

@@ -14,6 +14,7 @@ OBJECTIVES = {
     "cae": "occinv.objective.context_autoencoder:ContextAutoencoder",
     "data2vec": "occinv.objective.teacher_regression:TeacherRegression",
     "ijepa": "occinv.objective.joint_embedding:JointEmbeddingPrediction",
+    "grid": "occinv.objective.grid:Grid",
     "vq": "occinv.objective.vector_quantised:VectorQuantisedAutoencoder",
     "classification": "occinv.objective.classification:Classification",
     "linear_probe": "occinv.objective.linear_probe:LinearProbe",
