@@ -14,8 +14,8 @@ from occinv.encoder import vit
 from occinv.evaluate.reconstruct import Triple
 from occinv.objective.base import Objective, Setting, build
 from occinv.report.html import write_html
+from occinv.report.matrix import print_results
 from occinv.report.results import PAPER_SETTING, STAGES, load_results
-from occinv.report.table import print_table
 from occinv.schema import UserError
 from occinv.train.workdir import CHECKPOINTS, CONFIG, METRICS, RESULT, as_json
 from occinv.train.writers import read_scalars
@@ -37,7 +37,7 @@ def report(folders: Sequence[Path]) -> Path:
     `comparison.html`. Raises UserError as `compare`.
     """
     results = compare(folders)
-    print_table(results)
+    print_results(results)
     is_one = len(unique_names(folders)) == 1 and (folders[0] / RESULTS).exists()
     return write_html(results, folders[0], "report.html" if is_one else "comparison.html")
 

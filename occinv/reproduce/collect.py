@@ -42,6 +42,7 @@ def collect(plan: Plan, rows: Sequence[Row], seeds: int, command: str) -> dict[s
         "settings": describe_setting(some) | {"seeds": list(range(seeds))},
         "paper_setting": table.paper_setting,
         "notes": list(table.notes),
+        "by_axes": table.by_axes,
         "columns": [COLUMNS[key]._asdict() for key in table.columns],
         "claims": [c._asdict() for c in table.claims if {c.row, c.than} <= {r.key for r in rows}],
         "rows": [describe(row, plan, seeds) for row in rows],

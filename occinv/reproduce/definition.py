@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 from occinv.reproduce.methods import Method
@@ -84,6 +84,8 @@ class Table:
     Attributes:
       columns: keys of `COLUMNS`.
       has_cka: whether occlusion invariance is measured of every row.
+      by_axes: whether it is printed as a matrix, T1, T2 and target by M.
+      other: makes the row of a name for `--rows` that none of `rows` has, or raises UserError.
       overrides: for every run of the table, such as another encoder.
       group: of the folder of its runs, where other tables cannot share them.
       notes: what a reader of the result has to know.
@@ -95,6 +97,8 @@ class Table:
     rows: tuple[Row, ...]
     columns: tuple[str, ...]
     has_cka: bool = False
+    by_axes: bool = False
+    other: Callable[[str], Row] | None = None
     claims: tuple[Claim, ...] = ()
     overrides: tuple[str, ...] = ()
     group: str = ""

@@ -6,6 +6,7 @@ import itertools
 from typing import Any
 
 from occinv.reproduce.definition import SCALES, Claim, Row, Table
+from occinv.reproduce.grid import grid_table
 from occinv.reproduce.methods import (
     BEIT,
     CAE,
@@ -37,7 +38,7 @@ from occinv.reproduce.methods import (
 )
 from occinv.schema import UserError, nearest
 
-TABLES = ("quickstart", *(f"table{n}" for n in range(1, 9)), "figure1")
+TABLES = ("quickstart", *(f"table{n}" for n in range(1, 9)), "figure1", "grid")
 
 CMAE_NOTE = (
     "C-MAE is its variant of Tables 3 and 4 that drops patches and compares their mean, one way "
@@ -70,6 +71,8 @@ def make_table(key: str, scale: str, images: int | None = None) -> Table:
         return _table8(number)
     if key == "table5":
         return _table5(scale)
+    if key == "grid":
+        return grid_table()
     return {
         "quickstart": QUICKSTART,
         "table1": TABLE1,
@@ -375,18 +378,20 @@ FIGURE1 = Table(
 
 
 def choose(table: Table, rows: str | None) -> tuple[Row, ...]:
-    """The rows with these keys, in the table's order.
+    """The rows with these keys, in the table's order, and then those that it makes by name.
 
     Args:
       rows: keys separated by commas, `all`, or None for those that run by default.
 
-    Raises UserError for an unknown key.
+    Raises UserError for an unknown key, and for one that cannot be.
     """
     known: dict[str, Any] = {row.key: row for row in table.rows}
     if rows is None:
         return tuple(row for row in table.rows if row.by_default)
     keys = list(known) if rows == "all" else rows.split(",")
     for key in keys:
+        if key not in known and table.other is not None:
+            known[key] = table.other(key)
         if key not in known:
             raise UserError(f"--rows has {key!r}{nearest(key, [*known, 'all'])}")
-    return tuple(row for row in table.rows if row.key in keys)
+    return tuple(row for key, row in known.items() if key in keys)

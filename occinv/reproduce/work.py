@@ -20,7 +20,7 @@ from occinv.evaluate import run as measure
 from occinv.parallel import from_first_process
 from occinv.progress import Progress
 from occinv.report.html import write_html
-from occinv.report.table import print_table
+from occinv.report.matrix import print_results
 from occinv.reproduce.collect import collect
 from occinv.reproduce.definition import Row
 from occinv.reproduce.lock import locked
@@ -107,7 +107,7 @@ def reproduce(
                 if is_last:
                     write_html(results, folder)
         if is_last and jax.process_index() == 0:
-            print_table(results)
+            print_results(results)
         return all(row["status"] == "done" for row in results["rows"])
 
     first = (share.number - 1) * len(trials) // share.count

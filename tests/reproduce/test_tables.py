@@ -12,6 +12,7 @@ from occinv import configuration, schema
 from occinv.arguments import make_parser
 from occinv.encoder import vit
 from occinv.objective.base import Objective, Setting, build
+from occinv.objective.combination import valid_combinations
 from occinv.reproduce.definition import COLUMNS, SCALES, Row, Table
 from occinv.reproduce.methods import BEIT, CAE, CMAE, MAE, RANDOM, RMAE, Method
 from occinv.reproduce.tables import TABLES, choose, make_table
@@ -216,6 +217,34 @@ def test_rows_are_chosen_in_the_order_of_the_table() -> None:
     assert [row.key for row in choose(quickstart, "cmae,mae")] == ["mae", "cmae"]
     with pytest.raises(UserError, match=r"--rows has 'rmea' \(did you mean 'rmae'\?\)"):
         choose(quickstart, "mae,rmea")
+
+
+def test_every_combination_of_the_grid_is_a_row_by_its_name() -> None:
+    grid = make_table("grid", "smoke")
+    assert len(grid.rows) == 25
+    for point in valid_combinations():
+        (row,) = choose(grid, point.name)
+        assert row.method is not None and row.key == point.name
+        assert (row in grid.rows) == (row.key in {each.key for each in grid.rows})
+    rows = choose(grid, "jitter-blocks-ema-byol,random")
+    assert [row.name for row in rows] == ["Random init", "jitter → blocks, ema, byol"]
+    trial = Trial(rows[1].method, 0, plan("grid"))  # type: ignore[arg-type]
+    objective = objective_of(trial.stage("pretrain"))
+    assert objective.combination.name == rows[1].key  # type: ignore[attr-defined]
+    assert list(trial.measured) == ["cka_pretrained", "cka_finetuned"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("identity-identity-ema-byol", "there is nothing to be invariant to; use objective.t1="),
+        ("masking-masking-emma-byol", r"did you mean 'masking-masking-ema-byol'\?"),
+        ("mae", "--rows has 'mae', expected T1-T2-target-M such as masking-identity-ema-byol"),
+    ],
+)
+def test_what_is_no_row_of_the_grid(name: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        choose(make_table("grid", "smoke"), f"random,{name}")
 
 
 def test_names_that_are_not() -> None:

@@ -1,0 +1,63 @@
+"""The matrix has each number at its axes, and what has none below."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from example_run import COLUMNS, curves, row
+from rich.console import Console
+
+from occinv.report.matrix import print_results
+
+
+def printed(results: dict[str, Any]) -> list[list[str]]:
+    """The cells of each line of a table that is printed into a file, and what is beside it."""
+    stream = io.StringIO()
+    print_results(results, Console(file=stream))
+    assert max(map(len, stream.getvalue().splitlines())) <= 100
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in stream.getvalue().splitlines()
+        if "|" in line or "·" in line
+    ]
+
+
+def grid() -> dict[str, Any]:
+    axes = {"t1": "75% removed", "t2": "identity"}
+    nothing = dict.fromkeys(("t1", "t2", "target", "measure"), "–")
+    return {
+        "title": "grid",
+        "subject": "axes",
+        "by_axes": True,
+        "columns": COLUMNS[:1],
+        "rows": [
+            row("Random init", 0.5, **nothing, cka={}, paper={}, pretrain=None),
+            row("a", 0.81, **axes, target="pixels", measure="pixel L2", paper={}),
+            row("b", 0.82, **axes, target="EMA", measure="BYOL", paper={}),
+            row("c", 0.83, **axes, target="EMA", measure="InfoNCE", paper={}, cka={}),
+            row("d", **axes, target="f", measure="BYOL", status="failed", error="no loss"),
+            row("e", 0.1, t1="crop", t2="crop", target="EMA", measure="BYOL", values={}),
+        ],
+    }
+
+
+def test_each_number_stands_at_its_axes() -> None:
+    found = printed(grid())
+    assert found[0] == ["T1 → T2", "target", "pixel L2", "BYOL", "InfoNCE"]
+    assert found[1] == ["75% removed → identity", "pixels", "81.0 · 0.910", "", ""]
+    assert found[2] == ["75% removed → identity", "EMA", "", "82.0 · 0.910", "83.0 · –"]
+    assert found[3] == ["75% removed → identity", "f", "", "failed", ""]
+    assert found[4] == ["crop → crop", "EMA", "", "– · 0.910", ""]
+    assert found[5][0].startswith("Random init: 50.0 · –. FT % · CKA.")
+
+
+def test_seeds_are_averaged_and_cka_is_that_of_the_pretrained_encoder() -> None:
+    results = grid()
+    results["rows"] = [row("a", 0.8, 0.82, cka={"pretrained": curves(0.6)}, paper={})]
+    assert printed(results)[1][-1] == "81.0 ± 1.4 · 0.600"
+
+
+def test_other_results_are_a_table() -> None:
+    results = {**grid(), "by_axes": False}
+    assert "Method" in [cells[0] for cells in printed(results)]
