@@ -17,7 +17,7 @@ from occinv.transform.masking import kept_patches
 
 PRETRAINING = ("mae", "rmae", "cmae")
 # With the settings of their own papers.
-THEIRS = ("mocov3", "dino", "beit", "cae", "data2vec", "ijepa", "tokenizer")
+THEIRS = ("mocov3", "dino", "ibot", "beit", "cae", "data2vec", "ijepa", "tokenizer")
 NAMES = (*PRETRAINING, "grid", "finetune", "supervised", "linear", *THEIRS)
 VARIANTS = ("imagenet", "tiny_imagenet", "quickstart", "smoke")
 
@@ -102,6 +102,28 @@ def test_dino_is_the_published_recipe() -> None:
     assert (objective.first.blur, objective.second.blur, objective.local.blur) == (1.0, 0.1, 0.5)
     assert objective.second.solarise == 0.2
     assert objective.temperature_at(jnp.int32(0)) == pytest.approx(0.04)
+
+
+def test_ibot_is_the_published_recipe() -> None:
+    experiment = resolve("ibot")
+    train, optimizer = experiment.train, experiment.optimizer
+    assert (train.batch_size, train.duration) == (1024, Duration(epochs=400))
+    assert (optimizer.base_lr, optimizer.min_lr) == (5e-4, 1e-6)
+    assert (optimizer.warmup, optimizer.betas) == (Duration(epochs=10), (0.9, 0.999))
+    assert (optimizer.weight_decay, optimizer.final_weight_decay) == (0.04, 0.4)
+    assert (optimizer.clip_norm, optimizer.clip_each) == (3.0, True)
+    assert (experiment.encoder.drop_path, experiment.data.crop_scale) == (0.1, (0.25, 1.0))
+    objective: Any = objective_of(experiment)
+    assert [crop.size for crop in objective.crops] == [224, *[96] * 10]
+    assert objective.local_scale == (0.05, 0.25)
+    assert (objective.mask_probability, objective.mask_ratio) == (0.5, (0.1, 0.5))
+    head = objective.head
+    assert (head.prototypes, head.hidden, head.bottleneck) == (8192, 2048, 256)
+    assert (objective.momentum, objective.centre_momentum) == (0.996, 0.9)
+    assert (objective.student_temperature, objective.teacher_temperature) == (0.1, 0.07)
+    assert (objective.first_teacher_temperature, objective.warmup) == (0.04, Duration(epochs=30))
+    assert objective.freeze_last_layer == Duration(epochs=1)
+    assert objective.smallest_block == (14 // 3) ** 2
 
 
 @pytest.mark.parametrize("name", ["beit", "cae"])

@@ -71,6 +71,15 @@ CASES: dict[str, dict[str, Any]] = {
         "local_crops": 1,
         "local_size": 8,
     },
+    "ibot": {
+        "name": "ibot",
+        "num_prototypes": 12,
+        "head_hidden": 24,
+        "bottleneck": 8,
+        "local_crops": 0,
+        "local_size": 8,
+        "smallest_block": 2,
+    },
     "beit": {"name": "beit", "tokenizer": KMEANS, "smallest_block": 2, "colour": None},
     "cae": {
         "name": "cae",
@@ -284,7 +293,8 @@ def test_jit_changes_nothing(case: str) -> None:
     + [
         (case, 8)
         for case in CASES
-        if case not in ("cmae BYOL, dropped patches", "cae", "data2vec", "ijepa", *GRID_ON_ONE)
+        if case
+        not in ("cmae BYOL, dropped patches", "cae", "data2vec", "ijepa", "ibot", *GRID_ON_ONE)
     ],
 )
 def test_the_number_of_devices_changes_nothing(case: str, devices: int) -> None:

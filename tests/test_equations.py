@@ -18,6 +18,7 @@ import pytest
 
 from occinv import schema
 from occinv.data.batch import Batch
+from occinv.data.crop import Crop
 from occinv.encoder import vit
 from occinv.objective.base import Objective, Setting, build
 from occinv.transform.keys import image_keys
@@ -40,7 +41,7 @@ def make(name: str, layer_scale: float | None = None, depth: int = 1, **fields: 
     return build({"name": name, **fields}, setting)
 
 
-def make_batch(images: int = IMAGES) -> Batch:
+def make_batch(images: int = IMAGES, crops: tuple[Crop, ...] = ()) -> Batch:
     rng = np.random.default_rng(0)
     size = SIDE * PATCH
     # Squared, so that patches differ in mean and deviation.
@@ -50,6 +51,9 @@ def make_batch(images: int = IMAGES) -> Batch:
         label=np.zeros(images, np.int32),
         index=np.arange(images, dtype=np.int32),
         weight=np.ones(images, np.float32),
+        crops=tuple(
+            rng.integers(0, 256, (images, crop.size, crop.size, 3), np.uint8) for crop in crops
+        ),
     )
 
 
@@ -94,7 +98,7 @@ def run(objective: Objective, rest: Callable[..., Any], *, step: int = 3) -> dic
             "rest": rest(params, terms.state, views),
         }
 
-    batch = make_batch()
+    batch = make_batch(crops=objective.crops)
     found = jax.device_get(jax.jit(everything)(params, state, batch))
     return {**found, "image": batch.image, "params": params, "before": state}
 

@@ -1,21 +1,25 @@
-"""The losses of objectives that regress an EMA teacher's features, against loops in float64.
+"""The losses of objectives that learn from an EMA teacher, against loops in float64.
 
 The loops get what the papers take as given, features of the encoders and the views that were drawn.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from numpy_vit import norm
+from numpy_vit import erf_gelu, norm, softmax
 from test_equations import COUNT, IMAGES, SIDE, make, run, start
 from test_token_equations import HEADS, attention, layers, linear, mlp
 
 from occinv.encoder.position import sincos
+from occinv.objective.masked_self_distillation import Logits
 from occinv.schema import UserError
+from occinv.transform.colour import Appearance
+from occinv.transform.keys import image_keys
 from occinv.transform.view import whole
 
 MOMENTUM = 0.6
@@ -35,14 +39,15 @@ def smooth_l1(first: np.ndarray, second: np.ndarray, beta: float) -> float:
 
 
 def check_teacher(found: dict[str, Any], momentum: float) -> None:
-    """The EMA moved by one step towards f."""
-    before, after = found["before"]["target"]["encoder"], found["state"]["target"]["encoder"]
+    """The EMA moved by one step towards what it follows."""
+    before, after = found["before"]["target"], found["state"]["target"]
+    online = {name: found["params"][name] for name in before}
 
     def check_leaf(old: np.ndarray, online: np.ndarray, new: np.ndarray) -> None:
         expected = momentum * old.astype(float) + (1 - momentum) * online
         np.testing.assert_allclose(new, expected, rtol=1e-5, atol=1e-6)
 
-    jax.tree.map(check_leaf, before, found["params"]["encoder"], after)
+    jax.tree.map(check_leaf, before, online, after)
 
 
 def check(found: dict[str, Any], b: int, said: list[Any], truths: list[Any], beta: float) -> None:
@@ -127,9 +132,140 @@ def test_ijepa() -> None:
         check(found, b, said, truths, beta=1.0)
 
 
+IBOT: dict[str, Any] = {
+    "num_prototypes": 6,
+    "head_hidden": 12,
+    "bottleneck": 8,
+    "local_crops": 1,
+    "local_size": 8,
+    "smallest_block": 2,
+}
+
+
+def say(head: Any, tokens: np.ndarray) -> np.ndarray:
+    """What DINO's head says of tokens [n, D]: [n, prototypes]."""
+    x = tokens.astype(float)
+    for layer in ("linear0", "linear1"):
+        x = erf_gelu(linear(x, head[layer]))
+    x = linear(x, head["linear2"])
+    prototypes, scale = head["last"]["kernel"].astype(float), head["last"]["scale"].astype(float)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    return unit @ (prototypes / np.linalg.norm(prototypes, axis=0)) * scale
+
+
+def surprise(student: np.ndarray, teacher: np.ndarray, centre: np.ndarray, heat: float) -> float:
+    """-Σ p log q of logits [prototypes]; the student's temperature is 0.1."""
+    p, q = softmax((teacher - centre) / heat), softmax(student / 0.1)
+    return -sum(p[k] * math.log(q[k]) for k in range(len(p)))
+
+
+def test_ibot(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Colours are DINO's, and take longest to compile.
+    monkeypatch.setattr(Appearance, "__call__", lambda self, keys, pixels: pixels)
+    step, views = 5, 2 + IBOT["local_crops"]
+    warm = {"teacher_temperature": 0.07, "warmup": {"steps": 10}}
+    objective: Any = make("ibot", momentum=MOMENTUM, **warm, **IBOT)
+
+    def rest(params: Any, state: Any, views: Any) -> Any:
+        wholes = [whole(view.pixels, COUNT) for view in views[:2]]
+        return [
+            [objective.encode(weights, view).tokens for view in seen]
+            for weights, seen in ((params, views), (state["target"], wholes))
+        ]
+
+    found = run(objective, rest, step=step)
+    slow = 1 - (1 - MOMENTUM) * (math.cos(math.pi * (step - 1) / 100) + 1) / 2
+    check_teacher(found, slow)
+    heat = 0.04 + 0.03 * step / 9
+    before, after, visible = found["before"], found["state"], found["visible"]
+    centres = {name: before[name].astype(float) for name in ("centre", "patch_centre")}
+    student, teacher = (
+        [[say(head, image) for image in view] for view in tokens]
+        for head, tokens in zip(
+            (found["params"]["head"], after["target"]["head"]), found["rest"], strict=True
+        )
+    )
+    removed = [[np.flatnonzero(~seen) for seen in of_view] for of_view in visible]
+    assert {len(ns) > 0 for ns in removed[0] + removed[1]} == {True, False}
+    assert (visible[0] != visible[1]).any()  # drawn for each crop by itself
+    assert all(seen.all() for seen in visible[2:])
+    for b in range(IMAGES):
+        of_class = [
+            surprise(student[i][b][0], teacher[j][b][0], centres["centre"], heat)
+            for j in range(2)
+            for i in range(views)
+            if i != j
+        ]
+        of_patches = []
+        for j in range(2):
+            terms = [
+                surprise(student[j][b][1 + n], teacher[j][b][1 + n], centres["patch_centre"], heat)
+                for n in removed[j][b]
+            ]
+            of_patches.append(sum(terms) / max(1, len(terms)))
+        metrics = found["metrics"]
+        assert metrics["class_loss"][b] == pytest.approx(np.mean(of_class), rel=1e-4)
+        assert metrics["patch_loss"][b] == pytest.approx(np.mean(of_patches), rel=1e-4)
+        total = np.mean(of_class) + np.mean(of_patches)
+        assert found["loss"][b] == pytest.approx(total, rel=1e-4)
+    for name, tokens in (("centre", slice(0, 1)), ("patch_centre", slice(1, None))):
+        seen = np.mean([image[tokens].mean(0) for view in teacher for image in view], 0)
+        expected = 0.9 * centres[name] + 0.1 * seen
+        np.testing.assert_allclose(after[name], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_ibots_centres_do_not_move_by_padding() -> None:
+    objective: Any = make("ibot", **IBOT)
+    draw = np.random.default_rng(0)
+    targets = {
+        j: Logits(*(draw.random((4, *shape)).astype(np.float32) for shape in ((6,), (COUNT, 6))))
+        for j in range(2)
+    }
+    state = {"centre": np.zeros(6, np.float32), "patch_centre": np.ones(6, np.float32)}
+    moved = objective.observe(state, {}, targets, np.array([1, 0, 1, 0], np.float32))
+    real = [Logits(z.of_class[::2], z.of_patches[::2]) for z in targets.values()]
+    classes, patches = (
+        np.mean([z[k] for z in real], axis=axes) for k, axes in ((0, (0, 1)), (1, (0, 1, 2)))
+    )
+    np.testing.assert_allclose(moved["centre"], 0.1 * classes, rtol=1e-5)
+    np.testing.assert_allclose(moved["patch_centre"], 0.9 + 0.1 * patches, rtol=1e-5)
+
+
+def test_what_ibots_student_lacks() -> None:
+    objective: Any = make("ibot", mask_ratio=(0.25, 0.75), mask_probability=0.8, **IBOT)
+    images = 300
+    keys = image_keys(jax.random.key(0), jax.numpy.int32(0), images)
+    pixels = np.zeros((images, 16, 16, 3), np.float32)
+    visible = jax.jit(lambda keys: objective.masked(whole(pixels, COUNT), keys).visible)(keys)
+    removed = COUNT - np.asarray(visible).sum(1)
+    assert abs((removed == 0).mean() - 0.2) < 0.05
+    some = removed[removed > 0]
+    assert set(some) == set(range(4, 12))
+    assert len({row.tobytes() for row in np.asarray(visible)}) > 0.6 * images
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"mask_ratio": (0.5, 0.1)}, "objective.mask_ratio=(0.5, 0.1), expected 0 <= low <= high"),
+        ({"mask_ratio": (0.5, 1.0)}, "objective.mask_ratio=(0.5, 1.0), expected 0 <= low <= high"),
+        (
+            {"mask_probability": 1.5},
+            "objective.mask_probability=1.5, expected a number from 0 to 1",
+        ),
+        ({"local_size": 6}, "objective.local_size=6 is not divisible by encoder.patch_size=4"),
+    ],
+)
+def test_what_ibot_cannot_be(fields: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(UserError) as error:
+        make("ibot", **{**IBOT, **fields})
+    assert complaint in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("name", "fields"),
     [
+        ("ibot", IBOT),
         ("data2vec", {"smallest_block": 2, "target_blocks": 1}),
         ("ijepa", {"target_blocks": 2, "predictor_width": 8, "predictor_heads": HEADS}),
     ],
@@ -141,7 +277,7 @@ def test_no_gradient_flows_through_the_teacher(name: str, fields: dict[str, Any]
 
     def total(params: Any, state: Any) -> jax.Array:
         z2 = objective.target(params, state, whole(pixels, COUNT), None, None)
-        return (z2 * pixels.mean()).sum() + (z2**3).sum()
+        return sum((z * pixels.mean()).sum() + (z**3).sum() for z in jax.tree.leaves(z2))
 
     gradient = jax.jit(jax.grad(total, argnums=(0, 1)))(params, state)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))

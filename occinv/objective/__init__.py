@@ -10,6 +10,7 @@ OBJECTIVES = {
     "cmae": "occinv.objective.contrastive:ContrastiveAutoencoder",
     "mocov3": "occinv.objective.momentum_contrast:MomentumContrast",
     "dino": "occinv.objective.self_distillation:SelfDistillation",
+    "ibot": "occinv.objective.masked_self_distillation:MaskedSelfDistillation",
     "beit": "occinv.objective.token_prediction:TokenPrediction",
     "cae": "occinv.objective.context_autoencoder:ContextAutoencoder",
     "data2vec": "occinv.objective.teacher_regression:TeacherRegression",

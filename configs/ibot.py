@@ -1,0 +1,38 @@
+"""iBOT: DINO, whose student also tells patches that it lacks as the teacher sees them.
+
+    occinv train --config configs/ibot.py --workdir runs/ibot
+
+The command published for ViT-S/16: batch 1024, lr 5e-4 · batch / 256, crops as DINO's, of half of
+the large ones 10 to 50 % of the patches removed in blocks. For ViT-B/16 the paper has 400 epochs
+(84.0 % after fine-tuning), and its code's help prototypes of length 1. Variants: configs/scales.py.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import dino
+from configs.beit import SMALLEST_BLOCK
+from configs.scales import VARIANTS
+
+__all__ = ["VARIANTS", "get_config"]
+
+
+def get_config(variant: str = "imagenet") -> ConfigDict:
+    config = dino.get_config(variant)
+    config.objective.update(
+        {
+            "name": "ibot",
+            "mask_probability": 0.5,
+            "mask_ratio": (0.1, 0.5),
+            "smallest_block": SMALLEST_BLOCK[variant],
+        }
+    )
+    if variant == "imagenet":
+        config.objective.update(
+            {
+                "num_prototypes": 8192,
+                "warmup": {"epochs": 30},
+                "freeze_last_layer": {"epochs": 1},
+            }
+        )
+        config.optimizer.update({"base_lr": 5e-4, "min_lr": 1e-6, "clip_norm": 3.0})
+    return config
