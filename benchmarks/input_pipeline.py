@@ -14,6 +14,7 @@ import functools
 import importlib.util
 import io
 import itertools
+import multiprocessing
 import os
 import resource
 import sys
@@ -316,15 +317,25 @@ def without_native_code(encoded: list[bytes]) -> Iterator[None]:
         yield
 
 
+def by_threads(encoded: list[bytes], count: int) -> float:
+    """Images a second of one process."""
+    return rate(loader(Repeated(encoded), count).batches(0, 10**6))
+
+
 def threads() -> None:
-    """Scaling over threads, and the most cores that one process can use."""
+    """Scaling over threads, and the most cores that one process can use.
+
+    Beside it the most that the machine gives: processes of one thread each, which share nothing.
+    """
     encoded = originals()
     cores = len(os.sched_getaffinity(0))
     rates: dict[str, list[float]] = {}
     for _ in range(3):
         for count in sorted({1, 2, cores, 2 * cores}):
-            batches = loader(Repeated(encoded), count).batches(0, 10**6)
-            rates.setdefault(f"{count} threads", []).append(rate(batches))
+            rates.setdefault(f"{count} threads", []).append(by_threads(encoded, count))
+        with multiprocessing.get_context("fork").Pool(cores) as pool:
+            found = pool.starmap(by_threads, [(encoded, 1)] * cores, chunksize=1)
+        rates.setdefault(f"{cores} processes of one thread", []).append(sum(found))
     print(f"\n{cores} cores, images/s, one thread = 1")
     for name, found in rates.items():
         print(f"{name:36}{max(found) / max(rates['1 threads']):13.2f}")
@@ -350,8 +361,7 @@ def processes() -> None:
     encoded, cores = originals(), len(os.sched_getaffinity(0))
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # the workers ask for a flag
-    by_threads = rate(loader(Repeated(encoded), cores).batches(0, 10**6))
-    ratio = rate(by_processes(encoded, cores)) / by_threads
+    ratio = rate(by_processes(encoded, cores)) / by_threads(encoded, cores)
     print(f"\n{cores} worker processes, {cores} threads = 1: {ratio:.2f}")
 
 

@@ -49,9 +49,7 @@ def decode_rgb(
         if size := _plain_jpeg_size(encoded):
             factor = reduction(*size) if reduction else 1
             width, height = (-(-side // factor) for side in size)
-            return simplejpeg.decode_jpeg(
-                encoded, "RGB", min_width=width, min_height=height, min_factor=factor
-            )
+            return simplejpeg.decode_jpeg(encoded, "RGB", min_width=width, min_height=height)
     except ValueError as complaint:
         if any(loss in str(complaint).lower() for loss in LOSSES):
             raise

@@ -119,6 +119,9 @@ def test_plain_jpegs_do_without_pillow(monkeypatch):
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("by Pillow"))
     for encoded in files:
         decode_rgb(io.BytesIO(encoded))
+    # Nor is it asked for an orientation because of bytes that are among the pixels or behind them.
+    monkeypatch.setattr(Image, "open", lambda *args: pytest.fail("by Pillow"))
+    decode_rgb(io.BytesIO(jpeg() + b"Exif\0\0"))
 
 
 def test_a_lesser_complaint_is_logged_with_the_name(caplog, tmp_path):

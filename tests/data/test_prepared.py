@@ -46,6 +46,12 @@ def test_both_formats_give_the_same_batches(imagenet):
     for ours, theirs in zip(*(loader.batches() for loader in loaders), strict=True):
         assert_same(ours, theirs)
     assert ours.weight.tolist() == [1, 1, 0] and ours.index[2] == -1
+    for source in (records, stream):
+        whole = source.read(0).image.shape
+        assert source.read(0, lambda *size: 2).image.shape[:2] == (
+            -(-whole[0] // 2),
+            -(-whole[1] // 2),
+        )
 
 
 @pytest.mark.parametrize("file_format", FORMATS)

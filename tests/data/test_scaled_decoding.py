@@ -14,6 +14,7 @@ from occinv.data.crop import Crop, RandomCrops
 from occinv.data.decode import decode_rgb
 from occinv.data.folder import open_folder
 from occinv.data.loader import TrainLoader, _crop_generator
+from occinv.data.selection import Subset
 
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
 
@@ -188,6 +189,14 @@ def test_batches_are_those_of_whole_decoding(folder, monkeypatch):
         with Image.open(f"{folder.folder}/{folder.paths[index]}") as image:
             (expected,) = drawn.cut(np.asarray(image))
         np.testing.assert_array_equal(whole.image[row], expected)
+
+
+def test_a_part_of_a_source_comes_smaller_too(folder):
+    part = Subset(folder, np.array([3, 5]))
+    for index, parents in enumerate((3, 5)):
+        smaller = folder.read(parents, lambda *size: 4).image
+        assert smaller.shape[0] == -(-(150 + 41 * parents) // 4)
+        np.testing.assert_array_equal(part.read(index, lambda *size: 4).image, smaller)
 
 
 def test_what_is_drawn_after_the_crops_is_the_same(folder, monkeypatch):
