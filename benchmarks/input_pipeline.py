@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import grain
@@ -275,17 +276,28 @@ def loader(source: Source, num_threads: int, batch_size: int = 32) -> TrainLoade
     )
 
 
-def rate(batches: Iterator, count: int = 24) -> float:
-    """Images a second over `count` batches, after the first few."""
+def for_an_image(batches: Iterator, clock: Callable[[], Any], count: int = 24) -> Any:
+    """How far a clock goes for an image, over `count` batches after the first few."""
     for _ in range(4):
         first = next(batches)
-    began = time.perf_counter()
+    began = clock()
     for _ in range(count):
         next(batches)
-    seconds = time.perf_counter() - began
+    gone = clock() - began
     if close := getattr(batches, "close", None):
         close()
-    return count * len(first.image) / seconds
+    return gone / (count * len(first.image))
+
+
+def rate(batches: Iterator) -> float:
+    """Images a second."""
+    return 1 / for_an_image(batches, time.perf_counter)
+
+
+def usage() -> np.ndarray:
+    """How often this process was put to sleep, its page faults, and its seconds on a core."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return np.array([used.ru_nvcsw, used.ru_minflt, used.ru_utime + used.ru_stime])
 
 
 class LazyBatch:
@@ -339,6 +351,14 @@ def threads() -> None:
     print(f"\n{cores} cores, images/s, one thread = 1")
     for name, found in rates.items():
         print(f"{name:36}{max(found) / max(rates['1 threads']):13.2f}")
+    alone = 0.0
+    for count in (1, 2):
+        used = for_an_image(loader(Repeated(encoded), count).batches(0, 10**6), usage)
+        alone = alone or used[2]
+        print(
+            f"{count} threads, for an image: put to sleep {used[0]:.2f} times, "
+            f"{used[1]:.1f} page faults, {used[2] / alone:.2f} of the time on a core"
+        )
 
     def seconds() -> float:
         batch = loader(Repeated(encoded), 0).batch
