@@ -24,21 +24,25 @@ def print_matrix(results: Results, console: Console | None = None) -> None:
     console = console or Console()
     if not console.is_terminal:
         console.width = WIDTH
-    lines: dict[tuple[str, str], dict[str, str]] = {}
+    lines: dict[str, dict[str, str]] = {}
     beside = []
     for row in results["rows"]:
         if row["measure"] == MISSING:
             beside.append(f"{row['name']}: {cell(results, row)}.")
             continue
-        views = f"{row['t1']} → {row['t2']}"
-        lines.setdefault((views, row["target"]), {})[row["measure"]] = cell(results, row)
+        axes = f"{row['t1']} → {row['t2']}, {row['target']}"
+        # Cross-entropy is centred or not by its target, which has a line of its own.
+        measure = row["measure"].removeprefix("centred ")
+        lines.setdefault(axes, {})[measure] = cell(results, row)
     measures = list(dict.fromkeys(measure for line in lines.values() for measure in line))
     table = Table(
-        "T1 → T2",
-        "target",
+        "T1 → T2, target",
         title=Text(f"{results['title']}: {results['subject']}", style="bold"),
         box=box.SIMPLE_HEAD if console.is_terminal else box.ASCII2,
-        caption=Text(" ".join([*beside, "FT % · CKA.", caption(results)]), style="dim"),
+        caption=Text(
+            " ".join([*beside, "FT % · CKA of the pre-trained encoder.", caption(results)]),
+            style="dim",
+        ),
         caption_justify="left",
         title_justify="left",
         show_lines=not console.is_terminal,
@@ -47,7 +51,7 @@ def print_matrix(results: Results, console: Console | None = None) -> None:
     for measure in measures:
         table.add_column(Text(measure), justify="right")
     for axes, line in lines.items():
-        table.add_row(*map(Text, (*axes, *(line.get(measure, "") for measure in measures))))
+        table.add_row(*map(Text, (axes, *(line.get(measure, "") for measure in measures))))
     console.print(table)
     for row in results["rows"]:
         if row["status"] == "failed":

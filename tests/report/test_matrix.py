@@ -44,18 +44,32 @@ def grid() -> dict[str, Any]:
 
 def test_each_number_stands_at_its_axes() -> None:
     found = printed(grid())
-    assert found[0] == ["T1 → T2", "target", "pixel L2", "BYOL", "InfoNCE"]
-    assert found[1] == ["75% removed → identity", "pixels", "81.0 · 0.910", "", ""]
-    assert found[2] == ["75% removed → identity", "EMA", "", "82.0 · 0.910", "83.0 · –"]
-    assert found[3] == ["75% removed → identity", "f", "", "failed", ""]
-    assert found[4] == ["crop → crop", "EMA", "", "– · 0.910", ""]
-    assert found[5][0].startswith("Random init: 50.0 · –. FT % · CKA.")
+    assert found[0] == ["T1 → T2, target", "pixel L2", "BYOL", "InfoNCE"]
+    assert found[1] == ["75% removed → identity, pixels", "81.0 · 0.910", "", ""]
+    assert found[2] == ["75% removed → identity, EMA", "", "82.0 · 0.910", "83.0 · –"]
+    assert found[3] == ["75% removed → identity, f", "", "failed", ""]
+    assert found[4] == ["crop → crop, EMA", "", "– · 0.910", ""]
+    assert found[5][0].startswith("Random init: 50.0 · –. FT % · CKA of the pre-trained enc")
 
 
 def test_seeds_are_averaged_and_cka_is_that_of_the_pretrained_encoder() -> None:
     results = grid()
     results["rows"] = [row("a", 0.8, 0.82, cka={"pretrained": curves(0.6)}, paper={})]
     assert printed(results)[1][-1] == "81.0 ± 1.4 · 0.600"
+
+
+def test_the_whole_grid_has_its_numbers_on_one_line() -> None:
+    results, axes = grid(), {"t1": "75% removed", "t2": "the complement"}
+    measures = ("pixel L2", "decoder L2", "InfoNCE", "BYOL", "cross-entropy", "smoothed L1")
+    results["rows"] = [
+        row("a", 0.8, **axes, target="EMA encoder", measure=measure, paper={})
+        for measure in (*measures, "centred cross-entropy")
+    ]
+    results["rows"][-1]["target"] = "pixels"
+    found = printed(results)
+    assert found[1][1:] == 6 * ["80.0 · 0.910"]
+    place = next(i for i, line in enumerate(found) if i > 1 and "80.0 · 0.910" in line)
+    assert found[place].index("80.0 · 0.910") == 1 + measures.index("cross-entropy")
 
 
 def test_other_results_are_a_table() -> None:
