@@ -17,7 +17,7 @@ from occinv import parallel
 from occinv.cli import main
 from occinv.train import workdir as files
 
-LONG = ("train.duration.steps=500", "train.checkpoint_every.steps=20", "train.keep=2")
+LONG = ("train.duration.steps=300", "train.checkpoint_every.steps=20", "train.keep=2")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def long_losses(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
-    """Of a run of 500 steps that nothing disturbed, on one process."""
+    """Of a run of 300 steps that nothing disturbed, on one process."""
     workdir = tmp_path_factory.mktemp("long") / "run"
     run(arguments, workdir, *LONG)
     return losses(workdir)
@@ -88,7 +88,7 @@ def test_a_signal_to_one_stops_all_at_the_same_step(
     outcomes = ended(processes)
     assert [status for status, _, _ in outcomes] == [143, 143], outcomes
     stopped = files.load(tmp_path).step
-    assert f"stopped and saved at step {stopped} of 500" in outcomes[0][1]
+    assert f"stopped and saved at step {stopped} of 300" in outcomes[0][1]
     assert max(losses(tmp_path)) == stopped
     run(arguments, tmp_path, *LONG)  # on one process, with eight devices
     assert_close(losses(tmp_path), long_losses)
@@ -105,7 +105,7 @@ def test_a_peer_that_is_killed_ends_the_others(
     status, _, errors = ended(processes)[0]
     assert time.monotonic() - begun < parallel.PEER_TIMEOUT + 30
     assert status not in (0, 143), errors
-    assert files.load(tmp_path).step < 500
+    assert files.load(tmp_path).step < 300
     outcomes = ended(begin(4, arguments, tmp_path, *LONG))  # and on more processes than before
     assert [status for status, _, _ in outcomes] == [0] * 4, outcomes
     assert_close(losses(tmp_path), long_losses)
