@@ -72,9 +72,6 @@ class MaskedSelfDistillation(SelfDistillation):
         params, state = super().init(key, encoder)
         return params, {**state, "patch_centre": jnp.zeros(self.num_prototypes)}
 
-    def advance(self, params: Params, state: State, step: jax.Array) -> State:
-        return {**super().advance(params, state, step), "patch_centre": state["patch_centre"]}
-
     def transform(self, pixels: Any, keys: jax.Array) -> tuple[View, ...]:
         """DINO's crops, the large ones without blocks of their patches."""
         crop_keys, *mask_keys = split(keys, 3)

@@ -125,11 +125,8 @@ class SelfDistillation(Objective):
         """The teacher follows the step before, with that step's momentum; τ_t is the epoch's."""
         before = jnp.maximum(step - 1, 0)
         momentum = cosine_momentum(self.momentum, before, self.setting.total_steps)
-        return {
-            "target": moved(state["target"], params, momentum),
-            "centre": state["centre"],
-            "temperature": self.temperature_at(step),
-        }
+        target = moved(state["target"], params, momentum)
+        return {**state, "target": target, "temperature": self.temperature_at(step)}
 
     def temperature_at(self, step: jax.Array) -> jax.Array:
         """τ_t at a step: constant within an epoch, and level after `warmup`."""
