@@ -129,25 +129,18 @@ def tiny(config: str, images: Path, *fields: str) -> list[str]:
     return [*spec, *overrides(*common, *ENCODER, *own, *fields)]
 
 
-def start_python(
-    arguments: Sequence[str], *, devices: int = 1, **variables: str
-) -> subprocess.Popen[str]:
-    """Python in a process of its own on so many devices, compiling fast rather than well."""
+def start(arguments: Sequence[str], *, devices: int = 1, **variables: str) -> subprocess.Popen[str]:
+    """`python -m occinv …` on so many devices, compiling fast rather than well."""
     count = "--xla_force_host_platform_device_count="
     flags = re.sub(rf"{count}\d+", f"{count}{devices}", os.environ["XLA_FLAGS"])  # of conftest.py
     environment = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
     return subprocess.Popen(
-        [sys.executable, *arguments],
+        [sys.executable, "-m", "occinv", *arguments],
         env=environment | {"XLA_FLAGS": flags} | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def start(arguments: Sequence[str], **variables: Any) -> subprocess.Popen[str]:
-    """`python -m occinv …` as `start_python`."""
-    return start_python(["-m", "occinv", *arguments], **variables)
 
 
 def start_several(count: int, arguments: Sequence[str]) -> list[subprocess.Popen[str]]:
