@@ -201,7 +201,8 @@ def _join(options: argparse.Namespace) -> Any:
     if options.distributed or given != (None, None, None):
         parallel.join(*given)
     if jax.process_index() == 0:
-        return Console(highlight=False, markup=False)  # it shows paths and errors, as they are
+        # It shows paths and errors, as they are.
+        return Console(highlight=False, markup=False, emoji=False)
     logging.getLogger("occinv").setLevel(logging.WARNING)
     return Console(quiet=True)
 
