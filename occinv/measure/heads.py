@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from occinv.encoder.blocks import XAVIER, layer_norm
+from occinv.encoder.blocks import XAVIER, exact_gelu, layer_norm
 from occinv.measure.losses import unit
 
 # PyTorch's default for linear layers: uniform within 1 / sqrt(fan in).
@@ -36,7 +36,7 @@ class MlpHead(nn.Module):
             h = layer_norm("norm", self.dtype)(h)
         elif self.norm == "batchnorm":
             h = BatchNorm(name="norm")(h)
-        h = nn.gelu(h, approximate=False)
+        h = exact_gelu(h)
         out = nn.Dense(self.out, kernel_init=XAVIER, dtype=self.dtype, name="out")
         return out(h).astype(jnp.float32)
 
@@ -87,7 +87,7 @@ class PrototypeHead(nn.Module):
         for layer, width in enumerate((self.hidden, self.hidden, self.bottleneck)):
             dense = nn.Dense(width, kernel_init=init, dtype=self.dtype, name=f"linear{layer}")
             x = dense(x)
-            x = x if layer == 2 else nn.gelu(x, approximate=False)
+            x = x if layer == 2 else exact_gelu(x)
         return Prototypes(self.prototypes, self.unit_prototypes, name="last")(
             unit(x.astype(jnp.float32))
         )

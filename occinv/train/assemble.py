@@ -23,6 +23,9 @@ from occinv.train.flops import matmul_flops
 from occinv.train.optimizer import learning_rate, make_optimizer
 from occinv.train.step import make_step
 
+# XLA's CPU compiler copies AdamW's moments at each step unless it is told to look closely.
+FOR_CPU = {"xla_cpu_copy_insertion_use_region_analysis": True}
+
 
 @dataclasses.dataclass(frozen=True)
 class Assembly:
@@ -99,11 +102,13 @@ def trace_step(run: Assembly, state: Any) -> Any:
     `state` is a TrainState, or the shapes of one.
     """
     sharding = parallel.of_state(run.mesh, state)
+    is_cpu = run.mesh.devices.flat[0].platform == "cpu"
     return jax.jit(
         make_step(run.objective, run.optimizer, run.experiment.train.accumulate),
         in_shardings=(sharding, parallel.by_image(run.mesh)),
         out_shardings=(sharding, parallel.replicated(run.mesh)),
         donate_argnums=0,
+        compiler_options=FOR_CPU if is_cpu else None,
     ).trace(state, batch_shapes(run))
 
 
