@@ -152,11 +152,18 @@ class Program:
         if one.opcode == "custom-call" and "AllocateBuffer" in one.attributes:
             return 0
         operands = [around[o] for o in one.operands if o in around]
-        if one.opcode in SLICES:
-            return 2 * one.moved
-        if one.opcode in ("dynamic-update-slice", "scatter"):
-            return 2 * operands[2 if one.opcode == "scatter" else 1].moved
-        if one.opcode == "fusion":
+        opcode = one.opcode.removesuffix("-start")
+        results = list(zip(one.sizes, one.in_memory, strict=True))
+        if opcode != one.opcode:  # (operands, results, …), or a copy's (to, from, …)
+            count = len(operands)
+            results = (results[:1] if opcode == "copy" else results[count : 2 * count]) or results
+        written = sum(size for size, is_in in results if is_in)
+        if opcode in SLICES:
+            return written + (results[0][0] if operands[0].in_memory[0] else 0)
+        if opcode in ("dynamic-update-slice", "scatter"):
+            part = operands[2 if opcode == "scatter" else 1]
+            return part.moved + (sum(part.sizes) if results[0][1] else 0)
+        if opcode == "fusion":
             (inner,) = one.called("calls")
             read = sum(min(o.moved, self._read(inner, number)) for number, o in enumerate(operands))
             return read + sum(
@@ -164,13 +171,6 @@ class Program:
                 for size, is_in in zip(self._written(inner, one), one.in_memory, strict=True)
                 if is_in
             )
-        written = one.moved
-        if one.opcode.endswith("-start"):  # (operands, results, …), or a copy's (to, from, …)
-            first, last = (
-                (0, 1) if one.opcode == "copy-start" else (len(operands), 2 * len(operands))
-            )
-            pairs = list(zip(one.sizes, one.in_memory, strict=True))
-            written = sum(s for s, is_in in pairs[first:last] or pairs if is_in)
         return written + sum(o.moved for o in operands)
 
     def _read(self, fused: str, number: int) -> int:

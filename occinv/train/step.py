@@ -79,7 +79,7 @@ def make_step(
             return loss, metrics, layout.parted(grads), after
 
         loss, metrics, grads, state = mean_of_parts(part, (batch, keys), parts)
-        norm = global_norm(grads)
+        norm = optax.tree.norm(grads)
         updates, optimizer_state = optimizer.update(grads, train.optimizer, train.params)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         params, state, optimizer_state = jax.tree.map(
@@ -101,12 +101,3 @@ def make_step(
         return after, {"loss": loss, "gradient_norm": norm, **metrics}
 
     return step
-
-
-def global_norm(tree: Any) -> jax.Array:
-    """The square root of the sum of all squares, float32 [].
-
-    `optax.tree.norm` says the same; XLA's CPU compiler would write the squares to memory for it.
-    """
-    squares = (jnp.tensordot(x, x, x.ndim, precision="highest") for x in jax.tree.leaves(tree))
-    return jnp.sqrt(sum(squares))

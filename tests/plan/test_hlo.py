@@ -145,6 +145,33 @@ def test_memory_is_read_and_written_by_slices(program: Program) -> None:
     assert program.traffic() == turns + compare + once
 
 
+@pytest.mark.parametrize(
+    ("instruction", "moved"),
+    [
+        # A quarter of a stack, read into faster memory, there and then or meanwhile.
+        ("f32[4,16,128]{2,1,0:S(1)} slice(%p), slice={[0:4], [0:16], [0:128]}", 1),
+        ("((f32[16,16,128]{2,1,0}), f32[4,16,128]{2,1,0:S(1)}, s32[]{:S(2)}) slice-start(%p)", 1),
+        ("f32[4,16,128]{2,1,0} dynamic-slice(%p, %i, %i, %i)", 2),
+        # A quarter of it, written in place, from memory and from faster memory.
+        ("f32[16,16,128]{2,1,0} dynamic-update-slice(%p, %q, %i, %i, %i)", 2),
+        ("f32[16,16,128]{2,1,0} dynamic-update-slice(%p, %fast, %i, %i, %i)", 1),
+        # Written from faster memory, whole; the source stands second.
+        ("(f32[4,16,128]{2,1,0}, f32[4,16,128]{2,1,0:S(1)}, u32[]{:S(2)}) copy-start(%fast)", 1),
+    ],
+)
+def test_of_a_slice_the_slice_moves(instruction: str, moved: int) -> None:
+    said = f"""
+ENTRY %main (p: f32[16,16,128], q: f32[4,16,128]) -> f32[16,16,128] {{
+  %p = f32[16,16,128]{{2,1,0}} parameter(0)
+  %q = f32[4,16,128]{{2,1,0}} parameter(1)
+  %fast = f32[4,16,128]{{2,1,0:S(1)}} parameter(2)
+  %i = s32[]{{:S(6)}} parameter(3)
+  ROOT %r = {instruction}
+}}
+"""
+    assert Program(said).traffic() == moved * 4 * 16 * 128 * 4
+
+
 def test_the_count_of_a_real_program() -> None:
     """Compiled for the CPU: sum over 8 devices of a product, in a scan of 6 turns."""
     mesh = parallel.make_mesh()
