@@ -66,13 +66,16 @@ def plans() -> Iterator[tuple[str, str, tuple[str, ...], str, bool]]:
 
 
 def make(config: str, fields: tuple[str, ...], topology: str, is_search: bool) -> dict:
-    """The plan, or the last one of the search, as JSON."""
+    """The last plan of a search, or the memory alone of one without, as JSON."""
     path = Path(configuration.CONFIGS) / f"{config}.py"
     given = [f"--config.{field}" for field in fields]
     experiment = schema.resolve(configuration.load(str(path), given))
     chip, _ = parse(topology)
     arguments = experiment, slice_devices(topology), chip, *IMAGENET
-    return (list(search(*arguments))[-1] if is_search else make_plan(*arguments)).as_dict(chip)
+    if is_search:
+        return list(search(*arguments))[-1].as_dict(chip)
+    plan = make_plan(*arguments)
+    return {"needed": plan.needed, "available": plan.available, "fits": plan.fits}
 
 
 def cell(found: dict | None) -> str:
