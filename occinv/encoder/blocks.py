@@ -123,8 +123,8 @@ class Attention(nn.Module):
 def exact_gelu(x: jax.Array) -> jax.Array:
     """x · Φ(x) by the error function in float32, as PyTorch has it.
 
-    `nn.gelu` takes its complement, which costs several times as much and differs where x is so far
-    below zero that PyTorch's value is rounding.
+    `nn.gelu` takes its complement, which costs more on a CPU and differs where x is so far below
+    zero that PyTorch's value is rounding.
     """
     wide = x.astype(jnp.float32)
     return (wide * (1 + jax.lax.erf(wide * math.sqrt(0.5))) / 2).astype(x.dtype)
