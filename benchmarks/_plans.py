@@ -44,6 +44,10 @@ ROWS = {
 SLICES = ("v5e:16x16", "v5e:8x8", "v4:4x4x4", "v6e:8x8", "v6e:16x16", "v4:4x8x8",
           "v5e:2x4", "v6e:2x4", "v4:2x2x2")  # fmt: skip
 IMAGENET = 1000, 1281167
+KEPT = (
+    *("needed", "available", "fits", "fsdp", "remat", "accumulate"),
+    *("traffic", "collectives", "roofline", "durations"),
+)
 
 # C-MAE with the tokens of all images as negatives, by the plain formula and by blocks.
 ALL, POD, BATCHES = "objective.negatives=batch", "v5e:16x16", (1024, 2048, 4096, 8192, 16384)
@@ -66,14 +70,15 @@ def plans() -> Iterator[tuple[str, str, tuple[str, ...], str, bool]]:
 
 
 def make(config: str, fields: tuple[str, ...], topology: str, is_search: bool) -> dict:
-    """The last plan of a search, or the memory alone of one without, as JSON."""
+    """The last plan of a search, or of one without the memory alone, as JSON."""
     path = Path(configuration.CONFIGS) / f"{config}.py"
     given = [f"--config.{field}" for field in fields]
     experiment = schema.resolve(configuration.load(str(path), given))
     chip, _ = parse(topology)
     arguments = experiment, slice_devices(topology), chip, *IMAGENET
     if is_search:
-        return list(search(*arguments))[-1].as_dict(chip)
+        found = list(search(*arguments))[-1].as_dict(chip)
+        return {name: found[name] for name in KEPT}
     plan = make_plan(*arguments)
     return {"needed": plan.needed, "available": plan.available, "fits": plan.fits}
 

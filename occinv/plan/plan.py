@@ -25,7 +25,7 @@ ASSUMED = 0.4  # of the peak: an assumption to plan with, no measurement
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes on each chip while a step runs."""
+    """Bytes on each chip while a step runs, when they are the most."""
 
     arguments: int  # the train state and the chip's part of the batch
     temporaries: int  # activations, gradients
@@ -34,8 +34,8 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of them."""
-        return self.arguments + self.temporaries + self.outputs + self.program
+        """What the compiler finds room for, or not: all but the program."""
+        return self.arguments + self.temporaries + self.outputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,10 +152,14 @@ def make_plan(
         refused = dataclasses.replace(plan, needed=needed, available=available)
         return dataclasses.replace(refused, advice=tuple(advice(run, refused, chip)))
     found = compiled.memory_analysis()
+    outputs = found.output_size_in_bytes - found.alias_size_in_bytes
+    # Not `temp_size_in_bytes`: where memory is plenty, the TPU's compiler lays temporaries out
+    # loosely, and that size counts the gaps and its fast memory, too.
+    temporaries = found.peak_memory_in_bytes - found.argument_size_in_bytes - outputs
     memory = Memory(
         arguments=found.argument_size_in_bytes,
-        temporaries=found.temp_size_in_bytes,
-        outputs=found.output_size_in_bytes - found.alias_size_in_bytes,
+        temporaries=temporaries,
+        outputs=outputs,
         program=found.generated_code_size_in_bytes,
     )
     program = Program(compiled.as_text())

@@ -66,7 +66,7 @@ def print_plan(plan: Plan, topology: str, chip: Chip, console: Console | None = 
     memory, roofline = plan.memory, plan.roofline
     if memory and roofline:
         table = _table(console, "memory of a chip", ("", "bytes", "share"))
-        for name in ("arguments", "temporaries", "outputs", "program", "total"):
+        for name in ("arguments", "temporaries", "outputs", "total", "program"):
             count = getattr(memory, name)
             table.add_row(name, size(count), f"{count / chip.memory:.1%}")
         table.add_row("the chip has", size(chip.memory), "")
