@@ -13,10 +13,11 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 
 from occinv import configuration, schema
-from occinv.plan.chips import parse, slice_devices
+from occinv.plan.chips import CHIPS, parse, slice_devices
 from occinv.plan.plan import make_plan, search
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -44,10 +45,8 @@ ROWS = {
 SLICES = ("v5e:16x16", "v5e:8x8", "v4:4x4x4", "v6e:8x8", "v6e:16x16", "v4:4x8x8",
           "v5e:2x4", "v6e:2x4", "v4:2x2x2")  # fmt: skip
 IMAGENET = 1000, 1281167
-KEPT = (
-    *("needed", "available", "fits", "fsdp", "remat", "accumulate"),
-    *("traffic", "collectives", "roofline", "durations"),
-)
+KEPT = ("needed", "available", "fits", "fsdp", "remat", "accumulate",
+        "traffic", "roofline", "durations")  # fmt: skip
 
 # C-MAE with the tokens of all images as negatives, by the plain formula and by blocks.
 ALL, POD, BATCHES = "objective.negatives=batch", "v5e:16x16", (1024, 2048, 4096, 8192, 16384)
@@ -94,19 +93,24 @@ def cell(found: dict | None) -> str:
     if not found["fits"]:
         return " · ".join(["no", *changes])
     line = found["durations"]["roofline"]
-    memory = f"{found['needed'] / 2**30:.1f} GiB"
-    return " · ".join([memory, f"{line['utilisation']:.0%}", f"{line['hours']:.2g} h", *changes])
+    memory, hours = f"{found['needed'] / 2**30:.1f} GiB", line["hours"]
+    duration = f"{hours:.2g} h" if hours < 100 else f"{hours:.0f} h"
+    return " · ".join([memory, f"{line['utilisation']:.0%}", duration, *changes])
 
 
 def tables(made: dict[str, dict]) -> str:
-    """Both tables as Markdown, without rows and columns of which there is nothing yet."""
-    slices = [s for s in sorted(SLICES, key=parse) if any(k.endswith(f" @ {s}") for k in made)]
-    lines = [f"| 4096 images a step | {' | '.join(slices)} |", "| --- |" + " --- |" * len(slices)]
-    for row in ROWS:
-        cells = [cell(made.get(f"{row} @ {one}")) for one in slices]
-        if any(cells):
+    """All tables as Markdown, one for each chip."""
+    lines = []
+    for name in sorted({topology.partition(":")[0] for topology in SLICES}):
+        slices = sorted((s for s in SLICES if parse(s)[0] is CHIPS[name]), key=parse)
+        heads = [f"{prod(parse(s)[1])} chips ({s})" for s in slices]
+        lines += [f"| {name}, {CHIPS[name].memory / 2**30:g} GiB | {' | '.join(heads)} |"]
+        lines += ["| --- |" + " --- |" * len(slices)]
+        for row in ROWS:
+            cells = [cell(made.get(f"{row} @ {s}")) for s in slices]
             lines.append(f"| {row} | {' | '.join(cells)} |")
-    lines += ["", f"| C-MAE on {POD}: images a step | {' | '.join(map(str, BATCHES))} |"]
+        lines.append("")
+    lines += [f"| C-MAE on {POD}: images a step | {' | '.join(map(str, BATCHES))} |"]
     lines += ["| --- |" + " ---: |" * len(BATCHES)]
     for row in NEGATIVES:
         cells = []
@@ -118,6 +122,14 @@ def tables(made: dict[str, dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def keep(made: dict[str, dict]) -> None:
+    """Writes the plans, one a line, and the tables."""
+    lines = (f"{json.dumps(key)}: {json.dumps(found)}" for key, found in made.items())
+    STORE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}\n{tables(made)}\n{END}{rest.partition(END)[2]}")
+
+
 def main(*only: str) -> None:
     """Makes the plans that are not there yet: all, or those of which `only` names all words."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -127,9 +139,7 @@ def main(*only: str) -> None:
             continue
         print(key, flush=True)
         made[key] = make(*what)
-        STORE.write_text(json.dumps(made, indent=1) + "\n")
-        before, _, rest = PAGE.read_text().partition(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n{tables(made)}\n{END}{rest.partition(END)[2]}")
+        keep(made)
 
 
 if __name__ == "__main__":
