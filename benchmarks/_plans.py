@@ -45,8 +45,7 @@ ROWS = {
 SLICES = ("v5e:16x16", "v5e:8x8", "v4:4x4x4", "v6e:8x8", "v6e:16x16", "v4:4x8x8",
           "v5e:2x4", "v6e:2x4", "v4:2x2x2")  # fmt: skip
 IMAGENET = 1000, 1281167
-KEPT = ("needed", "available", "fits", "fsdp", "remat", "accumulate",
-        "traffic", "roofline", "durations")  # fmt: skip
+KEPT = "needed", "fits", "fsdp", "remat", "accumulate", "durations"
 
 # C-MAE with the tokens of all images as negatives, by the plain formula and by blocks.
 ALL, POD, BATCHES = "objective.negatives=batch", "v5e:16x16", (1024, 2048, 4096, 8192, 16384)
@@ -79,7 +78,7 @@ def make(config: str, fields: tuple[str, ...], topology: str, is_search: bool) -
         found = list(search(*arguments))[-1].as_dict(chip)
         return {name: found[name] for name in KEPT}
     plan = make_plan(*arguments)
-    return {"needed": plan.needed, "available": plan.available, "fits": plan.fits}
+    return {"needed": plan.needed, "fits": plan.fits}
 
 
 def cell(found: dict | None) -> str:
