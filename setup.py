@@ -10,7 +10,7 @@ from setuptools import find_packages, setup
 setup(
     name="occinv",
     version="0.1.0",
-    description="Which invariance, measured how, makes a good initialisation for a ViT? In JAX.",
+    description="Which invariance, measured how, makes a good initialization for a ViT? In JAX.",
     author="The occinv authors",
     license="Apache-2.0",
     python_requires=">=3.11",
@@ -27,6 +27,7 @@ setup(
         # Data and configs. tensorflow-datasets needs importlib_resources to read a prepared data
         # set without TensorFlow, and does not ask for it.
         "grain>=0.2.18",
+        "array_record>=0.8",
         "tensorflow-datasets>=4.9.10",
         "importlib_resources>=6.0",
         "etils[epath]>=1.15",
@@ -34,6 +35,7 @@ setup(
         "tensorstore>=0.1.80",
         "google-crc32c>=1.6",
         "ml-collections>=1.1",
+        "pydantic>=2.12",
         "pillow>=11.0",
         "simplejpeg>=1.9",
         "cykooz-resizer>=4.0; platform_system != 'Linux' or platform_machine != 'aarch64'",
@@ -47,6 +49,7 @@ setup(
         "jinja2>=3.1",
         "rich>=13.0",
         "numpy>=2.0",
+        "scipy>=1.14",
     ],
     extras_require={
         "bench": ["torch>=2.13"],  # what a train step is timed against
@@ -54,7 +57,13 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2"],
         # Data sets in a bucket: gs://.
         "gcs": ["gcsfs>=2025.3"],
-        "dev": ["pytest>=9.0", "pytest-xdist>=3.8", "ruff>=0.17", "mypy>=2.0"],
+        "dev": [
+            "pytest>=9.0",
+            "pytest-xdist>=3.8",
+            "ruff>=0.17",
+            "mypy>=2.0",
+            "import-linter>=2.5",
+        ],
     },
     classifiers=[
         "Programming Language :: Python :: 3",

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 
-from occinv import configuration, schema
+from occinv import schema
+from occinv.config import CONFIGS, load_config
 from occinv.plan.chips import CHIPS, parse, slice_devices
 from occinv.plan.plan import make_plan, search
 
@@ -69,9 +70,9 @@ def plans() -> Iterator[tuple[str, str, tuple[str, ...], str, bool]]:
 
 def make(config: str, fields: tuple[str, ...], topology: str, is_search: bool) -> dict:
     """The last plan of a search, or of one without the memory alone, as JSON."""
-    path = Path(configuration.CONFIGS) / f"{config}.py"
+    path = Path(CONFIGS) / f"{config}.py"
     given = [f"--config.{field}" for field in fields]
-    experiment = schema.resolve(configuration.load(str(path), given))
+    experiment = schema.resolve(load_config(str(path), given))
     chip, _ = parse(topology)
     arguments = experiment, slice_devices(topology), chip, *IMAGENET
     if is_search:
@@ -94,7 +95,7 @@ def cell(found: dict | None) -> str:
     line = found["durations"]["roofline"]
     memory, hours = f"{found['needed'] / 2**30:.1f} GiB", line["hours"]
     duration = f"{hours:.2g} h" if hours < 100 else f"{hours:.0f} h"
-    return " · ".join([memory, f"{line['utilisation']:.0%}", duration, *changes])
+    return " · ".join([memory, f"{line['utilization']:.0%}", duration, *changes])
 
 
 def tables(made: dict[str, dict]) -> str:

@@ -10,14 +10,14 @@ import functools
 
 import jax
 
-from occinv.measure.blockwise import info_nce_blockwise
+from occinv.losses.chunked import chunked_info_nce
 
 TOKENS, VALUES, BLOCK, MIB = 49, 256, 256, 2**20
 
 
 def memory(batch: int, block: int | None) -> float:
     """MiB of temporaries of the mean loss and its gradient to queries and keys."""
-    measure = functools.partial(info_nce_blockwise, negatives="batch", temperature=0.2, block=block)
+    measure = functools.partial(chunked_info_nce, negatives="batch", temperature=0.2, block=block)
     gradient = jax.jit(jax.grad(lambda q, k: measure(q, k)[0].mean(), argnums=(0, 1)))
     shape = jax.ShapeDtypeStruct((batch, TOKENS, VALUES), "float32")
     return gradient.lower(shape, shape).compile().memory_analysis().temp_size_in_bytes / MIB

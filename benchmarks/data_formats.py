@@ -20,9 +20,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from occinv.data.loader import TrainLoader
-from occinv.data.prepare import prepare
-from occinv.data.prepared import FORMATS
-from occinv.data.sources import open_source
+from occinv.data.open_source import open_source
+from occinv.data.tfds.prepare import prepare
+from occinv.data.tfds.prepared import FORMATS
 
 COUNT = 256
 ROUNDS = 4

@@ -36,10 +36,10 @@ from occinv.data.batch import Batch
 from occinv.data.embedded import photos
 from occinv.data.folder import open_folder
 from occinv.data.loader import TrainLoader, _crop_generator
-from occinv.data.sample import Sample, Source
-from occinv.encoder import vit
+from occinv.data.source import Sample, Source
+from occinv.models import vit
 from occinv.schema import Encoder
-from occinv.transform.view import IMAGENET_MEAN, IMAGENET_STD, normalise
+from occinv.transforms.view import IMAGENET_MEAN, IMAGENET_STD, normalize
 
 SIZE = 224
 IMAGES = 96  # of each size
@@ -153,7 +153,7 @@ def by_opencv(encoded: bytes, number: int) -> Pixels:
 
 WAYS: dict[str, Callable[[bytes, int], Pixels]] = {
     "Pillow": by_pillow,
-    "Pillow, to float and normalised": by_pillow_to_float,
+    "Pillow, to float and normalized": by_pillow_to_float,
     "occinv": by_occinv,
     "occinv, data.scaled_decoding": scaled,
     "occinv, resize by Pillow": without_fast_resize,
@@ -219,9 +219,9 @@ def rates() -> None:
 
 def fidelity() -> None:
     """How far crops are from Pillow's, in levels of 255 and in features of a fixed encoder."""
-    encoder = vit.build(Encoder(name="small"), SIZE)
+    encoder = vit.make_vit(Encoder(name="small"), SIZE)
     params = jax.jit(encoder.init)(jax.random.key(0), np.zeros((1, SIZE, SIZE, 3), np.float32))
-    tokens = jax.jit(lambda x: encoder.apply(params, normalise(x.astype(np.float32) / 255)).tokens)
+    tokens = jax.jit(lambda x: encoder.apply(params, normalize(x.astype(np.float32) / 255)).tokens)
 
     def again(encoded: bytes, quality: int) -> bytes:
         pixels = decode.decode_rgb(io.BytesIO(encoded))

@@ -16,13 +16,14 @@ from pathlib import Path
 
 import jax
 
-from occinv import configuration, parallel, schema
-from occinv.encoder.blocks import Layout
+from occinv import parallel, schema
+from occinv.config import CONFIGS, load_config
+from occinv.models.blocks import Layout
 from occinv.train.assemble import assemble, trace_step
 from occinv.train.step import init_state
 
 ROUNDS = 3
-SMOKE = f"{configuration.CONFIGS}/mae.py:smoke"
+SMOKE = f"{CONFIGS}/mae.py:smoke"
 PROCESSES = {
     "import jax": "import jax; jax.devices()",
     "occinv --help": "from occinv.cli import main; main(['--help'])",
@@ -49,11 +50,9 @@ def process(code: str) -> float:
 
 def compiling(depth: int, unroll: int) -> float:
     """Seconds of processor time to trace and compile MAE's step with so many encoder blocks."""
-    path = Path(configuration.CONFIGS) / "mae.py"
+    path = Path(CONFIGS) / "mae.py"
     given = [f"--config.encoder.{field}" for field in ("name=tiny", f"depth={depth}")]
-    experiment = schema.resolve(
-        configuration.load(str(path), [*given, "--config.train.batch_size=8"])
-    )
+    experiment = schema.resolve(load_config(str(path), [*given, "--config.train.batch_size=8"]))
     run = assemble(experiment, parallel.make_mesh(jax.devices()[:1]), 1000, 1281167)
     encoder = run.objective.encoder.clone(layout=Layout(unroll=unroll))
     setting = dataclasses.replace(run.objective.setting, encoder=encoder)

@@ -24,13 +24,14 @@ import numpy as np
 import torch
 from _torch_mae import Mae
 
-from occinv import configuration, parallel, schema
+from occinv import parallel, schema
+from occinv.config import CONFIGS, load_config
 from occinv.data.batch import Batch
-from occinv.encoder.vit import SIZES
+from occinv.models.vit import SIZES
+from occinv.rng import image_rngs, split
 from occinv.train.assemble import Assembly, assemble, model_flops, trace_step
 from occinv.train.step import TrainState, init_state
-from occinv.transform.keys import image_keys, split
-from occinv.transform.view import unit_range
+from occinv.transforms.view import unit_range
 
 ROUNDS = 5
 MODELS = {  # configs' variant, fields, images a step
@@ -44,9 +45,9 @@ MATRIX = 4096  # rows and columns of the matrices by which the peak is measured
 
 def prepare(config: str, variant: str, fields: tuple[str, ...], images: int) -> Assembly:
     """The run that `occinv train` would make of a config."""
-    path = Path(configuration.CONFIGS) / f"{config}.py"
+    path = Path(CONFIGS) / f"{config}.py"
     given = [f"--config.{field}" for field in (*fields, f"train.batch_size={images}")]
-    experiment = schema.resolve(configuration.load(f"{path}:{variant}", given))
+    experiment = schema.resolve(load_config(f"{path}:{variant}", given))
     return assemble(experiment, parallel.make_mesh(jax.devices()[:1]), 1000, 1281167)
 
 
@@ -103,7 +104,7 @@ def theirs(run: Assembly, batch: Batch) -> Callable[[], Any]:
 def our_loss(run: Assembly, state: TrainState, batch: Batch) -> tuple[np.ndarray, float]:
     """Which patches the first step sees [B, N], and its loss."""
     objective = run.objective
-    keys = image_keys(jax.random.key(1), 0, len(batch.image))
+    keys = image_rngs(jax.random.key(1), 0, len(batch.image))
     view, _ = objective.transform(unit_range(batch.image), split(keys, 3)[0])
     loss, _ = jax.jit(objective.loss)(state.params, state.state, batch, keys, jnp.int32(0))
     return np.asarray(view.visible), float(loss)

@@ -33,7 +33,7 @@ def get_config(variant: str = "imagenet") -> ConfigDict:
         "name": "beit",
         "tokenizer": TOKENIZER[variant],
         "mask_ratio": 75 / 196,
-        "smallest_block": SMALLEST_BLOCK[variant],
+        "min_rectangle": SMALLEST_BLOCK[variant],
     }
     return published(config, variant, epochs=300, drop_path=0.1, layer_scale=0.1)
 

@@ -27,7 +27,7 @@ def get_config(variant: str = "imagenet") -> ConfigDict:
     config.objective = {
         "name": "data2vec",
         "mask_ratio": 120 / 196,
-        "smallest_block": SMALLEST_BLOCK[variant],
+        "min_rectangle": SMALLEST_BLOCK[variant],
         "target_blocks": TARGET_BLOCKS[variant],
         "beta": 2.0,
         "momentum": MOMENTUM[variant],

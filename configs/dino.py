@@ -64,8 +64,8 @@ def get_config(variant: str = "imagenet") -> ConfigDict:
         "student_temperature": 0.1,
         "first_teacher_temperature": 0.04,
         "momentum": 0.996,
-        "centre_momentum": 0.9,
-        "normalise_last_layer": True,
+        "center_momentum": 0.9,
+        "normalize_last_layer": True,
         **HEADS[variant],
     }
     config.encoder.train_position = True

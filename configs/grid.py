@@ -45,7 +45,7 @@ def get_config(variant: str = "imagenet") -> ConfigDict:
         "similarity": "infonce",
         "mask_ratio": 0.75,
         "t2_mask_ratio": 0.25,
-        "smallest_block": SMALLEST_BLOCK[variant],
+        "min_rectangle": SMALLEST_BLOCK[variant],
         "crop_scale": CROP_SCALE[variant],
         "tokenizer": TOKENIZER[variant],
         "temperature": 0.2,

@@ -23,7 +23,7 @@ def get_config(variant: str = "imagenet") -> ConfigDict:
             "name": "ibot",
             "mask_probability": 0.5,
             "mask_ratio": (0.1, 0.5),
-            "smallest_block": SMALLEST_BLOCK[variant],
+            "min_rectangle": SMALLEST_BLOCK[variant],
         }
     )
     if variant == "imagenet":

@@ -6,7 +6,7 @@
 
 The paper's ViT-B/16 on ImageNet-1k: 600 epochs (72.9 % by linear probing). Optimization is that of
 the official file for ViT-H/14, the smallest that there is: batch 2048, lr 1e-3, weight decay 0.04
-to 0.4, 40 epochs of warm-up, no colour and no mirroring. Variants: configs/scales.py.
+to 0.4, 40 epochs of warm-up, no color and no mirroring. Variants: configs/scales.py.
 """
 
 from ml_collections import ConfigDict

@@ -20,7 +20,7 @@ def get_config(variant: str = "imagenet") -> ConfigDict:
     config.objective = {
         "name": "mae",
         "mask_ratio": 0.75,
-        "normalise_target": True,
+        "normalize_target": True,
         **DECODER[variant],
     }
     return config

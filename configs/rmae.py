@@ -25,7 +25,7 @@ def get_config(variant: str = "imagenet") -> ConfigDict:
         "t2_mask_ratio": 0.25,
         "constraint_weight": 1.0,
         "constraint_region": "all",
-        "normalise_target": True,
+        "normalize_target": True,
         **DECODER[variant],
     }
     return config

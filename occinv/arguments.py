@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from occinv import schema
-from occinv.configuration import CONFIGS
-from occinv.objective import OBJECTIVES
+from occinv.config import CONFIGS
+from occinv.objectives import OBJECTIVES
 from occinv.reproduce.definition import SCALES
 from occinv.reproduce.tables import TABLES
 from occinv.schema import UserError
@@ -101,7 +101,7 @@ def make_parser() -> argparse.ArgumentParser:
     measures = evaluate.add_subparsers(dest="measure", required=True, metavar="MEASURE")
     for name, text in (
         ("cka", "linear CKA of occluded and full images, by block and drop ratio (Figure 1)"),
-        ("knn", "accuracy of weighted nearest neighbours among frozen features"),
+        ("knn", "accuracy of weighted nearest neighbors among frozen features"),
         ("psnr", "quality of reconstructions in dB (Table 1)"),
         ("reconstruct", "pictures: original, masked, reconstructed"),
         ("attention", "pictures: what the class token attends to, head by head"),
@@ -111,7 +111,7 @@ def make_parser() -> argparse.ArgumentParser:
         measure.add_argument("--workdir", required=True, type=Path, nargs=many)
         measure.add_argument("--source", help="other images than the run's own held-out ones")
         if name == "knn":
-            measure.add_argument("--neighbours", type=int, default=20)
+            measure.add_argument("--neighbors", type=int, default=20)
             measure.add_argument("--temperature", type=float, default=0.07)
             measure.add_argument("--pooling", choices=("mean", "class"), default="mean")
         elif name == "attention":
@@ -165,7 +165,7 @@ def make_parser() -> argparse.ArgumentParser:
     taken.add_argument("--heads", type=int, help="of attention, where the file does not tell")
     taken.add_argument("--decoder-heads", type=int)
     taken.add_argument("--pixel-range", choices=("imagenet", "half"),
-                       help="normalised by ImageNet's statistics, or to [-1, 1]")  # fmt: skip
+                       help="normalized by ImageNet's statistics, or to [-1, 1]")  # fmt: skip
     given = ways.add_parser("export", help="write a run's encoder for another library")
     given.add_argument("--to", required=True, choices=typing.get_args(Target),
                        help="timm: safetensors; big_vision: npz")  # fmt: skip

@@ -19,7 +19,7 @@ from typing import Any
 
 from occinv import schema
 from occinv.arguments import make_parser
-from occinv.configuration import load
+from occinv.config import load_config
 from occinv.reproduce.definition import SCALES
 from occinv.reproduce.tables import TABLES, choose, make_table
 from occinv.schema import UserError, nearest
@@ -72,7 +72,7 @@ def _is_one_of_several() -> bool:
 
 
 def _train(options: argparse.Namespace, overrides: list[str]) -> int:
-    experiment = schema.resolve(load(options.config, overrides))
+    experiment = schema.resolve(load_config(options.config, overrides))
     from occinv.progress import Progress
     from occinv.train.loop import NonFinite, train
 
@@ -96,7 +96,7 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def _data(options: argparse.Namespace, rest: list[str]) -> int:
     if options.deed == "convert":
-        from occinv.data.convert import convert
+        from occinv.data.tfds.convert import convert
 
         for line in convert(options.source, options.data_dir):
             print(line, flush=True)
@@ -110,8 +110,8 @@ def _data(options: argparse.Namespace, rest: list[str]) -> int:
             raise UserError(
                 f"--expect {options.expect!r}, expected such as train=1281167,validation=50000"
             ) from error
-    from occinv.data.check import check
-    from occinv.data.prepare import prepare
+    from occinv.data.tfds.check import check
+    from occinv.data.tfds.prepare import prepare
 
     if options.deed == "prepare":
         print(prepare(options.name, options.data_dir, options.manual_dir, options.format))
@@ -121,7 +121,7 @@ def _data(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _plan(options: argparse.Namespace, overrides: list[str]) -> int:
-    experiment = schema.resolve(load(options.config, overrides))
+    experiment = schema.resolve(load_config(options.config, overrides))
     for name in ("num_images", "num_classes"):
         if (value := getattr(options, name)) < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}, expected 1 or more")
@@ -145,18 +145,18 @@ def _plan(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
-    from occinv.evaluate import run
+    from occinv.evaluators import run
 
     console = _join(options)
     say = functools.partial(console.print, soft_wrap=True)
     chosen: dict[str, Any] = {"source": options.source}
     if options.measure == "knn":
-        for name in ("num_images", "neighbours", "temperature", "pooling"):
+        for name in ("num_images", "neighbors", "temperature", "pooling"):
             chosen[name] = getattr(options, name)
         found = run.evaluate_knn(options.workdir, **chosen)
         say(
             f"{options.workdir}: top-1 {100 * found['top1']:.1f} %, top-5 "
-            f"{100 * found['top5']:.1f} %, by {found['neighbours']} neighbours among "
+            f"{100 * found['top5']:.1f} %, by {found['neighbors']} neighbors among "
             f"{found['training_images']} images; {found['images']} held out"
         )
         return 0

@@ -70,7 +70,7 @@ def make_mesh(devices: list[jax.Device] | None = None, fsdp: int = 1) -> Mesh:
 
     `fsdp` devices share one copy of the train state. Raises UserError if it is no divisor of them.
     """
-    # A process's devices are neighbours, so that it has consecutive images of the global batch:
+    # A process's devices are neighbors, so that it has consecutive images of the global batch:
     # the i-th is the same image with the same draws on any number of processes.
     devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
     if len(devices) % fsdp:

@@ -3,7 +3,7 @@
 A config file returns an `ml_collections.ConfigDict`; `resolve` turns it into the frozen dataclasses
 below, so that the rest of the library reads `experiment.train.batch_size` and never asks again
 whether a field exists, has the right type or makes sense. The section `objective` stays a plain
-mapping here: `occinv.objective.build` checks it against the fields of the objective that it names.
+mapping here: `make_objective` checks it against the fields of the objective that it names.
 """
 
 from __future__ import annotations
@@ -105,9 +105,9 @@ class Encoder:
     heads: int | None = None
     drop_path: float = 0.0  # rate at the last block, growing linearly from 0 at the first
     train_position: bool = False  # else the sine-cosine position embedding stays as it is
-    # A learnt bias of attention instead of it: one for all blocks, or each its own; as BEiT.
+    # A learned bias of attention instead of it: one for all blocks, or each its own; as BEiT.
     relative_position: RelativePosition | None = None
-    layer_scale: float | None = None  # where learnt factors on the branches start; None: no such
+    layer_scale: float | None = None  # where learned factors on the branches start; None: no such
     gelu: Literal["erf", "tanh"] = "erf"  # tanh: big_vision's
     pixel_range: Literal["imagenet", "half"] = "imagenet"  # half: [-1, 1], as big_vision's
 
@@ -161,7 +161,7 @@ class Experiment:
     seed: int = 0
 
 
-def build(cls: type[T], section: Mapping[str, Any], path: str, **given: Any) -> T:
+def from_mapping(cls: type[T], section: Mapping[str, Any], path: str, **given: Any) -> T:
     """An instance of the dataclass `cls` from the mapping `section` found at `path`.
 
     `given` are fields that the program sets, which a config may not name. Raises UserError for an
@@ -202,7 +202,7 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
             _convert(v, a, f"{path}[{i}]") for i, (v, a) in enumerate(zip(value, args, strict=True))
         )
     if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
-        built = build(hint, value, path)
+        built = from_mapping(hint, value, path)
         if isinstance(built, Duration):
             built.check(path)
         return built
@@ -219,7 +219,7 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
 
 def resolve(config: Mapping[str, Any]) -> Experiment:
     """The experiment that a config describes. Raises UserError where it makes no sense."""
-    experiment = build(Experiment, plain(config), "")
+    experiment = from_mapping(Experiment, plain(config), "")
     data, encoder, train = experiment.data, experiment.encoder, experiment.train
     optimizer = experiment.optimizer
     for path, value, least in (

@@ -14,8 +14,8 @@ import pytest
 
 from occinv import schema
 from occinv.data.batch import Batch
-from occinv.encoder import vit
-from occinv.objective.base import Objective, Setting, build
+from occinv.models import vit
+from occinv.objectives.base import Objective, Setting, make_objective
 from occinv.train.optimizer import learning_rate, make_optimizer
 from occinv.train.step import init_state, make_step
 
@@ -37,8 +37,8 @@ def experiment(
 
 def test_the_objective_of_the_page_trains(experiment: schema.Experiment) -> None:
     size, images = experiment.data.image_size, 8
-    setting = Setting(vit.build(experiment.encoder, size), num_classes=10, total_steps=100)
-    objective = build(experiment.objective, setting)
+    setting = Setting(vit.make_vit(experiment.encoder, size), num_classes=10, total_steps=100)
+    objective = make_objective(experiment.objective, setting)
     assert isinstance(objective, Objective) and objective.mask_ratio == 0.5
     rng = np.random.default_rng(0)
     batch = Batch(
@@ -67,8 +67,8 @@ def test_the_objective_of_the_page_trains(experiment: schema.Experiment) -> None
     assert rows[0]["loss"] != rows[1]["loss"]
 
 
-def test_a_misspelt_field_of_the_page_s_objective_is_found(experiment: schema.Experiment) -> None:
-    setting = Setting(vit.build(experiment.encoder, 32), num_classes=10, total_steps=100)
+def test_a_misspelled_field_of_the_page_s_objective_is_found(experiment: schema.Experiment) -> None:
+    setting = Setting(vit.make_vit(experiment.encoder, 32), num_classes=10, total_steps=100)
     section = {**experiment.objective, "mask_ration": 0.5}
     with pytest.raises(schema.UserError, match="did you mean 'mask_ratio'"):
-        build(section, setting)
+        make_objective(section, setting)

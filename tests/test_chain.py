@@ -14,7 +14,7 @@ from PIL import Image
 from tiny_runs import DECODER, compile_once, make_images, overrides, tiny
 
 from occinv.cli import main
-from occinv.evaluate import run
+from occinv.evaluators import run
 from occinv.train import workdir as files
 
 # 16 patches: a quarter of them is enough to reconstruct from.
@@ -37,7 +37,7 @@ def two_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of labelled images."""
+    """A folder of labeled images."""
     return make_images(tmp_path_factory.mktemp("data") / "images")
 
 
@@ -59,7 +59,7 @@ def test_by_hand(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     result = json.loads((after / files.RESULT).read_text())
     assert 0 <= result["metrics"]["top1"] <= 1
     assert f"top1 {result['metrics']['top1']:.4g}" in capsys.readouterr().out
-    assert files.load(after).classes == ("dark", "light")
+    assert files.load_run(after).classes == ("dark", "light")
 
     assert main(["evaluate", "cka", "--workdir", str(before), str(after)]) == 0
     cka = json.loads((before / "evaluate" / "cka.json").read_text())

@@ -18,17 +18,17 @@ from tiny_runs import CONFIGS, make_images, overrides, tiny
 
 from occinv import schema
 from occinv.cli import main
-from occinv.configuration import load
-from occinv.encoder import vit
-from occinv.objective import OBJECTIVES
-from occinv.objective.base import Setting, build
+from occinv.config import load_config
+from occinv.models import vit
+from occinv.objectives import OBJECTIVES
+from occinv.objectives.base import Setting, make_objective
 from occinv.train import workdir as files
 from occinv.train.checkpoints import Checkpoints
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of labelled images."""
+    """A folder of labeled images."""
     return make_images(tmp_path_factory.mktemp("data") / "images")
 
 
@@ -36,9 +36,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cmae_run(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
     """The workdir of a C-MAE run as it lies on disk; all parameters are zeros."""
     workdir = tmp_path_factory.mktemp("runs") / "cmae"
-    experiment = schema.resolve(load(*_spec(tiny("cmae", images))))
-    encoder = vit.build(experiment.encoder, experiment.data.image_size)
-    objective = build(experiment.objective, Setting(encoder, 2, 8))
+    experiment = schema.resolve(load_config(*_spec(tiny("cmae", images))))
+    encoder = vit.make_vit(experiment.encoder, experiment.data.image_size)
+    objective = make_objective(experiment.objective, Setting(encoder, 2, 8))
     params, _ = jax.eval_shape(objective.init, jax.random.key(0))
     files.claim(workdir, experiment, ("dark", "light"))
     with Checkpoints(workdir / files.CHECKPOINTS) as checkpoints:
@@ -68,7 +68,7 @@ MISTAKES = [
     ("mae", ["trian.batch_size=8"], "unknown field 'trian' (did you mean 'train'?)"),
     ("mae", ["train.batch_sise=8"], "'train.batch_sise' (did you mean 'batch_size'?)"),
     ("mae", ["objective.mask_ration=0.5"], "'objective.mask_ration' (did you mean 'mask_ratio'?)"),
-    ("cmae", ["objective.colour.huw=0.5"], "'objective.colour.huw' (did you mean 'hue'?)"),
+    ("cmae", ["objective.color.huw=0.5"], "'objective.color.huw' (did you mean 'hue'?)"),
     ("mae", ["seed.x=1"], "'--config.seed.x=1': seed is not a section"),
     # Types.
     ("mae", ["train.batch_size=eight"], "train.batch_size='eight' is str, expected int"),
@@ -148,7 +148,7 @@ def test_the_accepted_config_is_the_one_that_the_mistakes_spoil(images: Path) ->
     from occinv.train.loop import prepare
 
     for config in ("mae", "rmae", "cmae", "finetune", "supervised"):
-        prepare(schema.resolve(load(*_spec(tiny(config, images)))))
+        prepare(schema.resolve(load_config(*_spec(tiny(config, images)))))
 
 
 def test_a_data_set_that_is_not_prepared_says_how(
@@ -162,7 +162,7 @@ def test_a_data_set_that_is_not_prepared_says_how(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_folder_names_its_nearest_neighbour(
+def test_a_missing_folder_names_its_nearest_neighbor(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = overrides(f"data.source=folder:{images.parent / 'imagse'}")
@@ -285,7 +285,7 @@ def test_an_objective_without_pixels_has_no_reconstruction(
     measure: str, cmae_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = refusal(capsys, ["evaluate", measure, "--workdir", str(cmae_run)])
-    assert "ContrastiveAutoencoder does not reconstruct pixels" in said
+    assert "CMAE does not reconstruct pixels" in said
     assert not (cmae_run / "evaluate").exists()
 
 
@@ -325,7 +325,7 @@ def test_a_workdir_takes_changes_that_cannot_matter(cmae_run: Path, images: Path
         "data.num_threads=2",
         "data.max_corrupt=1",
     ]
-    experiment = schema.resolve(load(*_spec([*tiny("cmae", images), *overrides(*free)])))
+    experiment = schema.resolve(load_config(*_spec([*tiny("cmae", images), *overrides(*free)])))
     files.claim(cmae_run, experiment, ("dark", "light"))
     stored = json.loads((cmae_run / files.CONFIG).read_text())["experiment"]
     assert stored["train"]["keep"] == 9

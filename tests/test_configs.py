@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import pytest
 
 from occinv import schema
-from occinv.configuration import CONFIGS, load
-from occinv.encoder import vit
-from occinv.measure.decoder import Decoder
-from occinv.objective.base import Objective, Setting, build
+from occinv.config import CONFIGS, load_config
+from occinv.models import vit
+from occinv.models.decoder import Decoder
+from occinv.objectives.base import Objective, Setting, make_objective
 from occinv.schema import Duration, Experiment
-from occinv.transform.masking import kept_patches
+from occinv.transforms.masking import kept_patches
 
 PRETRAINING = ("mae", "rmae", "cmae")
 # With the settings of their own papers.
@@ -25,13 +25,13 @@ VARIANTS = ("imagenet", "tiny_imagenet", "quickstart", "smoke")
 def resolve(name: str, variant: str = "", *overrides: str) -> Experiment:
     """The experiment of `configs/<name>.py:<variant>`."""
     spec = str(CONFIGS / f"{name}.py") + (f":{variant}" if variant else "")
-    return schema.resolve(load(spec, overrides))
+    return schema.resolve(load_config(spec, overrides))
 
 
 def objective_of(experiment: Experiment) -> Objective:
     """The objective, for ten classes and a hundred steps."""
-    encoder = vit.build(experiment.encoder, experiment.data.image_size)
-    return build(experiment.objective, Setting(encoder, 10, 100))
+    encoder = vit.make_vit(experiment.encoder, experiment.data.image_size)
+    return make_objective(experiment.objective, Setting(encoder, 10, 100))
 
 
 def test_every_config_file_is_tested_here() -> None:
@@ -83,8 +83,8 @@ def test_mocov3_is_the_official_recipe() -> None:
     objective = objective_of(experiment)
     assert (objective.temperature, objective.momentum) == (0.2, 0.99)
     assert (objective.head_hidden, objective.head_out) == (4096, 256)
-    assert (objective.first.blur, objective.first.solarise) == (1.0, 0.0)
-    assert (objective.second.blur, objective.second.solarise) == (0.1, 0.2)
+    assert (objective.first.blur, objective.first.solarize) == (1.0, 0.0)
+    assert (objective.second.blur, objective.second.solarize) == (0.1, 0.2)
     assert objective.learns_late == dict.fromkeys(
         [("encoder", "patch_embed"), ("encoder", "position")]
     )
@@ -100,7 +100,7 @@ def test_dino_is_the_published_recipe() -> None:
     objective = objective_of(experiment)
     assert [crop.size for crop in objective.crops] == [224, *[96] * 10]
     assert (objective.first.blur, objective.second.blur, objective.local.blur) == (1.0, 0.1, 0.5)
-    assert objective.second.solarise == 0.2
+    assert objective.second.solarize == 0.2
     assert objective.temperature_at(jnp.int32(0)) == pytest.approx(0.04)
 
 
@@ -119,11 +119,11 @@ def test_ibot_is_the_published_recipe() -> None:
     assert (objective.mask_probability, objective.mask_ratio) == (0.5, (0.1, 0.5))
     head = objective.head
     assert (head.prototypes, head.hidden, head.bottleneck) == (8192, 2048, 256)
-    assert (objective.momentum, objective.centre_momentum) == (0.996, 0.9)
+    assert (objective.momentum, objective.center_momentum) == (0.996, 0.9)
     assert (objective.student_temperature, objective.teacher_temperature) == (0.1, 0.07)
     assert (objective.first_teacher_temperature, objective.warmup) == (0.04, Duration(epochs=30))
     assert objective.freeze_last_layer == Duration(epochs=1)
-    assert objective.smallest_block == (14 // 3) ** 2
+    assert objective.min_rectangle == (14 // 3) ** 2
 
 
 @pytest.mark.parametrize("name", ["beit", "cae"])
@@ -141,13 +141,13 @@ def test_beit_and_cae_are_the_published_recipes(name: str) -> None:
     assert encoder.relative_position == {"beit": "shared", "cae": None}[name]
     objective: Any = objective_of(experiment)
     assert 196 - objective.kept == {"beit": 75, "cae": 98}[name]
-    assert objective.smallest_block == 16
+    assert objective.min_rectangle == 16
     assert (objective.codebook.num_ids, objective.codebook.side) == (8192, 14)
     if name == "cae":
         assert (objective.regressor_depth, objective.decoder_depth) == (4, 4)
-        assert (objective.align_weight, objective.colour) == (2.0, None)
+        assert (objective.align_weight, objective.color) == (2.0, None)
     else:
-        assert dataclasses.astuple(objective.colour) == (0.4, 0.4, 0.4, 0.0, 1.0, 0.0)
+        assert dataclasses.astuple(objective.color) == (0.4, 0.4, 0.4, 0.0, 1.0, 0.0)
 
 
 def test_data2vec_is_the_published_recipe() -> None:
@@ -162,9 +162,9 @@ def test_data2vec_is_the_published_recipe() -> None:
     assert encoder.relative_position == "shared"
     objective: Any = objective_of(experiment)
     assert 196 - kept_patches(196, objective.mask_ratio) == 120
-    assert (objective.smallest_block, objective.target_blocks) == (16, 6)
+    assert (objective.min_rectangle, objective.target_blocks) == (16, 6)
     assert (objective.beta, objective.momentum) == (2.0, 0.9998)
-    assert dataclasses.astuple(objective.colour) == (0.4, 0.4, 0.4, 0.0, 1.0, 0.0)
+    assert dataclasses.astuple(objective.color) == (0.4, 0.4, 0.4, 0.0, 1.0, 0.0)
 
 
 def test_ijepa_is_the_published_recipe() -> None:
@@ -221,7 +221,7 @@ def test_the_decoder_is_the_official_one(name: str) -> None:
     decoder = objective.decoder  # type: ignore[attr-defined]
     assert isinstance(decoder, Decoder)
     assert (decoder.width, decoder.depth, decoder.heads) == (512, 8, 16)
-    assert objective.normalise_target  # type: ignore[attr-defined]
+    assert objective.normalize_target  # type: ignore[attr-defined]
 
 
 def test_rmae_is_the_papers() -> None:
@@ -253,7 +253,7 @@ def test_cmae_is_the_papers() -> None:
     }
     experiment = resolve("cmae")
     assert experiment.objective == expected
-    jitter = objective_of(experiment).colour  # type: ignore[attr-defined]
+    jitter = objective_of(experiment).color  # type: ignore[attr-defined]
     assert (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue) == (0.4,) * 3 + (
         0.1,
     )

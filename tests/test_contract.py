@@ -14,10 +14,10 @@ import pytest
 
 from occinv import parallel, schema
 from occinv.data.batch import Batch
-from occinv.encoder import vit
-from occinv.objective.base import Objective, Setting, build
+from occinv.models import vit
+from occinv.objectives.base import Objective, Setting, make_objective
+from occinv.rng import image_rngs
 from occinv.train.step import TrainState, init_state, make_step
-from occinv.transform.keys import image_keys
 
 BATCH, SIZE = 8, 16
 DECODER = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
@@ -29,7 +29,7 @@ CASES: dict[str, dict[str, Any]] = {
         "name": "mae",
         "mask_ratio": 0.0,
         "cutmix": 1.0,
-        "colour": {},
+        "color": {},
         "augmented": "image",
         **DECODER,
     },
@@ -58,7 +58,7 @@ CASES: dict[str, dict[str, Any]] = {
         "name": "cmae",
         "mask_ratio": 0.0,
         "cutmix": 1.0,
-        "colour": None,
+        "color": None,
         "symmetric": False,
         **HEADS,
     },
@@ -78,17 +78,17 @@ CASES: dict[str, dict[str, Any]] = {
         "bottleneck": 8,
         "local_crops": 0,
         "local_size": 8,
-        "smallest_block": 2,
+        "min_rectangle": 2,
     },
-    "beit": {"name": "beit", "tokenizer": KMEANS, "smallest_block": 2, "colour": None},
+    "beit": {"name": "beit", "tokenizer": KMEANS, "min_rectangle": 2, "color": None},
     "cae": {
         "name": "cae",
         "tokenizer": KMEANS,
-        "smallest_block": 2,
+        "min_rectangle": 2,
         "regressor_depth": 1,
         "decoder_depth": 1,
     },
-    "data2vec": {"name": "data2vec", "smallest_block": 2, "target_blocks": 1, "colour": None},
+    "data2vec": {"name": "data2vec", "min_rectangle": 2, "target_blocks": 1, "color": None},
     "ijepa": {
         "name": "ijepa",
         "target_blocks": 2,
@@ -96,7 +96,7 @@ CASES: dict[str, dict[str, Any]] = {
         "predictor_depth": 1,
         "predictor_heads": 2,
     },
-    "grid, colour against dropped patches": {
+    "grid, color against dropped patches": {
         "name": "grid",
         "t1": "jitter",
         "t2": "masking",
@@ -108,7 +108,7 @@ CASES: dict[str, dict[str, Any]] = {
         "name": "grid",
         "t2": "blocks",
         "similarity": "decoder_distance",
-        "smallest_block": 2,
+        "min_rectangle": 2,
         **DECODER,
     },
     "grid, prototypes of crops": {
@@ -116,7 +116,7 @@ CASES: dict[str, dict[str, Any]] = {
         "t1": "blocks",
         "t2": "crop",
         "similarity": "cross_entropy",
-        "smallest_block": 2,
+        "min_rectangle": 2,
         "num_prototypes": 12,
         **HEADS,
     },
@@ -131,7 +131,7 @@ COUPLED = {
     "cmae batch, batch norm",
     "cmae, no masking, mixed",
     "mocov3",
-    "grid, colour against dropped patches",
+    "grid, color against dropped patches",
     "classification, mixed",
     "linear_probe",
 }
@@ -143,7 +143,7 @@ ON_ONE_DEVICE = {
     "cae",
     "data2vec",
     "ijepa",
-    "grid, colour against dropped patches",
+    "grid, color against dropped patches",
     "grid, Eq. 8 with an EMA",
     "classification",
 }
@@ -152,8 +152,8 @@ SEED = 5
 
 def make(case: str, dtype: Any = jnp.float32) -> Objective:
     encoder = schema.Encoder(name="micro", patch_size=4, width=16, depth=1, heads=2)
-    setting = Setting(vit.build(encoder, SIZE, dtype), 3, total_steps=100, dtype=dtype)
-    return build(CASES[case], setting)
+    setting = Setting(vit.make_vit(encoder, SIZE, dtype), 3, total_steps=100, dtype=dtype)
+    return make_objective(CASES[case], setting)
 
 
 def make_batch(objective: Objective) -> Batch:
@@ -287,7 +287,7 @@ def test_the_same_key_gives_the_same_step_and_another_key_another(run: Run) -> N
 def test_jit_changes_nothing(case: str) -> None:
     run = shared(case)
     _, compiled = run.step()
-    keys = image_keys(jax.random.fold_in(jax.random.key(SEED), 1), jnp.int32(0), BATCH)
+    keys = image_rngs(jax.random.fold_in(jax.random.key(SEED), 1), jnp.int32(0), BATCH)
     state = run.start
     plain, (_, metrics) = run.objective.loss(
         state.params, state.state, run.batch, keys, jnp.int32(0)
@@ -315,7 +315,7 @@ def test_the_number_of_devices_does_not_change_what_is_drawn(case: str) -> None:
     objective = make(case)
 
     def draw(pixels: jax.Array) -> Any:
-        keys = image_keys(jax.random.key(3), jnp.int32(0), BATCH)
+        keys = image_rngs(jax.random.key(3), jnp.int32(0), BATCH)
         return [view.visible for view in objective.transform(pixels, keys)]
 
     def draw_on(devices: int) -> Any:
@@ -330,7 +330,7 @@ def test_the_number_of_devices_does_not_change_what_is_drawn(case: str) -> None:
 
 def test_types_never_promote(run: Run) -> None:
     state = run.start
-    keys = image_keys(jax.random.key(3), jnp.int32(0), BATCH)
+    keys = image_rngs(jax.random.key(3), jnp.int32(0), BATCH)
     arguments = (state.params, state.state, run.batch, keys, jnp.int32(0))
     with jax.numpy_dtype_promotion("strict"):
         strict = jax.eval_shape(run.objective.loss, *arguments)
@@ -379,7 +379,7 @@ def test_twenty_steps_on_one_batch_bring_the_loss_down(run: Run) -> None:
     assert np.mean(losses[-4:]) < np.mean(losses[:4]) - 0.02, losses
     if run.case != "mae":
         return
-    keys = image_keys(jax.random.key(9), jnp.int32(0), BATCH)
+    keys = image_rngs(jax.random.key(9), jnp.int32(0), BATCH)
     pictures = jax.jit(run.objective.pictures)
     errors = []
     for params in (run.start.params, state.params):

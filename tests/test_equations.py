@@ -19,9 +19,9 @@ import pytest
 from occinv import schema
 from occinv.data.batch import Batch
 from occinv.data.crop import Crop
-from occinv.encoder import vit
-from occinv.objective.base import Objective, Setting, build
-from occinv.transform.keys import image_keys
+from occinv.models import vit
+from occinv.objectives.base import Objective, Setting, make_objective
+from occinv.rng import image_rngs
 
 PATCH, SIDE, IMAGES = 4, 4, 5
 COUNT = SIDE * SIDE
@@ -37,8 +37,8 @@ def make(name: str, layer_scale: float | None = None, depth: int = 1, **fields: 
     encoder = schema.Encoder(
         name="micro", patch_size=PATCH, width=16, depth=depth, heads=2, layer_scale=layer_scale
     )
-    setting = Setting(vit.build(encoder, SIDE * PATCH), num_classes=3, total_steps=100)
-    return build({"name": name, **fields}, setting)
+    setting = Setting(vit.make_vit(encoder, SIDE * PATCH), num_classes=3, total_steps=100)
+    return make_objective({"name": name, **fields}, setting)
 
 
 def make_batch(images: int = IMAGES, crops: tuple[Crop, ...] = ()) -> Batch:
@@ -87,7 +87,7 @@ def run(objective: Objective, rest: Callable[..., Any], *, step: int = 3) -> dic
     def everything(params: Any, state: Any, batch: Batch) -> dict[str, Any]:
         views: list[Any] = []
         recorder = recording(objective, views)
-        keys = image_keys(jax.random.key(7), jnp.int32(step), IMAGES)
+        keys = image_rngs(jax.random.key(7), jnp.int32(step), IMAGES)
         state = recorder.advance(params, state, jnp.int32(step))
         terms = recorder.terms(params, state, batch, keys)
         return {
@@ -141,7 +141,7 @@ def check_removed_share(visible: np.ndarray, kept: int) -> None:
 
 @pytest.mark.parametrize("per_patch", [True, False])
 def test_equation_3_mae(per_patch: bool) -> None:
-    objective = make("mae", normalise_target=per_patch, **DECODER)
+    objective = make("mae", normalize_target=per_patch, **DECODER)
 
     def rest(params: Any, state: Any, views: Any) -> Any:
         return objective.decode(params, objective.encode(params, views[0]), views[0])
@@ -307,7 +307,7 @@ def run_contrastive(variants: dict[str, dict[str, Any]], **fields: Any) -> dict[
 
     def everything(params: Any, state: Any) -> Any:
         views: list[Any] = []
-        keys = image_keys(jax.random.key(7), jnp.int32(3), IMAGES)
+        keys = image_rngs(jax.random.key(7), jnp.int32(3), IMAGES)
         state = first.advance(params, state, jnp.int32(3))
         terms = {
             name: recording(objective, views).terms(params, state, batch, keys)
@@ -400,7 +400,7 @@ def test_gradient_is_the_slope_of_the_loss(name: str, fields: dict[str, Any]) ->
     batch = make_batch()
 
     def loss(params: Any, state: Any) -> jax.Array:
-        keys = image_keys(jax.random.key(7), jnp.int32(3), IMAGES)
+        keys = image_rngs(jax.random.key(7), jnp.int32(3), IMAGES)
         return objective.loss(params, state, batch, keys, jnp.int32(3))[0]
 
     both = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))

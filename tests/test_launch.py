@@ -197,7 +197,7 @@ def test_tpu_pod_refuses_a_folder_of_one_worker(workdir: str) -> None:
 
 @pytest.mark.parametrize("chips", ["nvidia.com/gpu", "google.com/tpu"])
 def test_a_jobset_is_one_process_a_node(chips: str) -> None:
-    given = [ARGUMENTS[0], "/shared/it's 1", "--config.objective.colour={}"]
+    given = [ARGUMENTS[0], "/shared/it's 1", "--config.objective.color={}"]
     tpu = {"TPU": "tpu-v5-lite-podslice", "TOPOLOGY": "4x8"} if "tpu" in chips else {}
     shown = launch("kubernetes.sh", "--dry-run", *given, **JOBSET, **tpu)
     assert shown.returncode == 0, shown.stderr

@@ -6,7 +6,7 @@ import typing
 import pytest
 
 from occinv import schema
-from occinv.schema import Duration, UserError, build, nearest, resolve
+from occinv.schema import Duration, UserError, from_mapping, nearest, resolve
 
 SMALL = {
     "objective": {"name": "mae"},
@@ -47,12 +47,12 @@ class Several:
 
 def test_a_tuple_may_have_any_length() -> None:
     for given in ((), (1,), [1, 0.5, 2]):
-        values = build(Several, {"values": given}, "").values
+        values = from_mapping(Several, {"values": given}, "").values
         assert values == tuple(given) and all(isinstance(value, float) for value in values)
     with pytest.raises(UserError, match=r"^values\[1\]='b' is str, expected float$"):
-        build(Several, {"values": (1.0, "b")}, "")
+        from_mapping(Several, {"values": (1.0, "b")}, "")
     with pytest.raises(UserError, match=r"^values=1.0 is float, expected tuple\[float, \.\.\.\]$"):
-        build(Several, {"values": 1.0}, "")
+        from_mapping(Several, {"values": 1.0}, "")
 
 
 def test_an_experiment_survives_its_own_fields() -> None:
@@ -158,14 +158,14 @@ def test_build_keeps_what_the_program_sets_from_the_config() -> None:
         setting: int
         size: int = 3
 
-    assert build(Section, {"size": 4}, "section", setting=1) == Section(1, 4)
+    assert from_mapping(Section, {"size": 4}, "section", setting=1) == Section(1, 4)
     with pytest.raises(UserError, match=r"unknown field 'section\.setting'"):
-        build(Section, {"setting": 2}, "section", setting=1)
+        from_mapping(Section, {"setting": 2}, "section", setting=1)
 
 
 def test_every_field_has_a_type_that_can_be_checked() -> None:
     """A field whose type `build` does not know would refuse every value."""
     experiment = resolve(SMALL)
     for section in (experiment.data, experiment.encoder, experiment.optimizer, experiment.train):
-        assert build(type(section), dataclasses.asdict(section), "section") == section
+        assert from_mapping(type(section), dataclasses.asdict(section), "section") == section
         assert set(typing.get_type_hints(type(section))) == set(dataclasses.asdict(section))

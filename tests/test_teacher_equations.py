@@ -15,12 +15,12 @@ from numpy_vit import erf_gelu, norm, softmax
 from test_equations import COUNT, IMAGES, SIDE, make, run, start
 from test_token_equations import HEADS, attention, layers, linear, mlp
 
-from occinv.encoder.position import sincos
-from occinv.objective.masked_self_distillation import Logits
+from occinv.models.position import sincos
+from occinv.objectives.ibot import Logits
+from occinv.rng import image_rngs
 from occinv.schema import UserError
-from occinv.transform.colour import Appearance
-from occinv.transform.keys import image_keys
-from occinv.transform.view import whole
+from occinv.transforms.color import Appearance
+from occinv.transforms.view import whole
 
 MOMENTUM = 0.6
 
@@ -39,7 +39,7 @@ def smooth_l1(first: np.ndarray, second: np.ndarray, beta: float) -> float:
 
 
 def check_teacher(found: dict[str, Any], momentum: float) -> None:
-    """The EMA moved by one step towards what it follows."""
+    """The EMA moved by one step toward what it follows."""
     before, after = found["before"]["target"], found["state"]["target"]
     online = {name: found["params"][name] for name in before}
 
@@ -68,11 +68,11 @@ def test_data2vec() -> None:
         "data2vec",
         depth=3,
         mask_ratio=0.375,
-        smallest_block=2,
+        min_rectangle=2,
         target_blocks=last,
         beta=beta,
         momentum=MOMENTUM,
-        colour=None,
+        color=None,
     )
 
     def rest(params: Any, state: Any, views: Any) -> Any:
@@ -138,7 +138,7 @@ IBOT: dict[str, Any] = {
     "bottleneck": 8,
     "local_crops": 1,
     "local_size": 8,
-    "smallest_block": 2,
+    "min_rectangle": 2,
 }
 
 
@@ -153,14 +153,14 @@ def say(head: Any, tokens: np.ndarray) -> np.ndarray:
     return unit @ (prototypes / np.linalg.norm(prototypes, axis=0)) * scale
 
 
-def surprise(student: np.ndarray, teacher: np.ndarray, centre: np.ndarray, heat: float) -> float:
+def surprise(student: np.ndarray, teacher: np.ndarray, center: np.ndarray, heat: float) -> float:
     """-Σ p log q of logits [prototypes]; the student's temperature is 0.1."""
-    p, q = softmax((teacher - centre) / heat), softmax(student / 0.1)
+    p, q = softmax((teacher - center) / heat), softmax(student / 0.1)
     return -sum(p[k] * math.log(q[k]) for k in range(len(p)))
 
 
 def test_ibot(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Colours are DINO's, and take longest to compile.
+    # Colors are DINO's, and take longest to compile.
     monkeypatch.setattr(Appearance, "__call__", lambda self, keys, pixels: pixels)
     step, views = 5, 2 + IBOT["local_crops"]
     warm = {"teacher_temperature": 0.07, "warmup": {"steps": 10}}
@@ -178,7 +178,7 @@ def test_ibot(monkeypatch: pytest.MonkeyPatch) -> None:
     check_teacher(found, slow)
     heat = 0.04 + 0.03 * step / 9
     before, after, visible = found["before"], found["state"], found["visible"]
-    centres = {name: before[name].astype(float) for name in ("centre", "patch_centre")}
+    centers = {name: before[name].astype(float) for name in ("center", "patch_center")}
     student, teacher = (
         [[say(head, image) for image in view] for view in tokens]
         for head, tokens in zip(
@@ -191,7 +191,7 @@ def test_ibot(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(seen.all() for seen in visible[2:])
     for b in range(IMAGES):
         of_class = [
-            surprise(student[i][b][0], teacher[j][b][0], centres["centre"], heat)
+            surprise(student[i][b][0], teacher[j][b][0], centers["center"], heat)
             for j in range(2)
             for i in range(views)
             if i != j
@@ -199,7 +199,7 @@ def test_ibot(monkeypatch: pytest.MonkeyPatch) -> None:
         of_patches = []
         for j in range(2):
             terms = [
-                surprise(student[j][b][1 + n], teacher[j][b][1 + n], centres["patch_centre"], heat)
+                surprise(student[j][b][1 + n], teacher[j][b][1 + n], centers["patch_center"], heat)
                 for n in removed[j][b]
             ]
             of_patches.append(sum(terms) / max(1, len(terms)))
@@ -208,33 +208,33 @@ def test_ibot(monkeypatch: pytest.MonkeyPatch) -> None:
         assert metrics["patch_loss"][b] == pytest.approx(np.mean(of_patches), rel=1e-4)
         total = np.mean(of_class) + np.mean(of_patches)
         assert found["loss"][b] == pytest.approx(total, rel=1e-4)
-    for name, tokens in (("centre", slice(0, 1)), ("patch_centre", slice(1, None))):
+    for name, tokens in (("center", slice(0, 1)), ("patch_center", slice(1, None))):
         seen = np.mean([image[tokens].mean(0) for view in teacher for image in view], 0)
-        expected = 0.9 * centres[name] + 0.1 * seen
+        expected = 0.9 * centers[name] + 0.1 * seen
         np.testing.assert_allclose(after[name], expected, rtol=1e-4, atol=1e-6)
 
 
-def test_ibots_centres_do_not_move_by_padding() -> None:
+def test_ibots_centers_do_not_move_by_padding() -> None:
     objective: Any = make("ibot", **IBOT)
     draw = np.random.default_rng(0)
     targets = {
         j: Logits(*(draw.random((4, *shape)).astype(np.float32) for shape in ((6,), (COUNT, 6))))
         for j in range(2)
     }
-    state = {"centre": np.zeros(6, np.float32), "patch_centre": np.ones(6, np.float32)}
+    state = {"center": np.zeros(6, np.float32), "patch_center": np.ones(6, np.float32)}
     moved = objective.observe(state, {}, targets, np.array([1, 0, 1, 0], np.float32))
     real = [Logits(z.of_class[::2], z.of_patches[::2]) for z in targets.values()]
     classes, patches = (
         np.mean([z[k] for z in real], axis=axes) for k, axes in ((0, (0, 1)), (1, (0, 1, 2)))
     )
-    np.testing.assert_allclose(moved["centre"], 0.1 * classes, rtol=1e-5)
-    np.testing.assert_allclose(moved["patch_centre"], 0.9 + 0.1 * patches, rtol=1e-5)
+    np.testing.assert_allclose(moved["center"], 0.1 * classes, rtol=1e-5)
+    np.testing.assert_allclose(moved["patch_center"], 0.9 + 0.1 * patches, rtol=1e-5)
 
 
 def test_what_ibots_student_lacks() -> None:
     objective: Any = make("ibot", mask_ratio=(0.25, 0.75), mask_probability=0.8, **IBOT)
     images = 300
-    keys = image_keys(jax.random.key(0), jax.numpy.int32(0), images)
+    keys = image_rngs(jax.random.key(0), jax.numpy.int32(0), images)
     pixels = np.zeros((images, 16, 16, 3), np.float32)
     visible = jax.jit(lambda keys: objective.masked(whole(pixels, COUNT), keys).visible)(keys)
     removed = COUNT - np.asarray(visible).sum(1)
@@ -266,7 +266,7 @@ def test_what_ibot_cannot_be(fields: dict[str, Any], complaint: str) -> None:
     ("name", "fields"),
     [
         ("ibot", IBOT),
-        ("data2vec", {"smallest_block": 2, "target_blocks": 1}),
+        ("data2vec", {"min_rectangle": 2, "target_blocks": 1}),
         ("ijepa", {"target_blocks": 2, "predictor_width": 8, "predictor_heads": HEADS}),
     ],
 )

@@ -15,13 +15,13 @@ import pytest
 from numpy_vit import erf_gelu, norm, softmax
 from test_equations import COUNT, IMAGES, PATCH, SIDE, make, make_batch, run, start
 
-from occinv.encoder.position import sincos
-from occinv.transform.keys import image_keys
+from occinv.models.position import sincos
+from occinv.rng import image_rngs
 
 NUM_IDS, HEADS = 5, 2
 FIELDS: dict[str, Any] = {
     "tokenizer": {"name": "kmeans", "num_ids": NUM_IDS},
-    "smallest_block": 2,
+    "min_rectangle": 2,
 }
 
 
@@ -55,7 +55,7 @@ def check(found: dict[str, Any], logits: np.ndarray, extra: np.ndarray) -> None:
 
 
 def test_beit() -> None:
-    objective = make("beit", mask_ratio=0.375, colour=None, **FIELDS)
+    objective = make("beit", mask_ratio=0.375, color=None, **FIELDS)
     found = run(objective, lambda params, state, views: objective.encode(params, views[0]).tokens)
     first, second = found["visible"]
     assert (first.sum(1) == 10).all() and second.all()
@@ -124,7 +124,7 @@ def test_no_gradient_flows_through_what_cae_compares_its_latents_with() -> None:
     batch = make_batch()
 
     def total(params: Any) -> jax.Array:
-        keys = image_keys(jax.random.key(7), jnp.int32(0), IMAGES)
+        keys = image_rngs(jax.random.key(7), jnp.int32(0), IMAGES)
         _, view = objective.transform(batch.image / np.float32(255), keys)
         return objective.target(params, state, view, batch, None).latents.sum()
 

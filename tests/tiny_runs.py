@@ -22,12 +22,12 @@ from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 from occinv import schema
-from occinv.configuration import load
-from occinv.objective.base import Axes, Objective, Params, State
+from occinv.config import load_config
+from occinv.objectives.base import Axes, Objective, Params, State
 from occinv.train import workdir as files
 from occinv.train.checkpoints import Checkpoints
 from occinv.train.loop import Outcome, train
-from occinv.transform.view import View, whole
+from occinv.transforms.view import View, whole
 
 TESTS = Path(__file__).resolve().parent
 CONFIGS = TESTS.parent / "configs"
@@ -186,7 +186,7 @@ def run(
 ) -> Outcome:
     """`occinv train` without the command line."""
     given = [*arguments[2:], *overrides(*fields)]
-    return train(schema.resolve(load(arguments[1], given)), workdir, watch)
+    return train(schema.resolve(load_config(arguments[1], given)), workdir, watch)
 
 
 def at_step(number: int, act: Callable[[], None]) -> Callable[..., None]:

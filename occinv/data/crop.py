@@ -14,7 +14,7 @@ from PIL import Image
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 
 # No wheel of it: Linux on ARM.
-HAS_VECTORISED_RESIZE = importlib.util.find_spec("cykooz_resizer") is not None
+HAS_VECTORIZED_RESIZE = importlib.util.find_spec("cykooz_resizer") is not None
 
 
 class Crop(NamedTuple):
@@ -77,7 +77,7 @@ class _Resizer(threading.local):
         return np.frombuffer(resized.get_buffer(), np.uint8).reshape(height, width, 3)
 
 
-_resizer = _Resizer() if HAS_VECTORISED_RESIZE else None
+_resizer = _Resizer() if HAS_VECTORIZED_RESIZE else None
 
 
 def resize(image: np.ndarray, width: int, height: int, box: Box | None = None) -> np.ndarray:
@@ -177,7 +177,7 @@ def random_resized_crop(
 ) -> np.ndarray:
     """A random part of the image, resized to a square and perhaps mirrored.
 
-    The behaviour is that of torchvision's RandomResizedCrop and RandomHorizontalFlip on PIL
+    The behavior is that of torchvision's RandomResizedCrop and RandomHorizontalFlip on PIL
     images: the part's area is uniform in `scale` (a fraction of the image's), its aspect ratio
     log-uniform in `ratio`, ten tries, then the largest central crop of an allowed aspect; bicubic
     with antialiasing. With scale (1, 1) and flip 0, an image that is already size x size comes
@@ -194,7 +194,7 @@ def center_crop(image: np.ndarray, size: int, resize_ratio: float = 0.875) -> np
 
     The short side is resized (bicubic, antialiased) to int(size / resize_ratio), 256 for the usual
     224 and 0.875, and the central square of `size` is cut out; 1.0 keeps the whole short side.
-    The behaviour is that of MAE's util/datasets.py, so of torchvision's Resize and CenterCrop.
+    The behavior is that of MAE's util/datasets.py, so of torchvision's Resize and CenterCrop.
 
     image: uint8 [H, W, 3].  Returns: uint8 [size, size, 3].
     Raises: ValueError when `resize_ratio` is not in (0, 1].

@@ -31,7 +31,7 @@ def decode_rgb(
 ) -> np.ndarray:
     """Decodes an image wholly: uint8 [H, W, 3], RGB, upright.
 
-    The EXIF orientation is applied. Grey is repeated, 16-bit grey is scaled to 8, palettes are
+    The EXIF orientation is applied. Gray is repeated, 16-bit gray is scaled to 8, palettes are
     looked up, CMYK is converted, and an alpha channel is dropped (not blended), as torchvision's
     loader does. The pixels are Pillow's, but a JPEG whose data end early or make no sense is an
     error, where Pillow would invent the rest. Lesser complaints of the decoder are logged, with
@@ -61,7 +61,7 @@ def decode_rgb(
     except UnidentifiedImageError:  # whose message is the address of the BytesIO
         raise ValueError(f"no image: {len(encoded)} bytes, the first {encoded[:8]!r}") from None
     if image.mode.startswith("I"):
-        # Pillow opens a 16-bit grey PNG as "I;16" or "I", and would clip, not scale, to 8 bits.
+        # Pillow opens a 16-bit gray PNG as "I;16" or "I", and would clip, not scale, to 8 bits.
         wide = np.clip(np.asarray(image, np.int64), 0, 65535)
         image = Image.fromarray((wide // 257).astype(np.uint8))
     elif image.mode == "P" and "transparency" in image.info:
@@ -76,9 +76,9 @@ def _plain_jpeg_size(encoded: bytes) -> tuple[int, int] | None:
     """
     if not encoded.startswith(b"\xff\xd8\xff") or _is_turned(encoded):
         return None
-    height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
+    height, width, colors, _ = simplejpeg.decode_jpeg_header(encoded)
     limit = Image.MAX_IMAGE_PIXELS or math.inf  # above it Pillow warns, and above twice it refuses
-    is_plain = colours in ("YCbCr", "RGB", "Gray") and height * width <= limit
+    is_plain = colors in ("YCbCr", "RGB", "Gray") and height * width <= limit
     return (width, height) if is_plain else None
 
 

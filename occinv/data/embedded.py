@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from occinv.data.decode import Reduction, decode_rgb
-from occinv.data.sample import Sample
+from occinv.data.source import Sample
 from occinv.schema import UserError
 
 # Class name -> file in the wheel of scikit-image. Only photographs (and micrographs): no drawings,
@@ -40,7 +40,7 @@ BLOCKS_ACROSS = 6  # coarse blocks along the short side of a photograph; a block
 
 
 class EmbeddedSource:
-    """Labelled images of one size, held in memory. See occinv.data.sample.Source.
+    """Labeled images of one size, held in memory. See occinv.data.source.Source.
 
     images: uint8 [len, H, W, 3].  labels: int32 [len].
     """
@@ -151,8 +151,8 @@ def digits(train: bool) -> EmbeddedSource:
     for label in range(10):
         rank[labels == label] = np.arange(np.count_nonzero(labels == label))
     chosen = np.flatnonzero((rank % 5 == 4) != train)
-    grey = np.round(loaded.images[chosen] * (255 / 16)).astype(np.uint8)  # the package's 0..16
-    large = [Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC) for image in grey]
+    gray = np.round(loaded.images[chosen] * (255 / 16)).astype(np.uint8)  # the package's 0..16
+    large = [Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC) for image in gray]
     images = np.repeat(np.stack([np.asarray(image) for image in large])[..., None], 3, axis=-1)
     name = f"digits ({'train' if train else 'test'})"
     return _frozen(EmbeddedSource(name, tuple("0123456789"), images, labels[chosen]))

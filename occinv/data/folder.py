@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from occinv.data.decode import Reduction, decode_rgb
-from occinv.data.sample import DecodeError, Sample
+from occinv.data.source import DecodeError, Sample
 from occinv.schema import UserError, nearest
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # in any case
@@ -17,7 +17,7 @@ HELD_OUT = ("val", "validation", "test")  # beside `train`; the first that exist
 
 
 class FolderSource:
-    """The images below a folder, in the order of their sorted paths. See occinv.data.sample.Source.
+    """The images below a folder, in the order of their sorted paths. See occinv.data.source.Source.
 
     paths: relative to `folder`.  labels: int32 [len].
     """
@@ -63,7 +63,7 @@ def open_folder(path: str, *, train: bool) -> FolderSource:
 
     PATH holds either one sub-folder per class (labels by sorted name, images at any depth within)
     or images alone, which then have no label. If PATH holds a sub-folder `train`, training takes
-    that and evaluation its neighbour `val`, `validation` or `test`, whose classes must be among
+    that and evaluation its neighbor `val`, `validation` or `test`, whose classes must be among
     those of `train`. Where nothing is held out, both have the same images and `name`. Hidden files
     and folders are ignored.
 
@@ -73,18 +73,18 @@ def open_folder(path: str, *, train: bool) -> FolderSource:
     _check_folder(root)
     try:
         if not (root / "train").is_dir():
-            return _labelled(root, _classes(root))
+            return _labeled(root, _classes(root))
         held_out = [root / name for name in HELD_OUT if (root / name).is_dir()]
         classes = _classes(root / "train")
         if train or not held_out:
-            return _labelled(root / "train", classes)
+            return _labeled(root / "train", classes)
         for name in _classes(held_out[0]):
             if classes and name not in classes:
                 raise UserError(
                     f"{held_out[0]} has a class {name!r} that {root / 'train'} has not"
                     + nearest(name, classes)
                 )
-        return _labelled(held_out[0], classes)
+        return _labeled(held_out[0], classes)
     except OSError as error:
         raise UserError(f"cannot list {error.filename}: {error.strerror}") from error
 
@@ -130,7 +130,7 @@ def _walk(root: Path, top: Path) -> Iterator[str]:
         yield from (os.path.normpath(os.path.join(relative, f)) for f in files if _is_image(f))
 
 
-def _labelled(root: Path, classes: tuple[str, ...]) -> FolderSource:
+def _labeled(root: Path, classes: tuple[str, ...]) -> FolderSource:
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes) if classes else [(-1, "")]:

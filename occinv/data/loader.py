@@ -10,12 +10,12 @@ import grain
 import numpy as np
 from PIL import Image
 
-from occinv.data import augment
+from occinv.data import rand_augment as augment
 from occinv.data.batch import Batch
 from occinv.data.crop import Crop, RandomCrops, center_crop
 from occinv.data.decode import Reduction
 from occinv.data.order import sample_indices
-from occinv.data.sample import DecodeError, Sample, Source
+from occinv.data.source import DecodeError, Sample, Source
 from occinv.schema import UserError
 
 logger = logging.getLogger("occinv.data")

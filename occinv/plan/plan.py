@@ -107,7 +107,7 @@ class Plan:
         return {
             name: {
                 "step_seconds": step,
-                "utilisation": compute / step,
+                "utilization": compute / step,
                 "images_per_second": self.batch_size / step,
                 "hours": step * self.steps / 3600,
                 "chip_hours": step * self.steps * self.chips / 3600,

@@ -96,7 +96,7 @@ def print_plan(plan: Plan, topology: str, chip: Chip, console: Console | None = 
     for name, run in plan.durations(chip).items():
         table.add_row(
             words[name],
-            f"{run['utilisation']:.1%}",
+            f"{run['utilization']:.1%}",
             seconds(run["step_seconds"]),
             f"{run['images_per_second']:.4g}",
             seconds(3600 * run["hours"]),

@@ -37,9 +37,9 @@ from occinv.report.results import (
 )
 
 INK, FAINT, GRID = "#222222", "#767676", "#e6e6e6"
-# Okabe and Ito's colours, which stay apart for every common colour blindness; the yellow is left
+# Okabe and Ito's colors, which stay apart for every common color blindness; the yellow is left
 # out because it vanishes on white. Line styles and markers repeat the distinction.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 LONGEST_CURVE = 400
 PANELS_IN_LINE = 6  # of CKA by block
@@ -54,14 +54,14 @@ def data_uri(figure: Figure) -> str:
 
 
 def row_style(results: Results, row: Row) -> dict[str, Any]:
-    """Colour, marker and dash of a row, the same in every figure; the baseline is black, dashed."""
+    """Color, marker and dash of a row, the same in every figure; the baseline is black, dashed."""
     if row is baseline(results):
         return {"color": "#000000", "linestyle": "--", "marker": "x", "zorder": 2}
     place = next(i for i, other in enumerate(method_rows(results)) if other is row)
     return {
-        "color": COLOURS[place % len(COLOURS)],
+        "color": COLORS[place % len(COLORS)],
         "marker": MARKERS[place % len(MARKERS)],
-        "linestyle": ("-", "-.", ":")[place // len(COLOURS) % 3],
+        "linestyle": ("-", "-.", ":")[place // len(COLORS) % 3],
         "zorder": 3,
     }
 
@@ -134,7 +134,7 @@ def cka_by_block(results: Results) -> Figure | None:
     if not ratios:
         return None
     ramp = colormaps["viridis_r"](np.linspace(0.12, 1.0, len(ratios)))
-    colour = dict(zip(ratios, ramp, strict=True))
+    color = dict(zip(ratios, ramp, strict=True))
     encoders = [e for e in ENCODERS if e == "pretrained" or e in cka_encoders(results)]
     width = math.ceil(len(rows) / math.ceil(len(rows) / PANELS_IN_LINE))
     lines = [
@@ -166,7 +166,7 @@ def cka_by_block(results: Results) -> Figure | None:
                 axes.plot(
                     curves["blocks"],
                     _floats(values),
-                    color=colour[ratio],
+                    color=color[ratio],
                     marker="o",
                     markersize=2.6,
                     linewidth=1.4,
@@ -218,7 +218,7 @@ def cka_by_ratio(results: Results) -> Figure | None:
     figure = Figure(figsize=(11.3, 3.8), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     low = lowest_cka(results)
-    labelled: dict[str, Any] = {}
+    labeled: dict[str, Any] = {}
     for axes, (encoder, encoder_name) in zip(panels, ENCODERS.items(), strict=True):
         _dress(
             axes,
@@ -233,7 +233,7 @@ def cka_by_ratio(results: Results) -> Figure | None:
             if curves is None:
                 continue
             name = f"{row['name']}, supervised" if is_reference else row["name"]
-            (labelled[name],) = axes.plot(
+            (labeled[name],) = axes.plot(
                 [100 * ratio for ratio in curves["ratios"]],
                 _floats(values[-1] for values in curves["values"]),
                 linewidth=1.6,
@@ -241,14 +241,14 @@ def cka_by_ratio(results: Results) -> Figure | None:
                 label=name,
                 **row_style(results, row),
             )
-    _legend(figure, labelled)
+    _legend(figure, labeled)
     return figure
 
 
 def pretraining_losses(results: Results) -> Figure | None:
     """The pre-training loss over the steps, one panel per row and each on its own scale.
 
-    The objectives minimise different quantities, so heights do not compare across panels.
+    The objectives minimize different quantities, so heights do not compare across panels.
     """
     rows = [row for row in results["rows"] if (row.get("pretrain") or {}).get("loss")]
     if not rows:
@@ -260,8 +260,8 @@ def pretraining_losses(results: Results) -> Figure | None:
     for axes, row in zip(panels, rows, strict=False):
         title = textwrap.fill(row["name"], 26)
         _dress(axes, title, "step", "loss" if axes in panels[::columns] else "")
-        colour = row_style(results, row)["color"]
-        _curve(axes, row["pretrain"]["loss"], color=colour)
+        color = row_style(results, row)["color"]
+        _curve(axes, row["pretrain"]["loss"], color=color)
     for axes in panels[len(rows) :]:
         axes.remove()
     return figure
@@ -277,18 +277,18 @@ def training_curves(results: Results, stage: str) -> Figure | None:
     loss, accuracy = figure.subplots(1, 2)
     _dress(loss, "training loss", "step", "cross-entropy")
     _dress(accuracy, "test accuracy", "step", "top-1 (%)")
-    labelled: dict[str, Any] = {}
+    labeled: dict[str, Any] = {}
     for row, of in trained:
         style = row_style(results, row)
         plain = {key: style[key] for key in ("color", "linestyle", "zorder")}
         if of.get("loss"):
-            labelled[row["name"]] = _curve(loss, of["loss"], **plain)
+            labeled[row["name"]] = _curve(loss, of["loss"], **plain)
         if of.get("accuracy"):
             steps, values = zip(*of["accuracy"], strict=True)
-            (labelled[row["name"]],) = accuracy.plot(
+            (labeled[row["name"]],) = accuracy.plot(
                 steps, [100 * v for v in _floats(values)], linewidth=1.5, markersize=4, **style
             )
-    _legend(figure, labelled)
+    _legend(figure, labeled)
     return figure
 
 
@@ -322,23 +322,23 @@ def accuracies(results: Results) -> Figure | None:
         axes.margins(x=0.15)
         for place, row in enumerate(rows):
             ours, theirs = seed_values(row, column), paper_value(row, column)
-            colour = "#000000" if row is first else COLOURS[0]
+            color = "#000000" if row is first else COLORS[0]
             if is_ours and ours:
                 mean, std = mean_and_std(ours)
-                axes.errorbar(mean, place, xerr=std, fmt="o", color=colour, markersize=6, capsize=3)
+                axes.errorbar(mean, place, xerr=std, fmt="o", color=color, markersize=6, capsize=3)
                 if row is first:
                     axes.axvline(mean, color=FAINT, linewidth=1, linestyle="--", zorder=1)
             elif not is_ours and theirs is not None:
-                axes.plot(theirs, place, "o", color=colour, markersize=6, fillstyle="none")
+                axes.plot(theirs, place, "o", color=color, markersize=6, fillstyle="none")
     grid[0, 0].set_yticks(range(len(rows)), [textwrap.fill(row["name"], 40) for row in rows])
     grid[0, 0].set_ylim(len(rows) - 0.5, -0.5)
     return figure
 
 
-def _legend(figure: Figure, labelled: dict[str, Any]) -> None:
+def _legend(figure: Figure, labeled: dict[str, Any]) -> None:
     figure.legend(
-        list(labelled.values()),
-        [textwrap.fill(name, 28) for name in labelled],
+        list(labeled.values()),
+        [textwrap.fill(name, 28) for name in labeled],
         loc="outside right upper",
         frameon=False,
         fontsize=9,

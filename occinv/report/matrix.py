@@ -31,8 +31,8 @@ def print_matrix(results: Results, console: Console | None = None) -> None:
             beside.append(f"{row['name']}: {cell(results, row)}.")
             continue
         axes = f"{row['t1']} → {row['t2']}, {row['target']}"
-        # Cross-entropy is centred or not by its target, which has a line of its own.
-        measure = row["measure"].removeprefix("centred ")
+        # Cross-entropy is centered or not by its target, which has a line of its own.
+        measure = row["measure"].removeprefix("centered ")
         lines.setdefault(axes, {})[measure] = cell(results, row)
     measures = list(dict.fromkeys(measure for line in lines.values() for measure in line))
     table = Table(

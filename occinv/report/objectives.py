@@ -6,10 +6,10 @@ from rich.console import Console
 from rich.padding import Padding
 
 from occinv import schema
-from occinv.configuration import CONFIGS, load
-from occinv.encoder import vit
-from occinv.objective import OBJECTIVES
-from occinv.objective.base import Objective, Setting, build
+from occinv.config import CONFIGS, load_config
+from occinv.models import vit
+from occinv.objectives import OBJECTIVES
+from occinv.objectives.base import Objective, Setting, make_objective
 
 
 def of_configs() -> dict[str, tuple[str, Objective]]:
@@ -17,9 +17,9 @@ def of_configs() -> dict[str, tuple[str, Objective]]:
     found = {}
     for path in sorted(CONFIGS.glob("*.py")):
         if "def get_config" in path.read_text():
-            experiment = schema.resolve(load(str(path)))
-            encoder = vit.build(experiment.encoder, experiment.data.image_size)
-            objective = build(experiment.objective, Setting(encoder, 2, total_steps=1))
+            experiment = schema.resolve(load_config(str(path)))
+            encoder = vit.make_vit(experiment.encoder, experiment.data.image_size)
+            objective = make_objective(experiment.objective, Setting(encoder, 2, total_steps=1))
             found[f"{CONFIGS.name}/{path.name}"] = (experiment.objective["name"], objective)
     return found
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from occinv import schema
-from occinv.encoder import vit
-from occinv.evaluate.reconstruct import Triple
-from occinv.objective.base import Objective, Setting, build
+from occinv.evaluators.reconstructions import Triple
+from occinv.models import vit
+from occinv.objectives.base import Objective, Setting, make_objective
 from occinv.report.html import write_html
 from occinv.report.matrix import print_results
 from occinv.report.results import PAPER_SETTING, STAGES, load_results
@@ -23,7 +23,7 @@ from occinv.train.writers import read_scalars
 RESULTS = "results.json"
 COLUMNS = (
     {"key": "top1", "heading": "Top-1 %", "unit": "%", "about": "on the run's held-out images"},
-    {"key": "knn", "heading": "k-NN %", "unit": "%", "about": "weighted nearest neighbours, top-1"},
+    {"key": "knn", "heading": "k-NN %", "unit": "%", "about": "weighted nearest neighbors, top-1"},
     {"key": "psnr", "heading": "PSNR", "unit": "dB", "about": "reconstruction of the whole image"},
 )
 # What a run on labels is in its row; any other objective is a pre-training.
@@ -151,7 +151,7 @@ def _part(folder: Path, name: str) -> dict[str, Any]:
         )
     experiment, _ = _read(folder)
     row = {"key": "run", "name": name, **_row(folder, experiment)}
-    size = vit.build(experiment.encoder, experiment.data.image_size)
+    size = vit.make_vit(experiment.encoder, experiment.data.image_size)
     return {
         "settings": {
             "data": experiment.data.eval_source or experiment.data.source,
@@ -234,8 +234,8 @@ def _read(workdir: Path) -> tuple[schema.Experiment, int]:
 def objective_of(workdir: Path) -> Objective:
     """The objective of a run. Raises UserError if there is none in `workdir`."""
     experiment, num_classes = _read(workdir)
-    encoder = vit.build(experiment.encoder, experiment.data.image_size)
-    return build(experiment.objective, Setting(encoder, num_classes, total_steps=1))
+    encoder = vit.make_vit(experiment.encoder, experiment.data.image_size)
+    return make_objective(experiment.objective, Setting(encoder, num_classes, total_steps=1))
 
 
 def describe_run(

@@ -124,7 +124,7 @@ def print_table(results: Results, console: Console | None = None) -> None:
     """Print the results like a table of the paper, in 100 columns at most.
 
     Under each number of ours stand the paper's and the difference. Of T1, T2, target and M those
-    that say least are left out where all do not fit. On a terminal with colour and lines; into a
+    that say least are left out where all do not fit. On a terminal with color and lines; into a
     file or pipe as plain text.
     """
     console = console or Console()
@@ -157,9 +157,9 @@ def print_table(results: Results, console: Console | None = None) -> None:
         justify: Literal["left", "right"] = "left" if is_text else "right"
         table.add_column(Text(heading), width=width, justify=justify, no_wrap=not is_text)
     for row, line in zip(results["rows"], lines[1:], strict=True):
-        colour = "red" if row["status"] == "failed" else None
+        color = "red" if row["status"] == "failed" else None
         texts, numbers = line[: 1 + len(fields)], line[1 + len(fields) :]
-        table.add_row(*map(Text, texts), *map(_two_lines, numbers), style=colour)
+        table.add_row(*map(Text, texts), *map(_two_lines, numbers), style=color)
     console.print(table)
     if any(has_paper(results, column) for column in results["columns"]):
         console.print(Text(f"* {paper_heading(results)}", style="dim"))

@@ -15,9 +15,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from occinv.data.sources import open_source
-from occinv.encoder import vit
-from occinv.objective.base import Setting, build
+from occinv.data.open_source import open_source
+from occinv.models import vit
+from occinv.objectives.base import Setting, make_objective
 from occinv.report.runs import describe_run, objective_of, pictures
 from occinv.reproduce.definition import COLUMNS, Row
 from occinv.reproduce.trial import FAILED, RUNS, Plan, Trial, trials_of
@@ -54,7 +54,7 @@ def describe_setting(experiment: Any) -> dict[str, Any]:
     data = experiment.data
     classes, train = count(data.source, True, data.data_dir, data.classes)
     _, test = count(data.eval_source or data.source, False, data.data_dir, data.classes)
-    size = vit.build(experiment.encoder, data.image_size)
+    size = vit.make_vit(experiment.encoder, data.image_size)
     return {
         "data": f"{data.source}: {classes} classes, {train} training and {test} test images of "
         f"{data.image_size}² pixels",
@@ -108,15 +108,17 @@ def describe(row: Row, plan: Plan, seeds: int) -> dict[str, Any]:
 
 
 def axes(trial: Trial) -> dict[str, str]:
-    """What its encoder has learnt: T1, T2, target and M, and what is said of them."""
+    """What its encoder has learned: T1, T2, target and M, and what is said of them."""
     if trial.encoder is None:
         return NOTHING
     if trial.method.start is not None:
         objective = objective_of(trial.method.start)
     else:
         experiment = trial.stage("pretrain").experiment
-        encoder = vit.build(experiment.encoder, experiment.data.image_size)
-        objective = build(experiment.objective, Setting(encoder, num_classes=2, total_steps=1))
+        encoder = vit.make_vit(experiment.encoder, experiment.data.image_size)
+        objective = make_objective(
+            experiment.objective, Setting(encoder, num_classes=2, total_steps=1)
+        )
     return {
         "framework": objective.framework,
         "transformation": trial.method.transformation,

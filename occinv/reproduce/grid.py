@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from occinv.objective.combination import Combination, all_combinations, valid_combinations
+from occinv.objectives.grid_axes import Combination, all_combinations, valid_combinations
 from occinv.reproduce.definition import Row, Table
 from occinv.reproduce.methods import RANDOM, Method
 from occinv.schema import UserError, nearest
 
 WORDS = {
     "identity": "none",
-    "jitter": "colour",
+    "jitter": "color",
     "crop": "crop",
     "masking": "patch masking",
     "blocks": "masking of blocks",

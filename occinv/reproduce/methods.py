@@ -13,7 +13,7 @@ class Method:
 
     Attributes:
       key: of its folder; what it stands for never changes within a workdir.
-      config: the file in configs/ that pretrains it; None: random initialisation.
+      config: the file in configs/ that pretrains it; None: random initialization.
       overrides: `section.field=value` for that config.
       length: times the config's duration and warm-up. Without pretraining it is that of the
         supervised training.
@@ -41,7 +41,7 @@ class Method:
         return dataclasses.replace(self, **changed)  # type: ignore[arg-type]
 
 
-CROPS = "crop, colour, blur"
+CROPS = "crop, color, blur"
 
 RANDOM = Method("random", None, transformation="none")
 RANDOM_200 = RANDOM.but("random_200", length=2.0)
@@ -50,11 +50,11 @@ MOCOV3 = Method("mocov3", "mocov3", cost=4.2, transformation=CROPS)
 DINO = Method("dino", "dino", cost=5.5, transformation=CROPS)
 MAE = Method("mae", "mae", cost=1.5, reconstructs=True)
 MAE_400 = MAE.but("mae_400", length=4.0)
-MAE_COLOUR_IMAGE = MAE.but(
-    "mae_colour_image", "objective.colour={}", "objective.augmented=image", cost=1.8
+MAE_COLOR_IMAGE = MAE.but(
+    "mae_color_image", "objective.color={}", "objective.augmented=image", cost=1.8
 )
-MAE_COLOUR_INPUT = MAE.but(
-    "mae_colour_input", "objective.colour={}", "objective.augmented=input", cost=1.8
+MAE_COLOR_INPUT = MAE.but(
+    "mae_color_input", "objective.color={}", "objective.augmented=input", cost=1.8
 )
 BEIT = Method("beit", "beit", cost=2.6, transformation="masking of blocks", pooling="mean")
 CAE = BEIT.but("cae", config="cae", cost=3.0)
@@ -74,11 +74,11 @@ CMAE_ONE_WAY = CMAE_DROPPED.but("cmae_one_way", "objective.symmetric=False", cos
 CMAE_BYOL = CMAE.but("cmae_byol", "objective.similarity=byol")
 CMAE_DROPPED_BYOL = CMAE_DROPPED.but("cmae_dropped_byol", "objective.similarity=byol")
 
-# Table 6: crops from 8 % of the image on, RandAugment, and a colour jitter of the whole image.
+# Table 6: crops from 8 % of the image on, RandAugment, and a color jitter of the whole image.
 STRONGER = (
     "data.crop_scale=(0.08, 1.0)",
     "data.rand_augment=True",
-    "objective.colour={}",
+    "objective.color={}",
     "objective.augmented=image",
 )
 
@@ -96,18 +96,16 @@ def on_few_images(
     return method.but("_".join(words), *few, *overrides, length=length)
 
 
-def augmented(method: Method, masking: bool, cutmix: bool, colour: bool) -> Method:
+def augmented(method: Method, masking: bool, cutmix: bool, color: bool) -> Method:
     """The method with each of Table 5's transformations on or off."""
     words = [
-        name
-        for name, is_on in (("patch", masking), ("cutmix", cutmix), ("colour", colour))
-        if is_on
+        name for name, is_on in (("patch", masking), ("cutmix", cutmix), ("color", color)) if is_on
     ]
     return method.but(
         "_".join([method.key, *(words or ["none"])]),
         f"objective.mask_ratio={0.75 if masking else 0.0}",
         f"objective.cutmix={1.0 if cutmix else 0.0}",
-        f"objective.colour={'{}' if colour else None}",
+        f"objective.color={'{}' if color else None}",
         transformation="patch masking" if masking else " and ".join(words) or "none",
         reconstructs=False,
     )

@@ -22,8 +22,8 @@ from occinv.reproduce.methods import (
     DINO,
     MAE,
     MAE_400,
-    MAE_COLOUR_IMAGE,
-    MAE_COLOUR_INPUT,
+    MAE_COLOR_IMAGE,
+    MAE_COLOR_INPUT,
     MOCOV3,
     RANDOM,
     RANDOM_200,
@@ -103,7 +103,7 @@ LEVEL = tuple(
 
 QUICKSTART = Table(
     key="quickstart",
-    subject="Which invariance makes a good initialisation?",
+    subject="Which invariance makes a good initialization?",
     rows=(
         Row("Random init", RANDOM, _ft(80.9)),
         Row("MAE", MAE, _ft(83.1, 22.2)),
@@ -185,11 +185,11 @@ TABLE3 = Table(
 
 TABLE4 = Table(
     key="table4",
-    subject="The parts of C-MAE, and MAE with its colour jitter",
+    subject="The parts of C-MAE, and MAE with its color jitter",
     rows=(
         Row("MAE", MAE, _three(54.5, 83.1, 67.5)),
-        Row("MAE, colour of the whole image", MAE_COLOUR_IMAGE, _three(53.4, 83.1, 67.3)),
-        Row("MAE, colour of the unmasked only", MAE_COLOUR_INPUT, _three(54.0, 83.0, 67.3)),
+        Row("MAE, color of the whole image", MAE_COLOR_IMAGE, _three(53.4, 83.1, 67.3)),
+        Row("MAE, color of the unmasked only", MAE_COLOR_INPUT, _three(54.0, 83.0, 67.3)),
         Row("C-MAE", CMAE, _three(41.1, 82.9, 66.4)),
         Row("C-MAE w/o mask token", CMAE_DROPPED, _three(56.2, 82.6, 67.5)),
         Row("C-MAE, BYOL", CMAE_BYOL, _three(26.9, 82.8, 65.2)),
@@ -197,8 +197,8 @@ TABLE4 = Table(
     ),
     columns=("linear", "finetune", "tenth"),
     claims=(
-        Claim("Colour jitter does not change MAE", "mae_colour_image", "mae", relation="level"),
-        Claim("Nor that of the unmasked part", "mae_colour_input", "mae", relation="level"),
+        Claim("Color jitter does not change MAE", "mae_color_image", "mae", relation="level"),
+        Claim("Nor that of the unmasked part", "mae_color_input", "mae", relation="level"),
         Claim("C-MAE is level with MAE after fine-tuning", "cmae", "mae", relation="level"),
         Claim("MAE's features are more linear than C-MAE's", "mae", "cmae", "linear"),
         Claim("C-MAE's are more so without its mask token", "cmae_dropped", "cmae", "linear"),
@@ -207,7 +207,7 @@ TABLE4 = Table(
     notes=(PROBE_NOTE,),
 )
 
-# By patch masking, CutMix, colour: the order of the paper's columns, whose marks the PDF has lost.
+# By patch masking, CutMix, color: the order of the paper's columns, whose marks the PDF has lost.
 TABLE5_PAPER = {
     (False, False, False): (71.9, 80.0),
     (True, False, False): (87.1, 86.5),
@@ -224,14 +224,14 @@ def _table5(scale: str) -> Table:
     rows = [Row("Supervised, 2 × as long", RANDOM_200, _ft(81.6), 200)]
     for place, (name, method) in enumerate((("MAE", MAE), ("C-MAE", CMAE))):
         for axes, accuracies in TABLE5_PAPER.items():
-            words = [w for w, on in zip(("patch", "cutmix", "colour"), axes, strict=True) if on]
+            words = [w for w, on in zip(("patch", "cutmix", "color"), axes, strict=True) if on]
             label = f"{name}: {' + '.join(words) or 'none'}"
             rows.append(Row(label, augmented(method, *axes), _ft(accuracies[place])))
     beside = {
         "": "",
         "_cutmix": ", beside CutMix",
-        "_colour": ", beside colour",
-        "_cutmix_colour": ", beside both",
+        "_color": ", beside color",
+        "_cutmix_color": ", beside both",
     }
     with_and_without = [
         Claim(
@@ -247,7 +247,7 @@ def _table5(scale: str) -> Table:
     at_paper = ("encoder.name=small", "data.source=folder:imagenet100")
     return Table(
         key="table5",
-        subject="Patch masking, CutMix and colour jitter, each on or off",
+        subject="Patch masking, CutMix and color jitter, each on or off",
         rows=tuple(rows),
         columns=("finetune",),
         claims=tuple(with_and_without),
@@ -255,7 +255,7 @@ def _table5(scale: str) -> Table:
         group="table5" if scale == "paper" else "",
         paper_setting="ViT-S, ImageNet-100",
         notes=(
-            "CutMix and colour change what MAE's encoder sees; its target stays the pixels that "
+            "CutMix and color change what MAE's encoder sees; its target stays the pixels that "
             "were there. The paper leaves this open.",
         ),
     )
@@ -307,7 +307,7 @@ TABLE6 = Table(
     ),
     notes=(
         "An epoch on few images is as long as one on all. Stronger augmentation: crops from 8 % of "
-        "the image on, RandAugment, colour jitter. Both the paper leaves open.",
+        "the image on, RandAugment, color jitter. Both the paper leaves open.",
     ),
 )
 

@@ -8,8 +8,9 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from occinv import configuration, schema
-from occinv.evaluate.psnr import Reconstructs
+from occinv import schema
+from occinv.config import CONFIGS, load_config
+from occinv.evaluators.psnr import Reconstructs
 from occinv.report.runs import objective_of
 from occinv.reproduce.definition import SCALES, TRAINED, Row, Table
 from occinv.reproduce.methods import Method
@@ -83,10 +84,10 @@ class Stage:
 
 
 def load(config: str, overrides: tuple[str, ...] = ()) -> dict:
-    """As `configuration.load`, for a config of ours wherever one stands."""
+    """As `load_config`, for a config of ours wherever one stands."""
     name, _, variant = config.partition(":")
-    path = configuration.CONFIGS.parent / name
-    return configuration.load(f"{path}:{variant}", overrides)
+    path = CONFIGS.parent / name
+    return load_config(f"{path}:{variant}", overrides)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +106,7 @@ class Trial:
 
     @property
     def encoder(self) -> Path | None:
-        """The workdir of the pretrained encoder, or None for random initialisation."""
+        """The workdir of the pretrained encoder, or None for random initialization."""
         if self.method.start is not None:
             return self.method.start
         return None if self.method.config is None else self.folder / "pretrain"
@@ -190,7 +191,7 @@ class Trial:
                 own = (f"objective.pooling={method.pooling}",)
             if self.encoder is not None:
                 own = (f"init_from={self.encoder}", *self.additions, *own)
-        spec = f"{configuration.CONFIGS.name}/{config}.py:{variant}"
+        spec = f"{CONFIGS.name}/{config}.py:{variant}"
         fields = (
             *own,
             *stretched(spec, length),

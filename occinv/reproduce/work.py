@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import jax
 from rich.console import Console
 
-from occinv.evaluate import run as measure
+from occinv.evaluators import run as measure
 from occinv.parallel import from_first_process
 from occinv.progress import Progress
 from occinv.report.html import write_html

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from occinv.data.batch import Batch
-from occinv.objective.base import Objective, weighted
+from occinv.objectives.base import Objective, weighted
 
 
 def parted(arrays: Any, parts: int) -> Any:
@@ -36,7 +36,7 @@ def mean_of_parts(function: Callable[..., Any], arguments: Any, parts: int) -> A
     """The mean of what `function` returns over equal parts of `arguments`.
 
     A state that every part moves alike (an EMA) is its own mean, and that of one that moves by what
-    the part shows (a centre) is what the whole batch gives.
+    the part shows (a center) is what the whole batch gives.
     """
     if parts == 1:
         return function(*arguments)

@@ -15,9 +15,9 @@ import optax
 
 from occinv import parallel
 from occinv.data.batch import Batch
-from occinv.encoder import vit
-from occinv.encoder.blocks import Layout
-from occinv.objective.base import Objective, Setting, build
+from occinv.models import vit
+from occinv.models.blocks import Layout
+from occinv.objectives.base import Objective, Setting, make_objective
 from occinv.schema import Experiment, UserError
 from occinv.train.flops import matmul_flops
 from occinv.train.optimizer import learning_rate, make_optimizer
@@ -65,9 +65,9 @@ def assemble(
         )
     dtype = parallel.compute_dtype(train.precision, mesh)
     layout = Layout(remat=train.remat, mesh=mesh)
-    encoder = vit.build(experiment.encoder, data.image_size, dtype, layout)
+    encoder = vit.make_vit(experiment.encoder, data.image_size, dtype, layout)
     setting = Setting(encoder, num_classes, steps, dtype, train.batch_size, epoch, mesh)
-    objective = build(experiment.objective, setting)
+    objective = make_objective(experiment.objective, setting)
     if train.accumulate > 1 and objective.couples_before_measure:
         raise UserError(
             f"train.accumulate={train.accumulate}: {experiment.objective['name']} mixes the images "

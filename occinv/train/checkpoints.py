@@ -102,7 +102,7 @@ class Checkpoints:
           step: the number of finished steps, >= 0.
           state: item name -> pytree of arrays or scalars, of any containers. Each item can be read
             alone. Donating or overwriting the arrays after the call is safe.
-          metadata: JSON-serialisable.
+          metadata: JSON-serializable.
 
         Returns:
           True, or False if this step is on disk already (it is left as it is).

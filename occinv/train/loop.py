@@ -25,10 +25,11 @@ from clu.parameter_overview import count_parameters
 from occinv import parallel
 from occinv.data.batch import Batch
 from occinv.data.loader import EvalLoader, TrainLoader
-from occinv.data.sample import Source
-from occinv.data.selection import Subset, select
-from occinv.data.sources import open_source
-from occinv.encoder import vit
+from occinv.data.open_source import open_source
+from occinv.data.source import Source
+from occinv.data.subset import Subset, select
+from occinv.models import vit
+from occinv.rng import image_rngs
 from occinv.schema import Duration, Experiment, UserError
 from occinv.train import workdir as files
 from occinv.train.assemble import Assembly, assemble, model_flops, trace_step
@@ -36,7 +37,6 @@ from occinv.train.checkpoints import Checkpoints
 from occinv.train.signals import StopRequest
 from occinv.train.step import TrainState, init_state
 from occinv.train.writers import JsonlWriter, MultiWriter, TensorBoardWriter, Writer
-from occinv.transform.keys import image_keys
 
 log = logging.getLogger("occinv.train")
 
@@ -107,7 +107,7 @@ def prepare(experiment: Experiment) -> Run:
 
     pretrained = None
     if experiment.init_from is not None:
-        before = files.load(experiment.init_from)
+        before = files.load_run(experiment.init_from)
         check_same_encoder(before.objective.encoder, objective.encoder)
         pretrained = before.params["encoder"]
     jax.eval_shape(objective.init, jax.random.key(0), pretrained)  # does it fit?
@@ -119,7 +119,7 @@ def prepare(experiment: Experiment) -> Run:
         else EvalLoader(held_out, resize_ratio=data.resize_ratio, **share),
         classes=tuple(source.classes),
         pretrained=pretrained,
-        furnish=objective.furnish(lambda workdir: files.load(workdir).params, images),
+        furnish=objective.furnish(lambda workdir: files.load_run(workdir).params, images),
     )
 
 
@@ -128,8 +128,8 @@ def check_same_encoder(before: vit.ViT, now: vit.ViT) -> None:
     for name in ("heads", "gelu", "pixel_range", "relative_position", "layer_scale"):
         theirs, ours = getattr(before, name), getattr(now, name)
         # A position that all blocks share may become one for each, and a start is no matter.
-        learnt = name in ("relative_position", "layer_scale")
-        if theirs != ours and not (learnt and None not in (theirs, ours)):
+        learned = name in ("relative_position", "layer_scale")
+        if theirs != ours and not (learned and None not in (theirs, ours)):
             raise UserError(
                 f"init_from: that encoder has {name}={theirs}, here it is {ours}; give "
                 f"--config.encoder.{name}={theirs}"
@@ -174,7 +174,7 @@ def train(experiment: Experiment, workdir: Path, watch: Watch | None = None) -> 
         writer = make_writer(workdir, done)
         try:
             program = trace_step(run, state)
-            summarise(run, state, writer, done)
+            summarize(run, state, writer, done)
             step, metrics = run_steps(run, state, program, checkpoints, writer, stop, watch)
         finally:
             writer.close()
@@ -331,7 +331,7 @@ def make_evaluation(run: Run) -> Callable[[TrainState], dict[str, float]]:
     def sums_of(params: Any, state: Any, batch: Batch, number: jax.Array) -> dict[str, jax.Array]:
         params, state = objective.encoder.layout.ready((params, state))
         # The same masks each time: what changes between evaluations is the model.
-        keys = image_keys(jax.random.key(0), number, batch.label.shape[0])
+        keys = image_rngs(jax.random.key(0), number, batch.label.shape[0])
         return objective.evaluate(params, state, batch, keys)
 
     compiled = jax.jit(sums_of, out_shardings=parallel.replicated(run.mesh))
@@ -350,7 +350,7 @@ def make_evaluation(run: Run) -> Callable[[TrainState], dict[str, float]]:
                 totals[name] = totals.get(name, 0.0) + value.astype(np.float64)
         count = totals.pop("count", 0.0)
         means = {name: value / count for name, value in totals.items()}
-        return objective.summarise(
+        return objective.summarize(
             {name: float(mean) if mean.ndim == 0 else mean for name, mean in means.items()}
         )
 
@@ -362,7 +362,7 @@ def pictures(run: Run, state: TrainState) -> dict[str, np.ndarray]:
     if run.held_out is None or jax.process_count() > 1:
         return {}
     batch = jax.tree.map(lambda x: x[:8], run.held_out.batch(0))
-    keys = image_keys(jax.random.key(0), jnp.int32(0), batch.label.shape[0])
+    keys = image_rngs(jax.random.key(0), jnp.int32(0), batch.label.shape[0])
     shown = jax.jit(run.objective.pictures)(jax.device_get(state.params), batch, keys)
     return {name: np.asarray(images) for name, images in shown.items()}
 
@@ -379,7 +379,7 @@ def make_writer(workdir: Path, done: int) -> Writer:
     )
 
 
-def summarise(run: Run, state: TrainState, writer: Writer, done: int) -> None:
+def summarize(run: Run, state: TrainState, writer: Writer, done: int) -> None:
     """Logs what is about to run: its parameters, arithmetic, data and devices."""
     sizes = {name: count_parameters(part) for name, part in state.params.items()}
     flops = model_flops(run, state)

@@ -12,9 +12,9 @@ import optax
 from flax import struct
 
 from occinv.data.batch import Batch
-from occinv.objective.base import Objective
+from occinv.objectives.base import Objective
+from occinv.rng import image_rngs
 from occinv.train.accumulation import mean_of_parts, two_passes
-from occinv.transform.keys import image_keys
 
 Metrics = dict[str, jax.Array]
 
@@ -71,7 +71,7 @@ def make_step(
 
     def step(train: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         run_key = jax.random.fold_in(jax.random.key(train.seed), 1)
-        keys = image_keys(run_key, train.step, batch.label.shape[0])
+        keys = image_rngs(run_key, train.step, batch.label.shape[0])
         params, state = layout.ready((train.params, train.state))
 
         def part(batch: Batch, keys: jax.Array) -> Any:

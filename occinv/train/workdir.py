@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from occinv import schema
-from occinv.encoder import vit
-from occinv.objective.base import Objective, Setting, build
+from occinv.models import vit
+from occinv.objectives.base import Objective, Setting, make_objective
 from occinv.schema import UserError
 from occinv.train.checkpoints import Checkpoints
 
@@ -41,7 +41,7 @@ FREE = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
+class TrainedRun:
     """A run read back: what it was, and the parameters it has reached."""
 
     experiment: schema.Experiment
@@ -134,7 +134,7 @@ def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, 
         yield path, old, new
 
 
-def load(path: str | Path, step: int | None = None) -> Trained:
+def load_run(path: str | Path, step: int | None = None) -> TrainedRun:
     """The run in a workdir, at its newest good checkpoint or at `step`.
 
     `path` may also be the workdir's `checkpoints` folder or one step in it. Raises UserError if
@@ -150,8 +150,8 @@ def load(path: str | Path, step: int | None = None) -> Trained:
     stored = json.loads((workdir / CONFIG).read_text())
     experiment = schema.resolve(stored["experiment"])
     classes = tuple(stored["classes"])
-    encoder = vit.build(experiment.encoder, experiment.data.image_size)
-    objective = build(experiment.objective, Setting(encoder, len(classes), total_steps=1))
+    encoder = vit.make_vit(experiment.encoder, experiment.data.image_size)
+    objective = make_objective(experiment.objective, Setting(encoder, len(classes), total_steps=1))
     with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
         step, params = checkpoints.restore_params(step)
-    return Trained(experiment, objective, params, step, classes)
+    return TrainedRun(experiment, objective, params, step, classes)

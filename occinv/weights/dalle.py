@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from occinv.models.tokenizers.dalle import Dalle
 from occinv.schema import UserError
-from occinv.tokenizer.dalle import Dalle
 from occinv.weights.imported import TOKENIZER
 from occinv.weights.listing import Listing
 from occinv.weights.stored import Stored

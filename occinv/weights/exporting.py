@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from occinv.encoder.vit import ViT
-from occinv.objective.classification import Classification
+from occinv.models.vit import ViT
+from occinv.objectives.classification import Classification
 from occinv.schema import UserError
 from occinv.train import workdir
 from occinv.weights import Target, big_vision
@@ -41,7 +41,7 @@ def export_weights(path: str | Path, target: Target, file: Path) -> str:
     if file.exists():
         raise UserError(f"{file} exists, expected a new file")
     workdir.check_folder(file.absolute().parent)
-    trained = workdir.load(path)
+    trained = workdir.load_run(path)
     encoder = trained.objective.encoder
     head = trained.params["head"] if isinstance(trained.objective, Classification) else None
     if target == "big_vision" and not encoder.final_norm:

@@ -1,4 +1,4 @@
-"""Position embeddings that are not learnt, and so may be left out of a checkpoint."""
+"""Position embeddings that are not learned, and so may be left out of a checkpoint."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from occinv.encoder.position import sincos
+from occinv.models.position import sincos
 
 
 def moco_sincos(side: int, width: int) -> np.ndarray:

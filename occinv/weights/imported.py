@@ -9,10 +9,10 @@ from typing import Any, NoReturn
 import jax
 
 from occinv.data.batch import Batch
-from occinv.encoder.vit import Features, ViT
-from occinv.objective.base import Axes, Objective, Params, State
+from occinv.models.vit import Features, ViT
+from occinv.objectives.base import Axes, Objective, Params, State
 from occinv.schema import UserError
-from occinv.transform.view import View, normalise, whole
+from occinv.transforms.view import View, normalize, whole
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class EncoderOnly(Objective):
 
     def transform(self, pixels: jax.Array, keys: jax.Array) -> tuple[View, ...]:
         """The image as it is, twice."""
-        view = whole(normalise(pixels), self.encoder.num_patches)
+        view = whole(normalize(pixels), self.encoder.num_patches)
         return view, view
 
     def target(self, params: Params, state: State, view: View, batch: Batch, keys: Any) -> NoReturn:

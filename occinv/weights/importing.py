@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from occinv import schema
-from occinv.encoder import vit
-from occinv.encoder.position import sincos
-from occinv.objective.base import Setting, build
-from occinv.objective.reconstruction import MaskedAutoencoder
+from occinv.models import vit
+from occinv.models.position import sincos
+from occinv.objectives.base import Setting, make_objective
+from occinv.objectives.mae import MAE
 from occinv.schema import UserError
 from occinv.train import workdir as files
 from occinv.train.checkpoints import Checkpoints
@@ -24,7 +24,7 @@ from occinv.weights.dalle import read_tokenizer
 from occinv.weights.fixed_position import FIXED
 from occinv.weights.imported import NAME
 from occinv.weights.listing import Listing, grouped
-from occinv.weights.selection import Named, Selected, select
+from occinv.weights.matching import Named, Selected, select
 from occinv.weights.translation import Reader, Tree, grid_of, reasons
 
 IMAGES = "tfds:imagenet2012"  # what nearly every published checkpoint was trained on
@@ -157,8 +157,10 @@ def import_weights(
             },
         }
     )
-    module = vit.build(experiment.encoder, experiment.data.image_size)
-    build(experiment.objective, Setting(module, len(classes), total_steps=1))  # is it one of ours?
+    module = vit.make_vit(experiment.encoder, experiment.data.image_size)
+    make_objective(
+        experiment.objective, Setting(module, len(classes), total_steps=1)
+    )  # is it one of ours?
     listing.notes.append(
         f"{objective['name']}: width {width}, depth {depth}, patches of {patch_size} pixels, "
         f"images of {side * patch_size}; data.source is {IMAGES} (assumed)"
@@ -296,8 +298,8 @@ def _decoder(
     }
     return params, {
         "name": "mae",
-        "mask_ratio": MaskedAutoencoder.mask_ratio,
-        "normalise_target": MaskedAutoencoder.normalise_target,
+        "mask_ratio": MAE.mask_ratio,
+        "normalize_target": MAE.normalize_target,
         "decoder_width": own,
         "decoder_depth": depth,
         "decoder_heads": heads,

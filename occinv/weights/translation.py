@@ -15,7 +15,7 @@ import numpy as np
 
 from occinv.schema import UserError
 from occinv.weights.listing import Listing
-from occinv.weights.selection import Named
+from occinv.weights.matching import Named
 
 Tree = dict[str, Any]
 INSIDE = {  # a block: official -> ours, and how many times the width goes in and comes out

@@ -17,8 +17,8 @@ from PIL import Image
 from occinv.data.embedded import photos
 from occinv.data.folder import open_folder
 from occinv.data.loader import EvalLoader, TrainLoader
-from occinv.data.sample import DecodeError
-from occinv.data.sources import open_source
+from occinv.data.open_source import open_source
+from occinv.data.source import DecodeError
 from occinv.schema import UserError
 
 SIZE = 16
@@ -62,7 +62,7 @@ def test_odd_images_are_images(tmp_path):
         "wide.JPEG": encode(Image.fromarray(noise(20, 20_000))),
         "tall.JPEG": encode(Image.fromarray(noise(20_000, 3))),
         "cmyk.JPEG": encode(Image.fromarray(noise(30, 40)).convert("CMYK")),  # ImageNet has some
-        "grey.JPEG": encode(Image.fromarray(noise(30, 40)).convert("L")),
+        "gray.JPEG": encode(Image.fromarray(noise(30, 40)).convert("L")),
         "png.JPEG": encode(Image.fromarray(noise(30, 40)), "PNG"),  # ImageNet has one
         "alpha.PNG": encode(Image.fromarray(noise(30, 40)).convert("RGBA"), "PNG"),
     }

@@ -19,13 +19,13 @@ def by_pillow(image, width, height):
     return np.asarray(narrow.resize((width, height), Image.Resampling.BICUBIC))
 
 
-@pytest.mark.parametrize("has_vectorised", [True, False])
+@pytest.mark.parametrize("has_vectorized", [True, False])
 @pytest.mark.parametrize(
     ("height", "width"),
     [(200, 230), (90, 100), (61, 500), (640, 480), (1, 300), (1, 1), (3, 20000)],
 )
-def test_resize_is_pillows_to_two_levels(monkeypatch, has_vectorised, height, width):
-    if not has_vectorised:
+def test_resize_is_pillows_to_two_levels(monkeypatch, has_vectorized, height, width):
+    if not has_vectorized:
         monkeypatch.setattr(crop, "_resizer", None)
     elif crop._resizer is None:
         pytest.skip("the faster library has no wheel for this machine")
@@ -36,7 +36,7 @@ def test_resize_is_pillows_to_two_levels(monkeypatch, has_vectorised, height, wi
             resized = resize(image, *size)
             assert resized.shape == expected.shape and resized.dtype == np.uint8
             error = np.abs(resized - expected)
-            assert error.max() <= 2 * has_vectorised and error.mean() <= 0.02
+            assert error.max() <= 2 * has_vectorized and error.mean() <= 0.02
 
 
 def test_crops_of_photographs_are_hardly_other_than_pillows():

@@ -4,7 +4,7 @@ import numpy as np
 
 from occinv.data.crop import Crop
 from occinv.data.loader import EvalLoader, TrainLoader
-from occinv.data.sources import open_source
+from occinv.data.open_source import open_source
 
 CROPS = (Crop(32), Crop(16, (0.05, 0.2)), Crop(16, (0.05, 0.2)))
 

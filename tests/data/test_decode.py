@@ -97,7 +97,7 @@ def test_invented_pixels_are_an_error():
     encoded = jpeg(quality=95)
     cut = encoded[: len(encoded) // 2]
     closed = cut + b"\xff\xd9"  # an upload that broke off and was closed properly
-    assert by_pillow(closed).shape == (71, 93, 3)  # Pillow greys the rest and says nothing
+    assert by_pillow(closed).shape == (71, 93, 3)  # Pillow grays the rest and says nothing
     for damaged in (cut, closed, encoded[:-2]):
         with pytest.raises(ValueError, match=r"[Pp]remature end"):
             decode_rgb(io.BytesIO(damaged))

@@ -6,7 +6,7 @@ from PIL import Image
 
 from occinv.data.decode import decode_rgb
 from occinv.data.folder import open_folder
-from occinv.data.sample import DecodeError
+from occinv.data.source import DecodeError
 from occinv.schema import UserError
 
 RNG = np.random.default_rng(0)
@@ -110,9 +110,9 @@ def test_exif_orientation_is_applied():
 
 
 def test_kinds_of_images_become_rgb():
-    grey = RNG.integers(0, 256, (9, 7), dtype=np.uint8)
-    colour = RNG.integers(0, 256, (9, 7, 3), dtype=np.uint8)
-    stacked = np.repeat(grey[..., None], 3, -1)
+    gray = RNG.integers(0, 256, (9, 7), dtype=np.uint8)
+    color = RNG.integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    stacked = np.repeat(gray[..., None], 3, -1)
 
     def check(file, expected, tolerance=0):
         image = decode_rgb(file)
@@ -120,22 +120,22 @@ def test_kinds_of_images_become_rgb():
         difference = image.astype(int) - expected
         assert np.abs(difference).max() <= tolerance
 
-    check(encoded(Image.fromarray(grey), "PNG"), stacked)
-    wide = grey.astype(np.uint16) * 257
+    check(encoded(Image.fromarray(gray), "PNG"), stacked)
+    wide = gray.astype(np.uint16) * 257
     check(encoded(Image.fromarray(wide), "PNG"), stacked)  # 16 bits: scaled, not clipped
-    check(encoded(Image.fromarray(grey).convert("P"), "PNG"), stacked)
-    palette = Image.fromarray(colour).quantize(16)
+    check(encoded(Image.fromarray(gray).convert("P"), "PNG"), stacked)
+    palette = Image.fromarray(color).quantize(16)
     check(encoded(palette, "PNG"), np.asarray(palette.convert("RGB")))
     # A palette whose entries are partly transparent, given as bytes.
     check(
         encoded(palette, "PNG", transparency=bytes(range(0, 160, 10))),
         np.asarray(palette.convert("RGB")),
     )
-    alpha = np.concatenate([colour, grey[..., None]], -1)
-    check(encoded(Image.fromarray(alpha), "PNG"), colour)
-    check(encoded(Image.fromarray(np.stack([grey, grey], -1), "LA"), "PNG"), stacked)
-    check(encoded(Image.fromarray(grey > 127), "PNG"), (stacked > 127) * 255)
-    check(encoded(Image.fromarray(colour), "WEBP", lossless=True), colour)
+    alpha = np.concatenate([color, gray[..., None]], -1)
+    check(encoded(Image.fromarray(alpha), "PNG"), color)
+    check(encoded(Image.fromarray(np.stack([gray, gray], -1), "LA"), "PNG"), stacked)
+    check(encoded(Image.fromarray(gray > 127), "PNG"), (stacked > 127) * 255)
+    check(encoded(Image.fromarray(color), "WEBP", lossless=True), color)
     flat = Image.new("RGB", (16, 16), (200, 100, 50))
     check(encoded(flat.convert("CMYK"), "JPEG", quality=95), np.array([200, 100, 50]), 4)
 

@@ -9,7 +9,7 @@ import pytest
 from occinv.data.embedded import photos
 from occinv.data.loader import EvalLoader, TrainLoader, _crop_generator
 from occinv.data.order import sample_indices
-from occinv.data.sample import DecodeError, Sample
+from occinv.data.source import DecodeError, Sample
 from occinv.schema import UserError
 
 

@@ -8,13 +8,14 @@ import simplejpeg
 from PIL import ExifTags, Image
 
 from occinv import schema
-from occinv.configuration import CONFIGS, load
-from occinv.data import augment, crop
+from occinv.config import CONFIGS, load_config
+from occinv.data import crop
+from occinv.data import rand_augment as augment
 from occinv.data.crop import Crop, RandomCrops
 from occinv.data.decode import decode_rgb
 from occinv.data.folder import open_folder
 from occinv.data.loader import TrainLoader, _crop_generator
-from occinv.data.selection import Subset
+from occinv.data.subset import Subset
 
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
 
@@ -54,9 +55,9 @@ def whole_and_scaled(encoded, number, *sizes):
     return whole, scaled, asked[0]
 
 
-@pytest.mark.parametrize("has_vectorised", [True, False])
-def test_scaled_crops_show_the_same_part(monkeypatch, has_vectorised):
-    if not has_vectorised:
+@pytest.mark.parametrize("has_vectorized", [True, False])
+def test_scaled_crops_show_the_same_part(monkeypatch, has_vectorized):
+    if not has_vectorized:
         monkeypatch.setattr(crop, "_resizer", None)
     # Odd sides: a last pixel that stands for less than the others must not shift the box.
     wave, rough = (jpeg(image(597, 795)) for image in (waves, noise))
@@ -217,7 +218,7 @@ def test_a_config_asks_for_it_in_training_only(folder):
     options = [f"--config.data.{name}=folder:{folder.folder}" for name in ("source", "eval_source")]
     options.append("--config.data.max_corrupt=1")
     runs = [
-        prepare(schema.resolve(load(str(CONFIGS / "mae.py:smoke"), [*options, *more])))
+        prepare(schema.resolve(load_config(str(CONFIGS / "mae.py:smoke"), [*options, *more])))
         for more in ([], ["--config.data.scaled_decoding=True"])
     ]
     whole, scaled = (run.loader.batch(0) for run in runs)

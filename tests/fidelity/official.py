@@ -13,10 +13,10 @@ import numpy as np
 
 from occinv import schema
 from occinv.data.batch import Batch
-from occinv.encoder import vit
-from occinv.objective.base import Setting, build
-from occinv.transform.keys import image_keys
-from occinv.transform.view import View
+from occinv.models import vit
+from occinv.objectives.base import Setting, make_objective
+from occinv.rng import image_rngs
+from occinv.transforms.view import View
 
 PLACES = {  # regular expressions of official names -> our path
     r"cls_token": "encoder class_token",
@@ -106,7 +106,7 @@ def at(tree: Any, path: tuple[str, ...]) -> Any:
 PIECES = {
     "MAE: latent": "`forward_encoder`, models_mae.py",
     "MAE: prediction": "`forward_decoder`, models_mae.py",
-    "MAE: loss, normalised pixels, four mask ratios": "`forward_loss`, models_mae.py",
+    "MAE: loss, normalized pixels, four mask ratios": "`forward_loss`, models_mae.py",
     "MAE: loss, raw pixels": "`forward_loss`, models_mae.py",
     "MAE: every gradient": "its backward pass",
     "MAE: losses of four AdamW steps": "`param_groups_weight_decay` and torch's AdamW",
@@ -122,7 +122,7 @@ PIECES = {
     "DINO: student on all crops": "`MultiCropWrapper` and `DINOHead`",
     "DINO: teacher": "`MultiCropWrapper` and `DINOHead`",
     "DINO: loss": "`DINOLoss.forward`, main_dino.py",
-    "DINO: centre": "`DINOLoss.update_center`, main_dino.py",
+    "DINO: center": "`DINOLoss.update_center`, main_dino.py",
     "DINO: every gradient": "its backward pass",
     "Sine-cosine position embedding": "`get_2d_sincos_pos_embed`, pos_embed.py",
     "Interpolated position embedding": "`interpolate_pos_embed`, pos_embed.py",
@@ -174,7 +174,7 @@ def differentiated(objective: Any, params: Any, state: Any, images: int) -> Any:
     """(loss, state, gradient) of `objective.loss` at step 0."""
     nothing = np.zeros((images, 1, 1, 3), np.uint8)
     batch = Batch(nothing, np.arange(images), np.arange(images), np.ones(images, np.float32))
-    keys = image_keys(jax.random.key(0), jnp.int32(0), images)
+    keys = image_rngs(jax.random.key(0), jnp.int32(0), images)
 
     def loss(params: Any) -> Any:
         return objective.loss(params, state, batch, keys, jnp.int32(0))
@@ -203,5 +203,5 @@ def objective_of(
             "decoder_depth": config["decoder_depth"],
             "decoder_heads": config["decoder_num_heads"],
         }
-    setting = Setting(vit.build(encoder, config["img_size"]), num_classes, total_steps=1)
-    return build(section, setting)
+    setting = Setting(vit.make_vit(encoder, config["img_size"]), num_classes, total_steps=1)
+    return make_objective(section, setting)

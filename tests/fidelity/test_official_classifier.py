@@ -22,9 +22,9 @@ from official import (
 )
 
 from occinv import schema
-from occinv.measure.losses import cross_entropy
+from occinv.losses.losses import cross_entropy
 from occinv.train.optimizer import is_decayed, layer_scales
-from occinv.transform.view import whole
+from occinv.transforms.view import whole
 
 
 @pytest.fixture(scope="module")

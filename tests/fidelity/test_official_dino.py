@@ -23,7 +23,7 @@ from official import (
 
 from occinv import schema
 from occinv.train.optimizer import is_decayed
-from occinv.transform.view import whole
+from occinv.transforms.view import whole
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def dino_outcome(dino: Any) -> Any:
             "local_crops": len(dino["local_crops"]),
             "local_size": dino["local_crops"].shape[2],
             "student_temperature": float(dino["student_temp"]),
-            "centre_momentum": float(dino["center_momentum"]),
+            "center_momentum": float(dino["center_momentum"]),
         },
         train_position=True,
     )
@@ -77,7 +77,7 @@ def dino_outcome(dino: Any) -> Any:
     objective = with_views(objective, views, AtThisTemperature)
     state = {
         "target": dino_weights(group(dino, "teacher")),
-        "centre": jnp.asarray(dino["center_before"][0]),
+        "center": jnp.asarray(dino["center_before"][0]),
         "temperature": jnp.float32(dino["teacher_temp"]),
     }
     params = dino_weights(group(dino, "student"))
@@ -97,10 +97,10 @@ def test_what_dino_says_of_every_crop(dino: Any, dino_outcome: Any) -> None:
     agrees("DINO: teacher", np.concatenate(teacher), dino["teacher_out"])
 
 
-def test_dino_loss_and_centre(dino: Any, dino_outcome: Any) -> None:
+def test_dino_loss_and_center(dino: Any, dino_outcome: Any) -> None:
     loss, state, *_ = dino_outcome
     agrees("DINO: loss", loss, dino["loss"], 1e-5)
-    agrees("DINO: centre", state["centre"], dino["center_after"][0])
+    agrees("DINO: center", state["center"], dino["center_after"][0])
 
 
 def test_every_dino_gradient(dino: Any, dino_outcome: Any) -> None:

@@ -23,8 +23,8 @@ from official import (
 
 from occinv import schema
 from occinv.train.optimizer import is_decayed, make_optimizer
-from occinv.transform.masking import kept_patches, lowest
-from occinv.transform.view import View
+from occinv.transforms.masking import kept_patches, lowest
+from occinv.transforms.view import View
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_latent(mae: Any, mae_outcome: Any) -> None:
 def test_prediction_and_loss(mae: Any, mae_outcome: Any) -> None:
     (loss, (_, predicted, _)), _ = mae_outcome
     agrees("MAE: prediction", predicted, mae["pred"])
-    agrees("MAE: loss, normalised pixels, four mask ratios", loss, mae["loss"], 1e-5)
+    agrees("MAE: loss, normalized pixels, four mask ratios", loss, mae["loss"], 1e-5)
 
 
 def test_every_gradient(mae: Any, mae_outcome: Any) -> None:
@@ -104,11 +104,11 @@ def test_loss_at_other_mask_ratios(mae: Any, ratio: float) -> None:
     loss = jax.jit(mae_loss(mae, mask_ratio=ratio))
     found, _ = loss(ours(group(mae, "state")), mae["noise"][0])
     expected = mae[f"loss_ratio_{ratio}"]
-    agrees("MAE: loss, normalised pixels, four mask ratios", found, expected, 1e-5)
+    agrees("MAE: loss, normalized pixels, four mask ratios", found, expected, 1e-5)
 
 
 def test_loss_of_raw_pixels(mae: Any) -> None:
-    loss = jax.jit(mae_loss(mae, normalise_target=False))
+    loss = jax.jit(mae_loss(mae, normalize_target=False))
     found, _ = loss(ours(group(mae, "state")), mae["noise"][0])
     agrees("MAE: loss, raw pixels", found, mae["loss_raw_pixels"], 1e-5)
 

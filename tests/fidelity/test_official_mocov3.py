@@ -22,7 +22,7 @@ from official import (
 
 from occinv import schema
 from occinv.train.optimizer import is_decayed
-from occinv.transform.view import whole
+from occinv.transforms.view import whole
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +32,14 @@ def moco(reference: Path) -> Any:
 
 def moco_weights(weights: dict[str, np.ndarray]) -> Any:
     """Official parameters of encoder, projector and predictor as our nested dict."""
-    learnt = {
+    learned = {
         name.removeprefix("base_encoder."): value
         for name, value in weights.items()
         if not name.startswith("momentum_encoder.")
         and "running" not in name
         and "num_batches" not in name
     }
-    tree = ours(learnt)
+    tree = ours(learned)
     for head in set(tree) - {"encoder"}:  # modules are numbered with the ReLUs between them
         numbered = tree[head]
         tree[head] = {

@@ -19,7 +19,7 @@ from official import (
 )
 
 from occinv import schema
-from occinv.encoder.position import interpolate, sincos
+from occinv.models.position import interpolate, sincos
 from occinv.train.optimizer import learning_rate, make_optimizer
 
 

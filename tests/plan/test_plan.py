@@ -17,7 +17,7 @@ from rich.console import Console
 from tiny_runs import make_images, overrides, tiny
 
 from occinv import cli, parallel, schema
-from occinv.configuration import load
+from occinv.config import load_config
 from occinv.plan import chips, plan
 from occinv.plan.chips import CHIPS, GIB
 from occinv.plan.hlo import Collective
@@ -45,7 +45,7 @@ AT_ONCE = (
 
 def experiment(config: str, *fields: str, images: Path = NOWHERE) -> Experiment:
     spec, *given = tiny(config, images, *fields)[1:]
-    return schema.resolve(load(spec, given))
+    return schema.resolve(load_config(spec, given))
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +105,8 @@ def test_arguments_are_what_train_puts_on_a_device(
 def test_the_plan_counts_the_gradients_that_devices_exchange(planned: Plan) -> None:
     (reduced,) = planned.collectives
     assert reduced.operation == "all-reduce"
-    learnt = 4 * planned.parameters
-    assert 0.8 * learnt < reduced.bytes < 1.1 * learnt  # positions do not learn
+    learned = 4 * planned.parameters
+    assert 0.8 * learned < reduced.bytes < 1.1 * learned  # positions do not learn
     assert reduced.sent == round(reduced.bytes * 2 * 7 / 8)
 
 
@@ -173,8 +173,8 @@ def test_durations_by_hand() -> None:
         assert run["images_per_second"] == pytest.approx(4096 / step)
     free = dataclasses.replace(FITS, roofline=Roofline(60e9 * 16 / 197e12, 0.0, 0.0))
     found = free.durations(CHIP)
-    assert found["roofline"]["utilisation"] == 1
-    assert found["assumed"]["utilisation"] == pytest.approx(0.4)
+    assert found["roofline"]["utilization"] == 1
+    assert found["assumed"]["utilization"] == pytest.approx(0.4)
     assert json.loads(json.dumps(FITS.as_dict(CHIP)))["memory"]["total"] == 4 * GIB + 100
 
 

@@ -131,7 +131,7 @@ def large() -> dict[str, Any]:
     for i in range(16):
         mean = 0.7 + 0.015 * (i * 7 % 16)
         seeds = [mean, mean + 0.02, mean - 0.004 * i]
-        t1 = ["none", "cutmix", "colour", "cutmix + colour"][i % 4]
+        t1 = ["none", "cutmix", "color", "cutmix + color"][i % 4]
         t1 += ", 75 % removed" * (i % 8 > 3)
         rows.append(
             row(

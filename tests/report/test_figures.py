@@ -1,4 +1,4 @@
-"""Figures have the panels, lines, scales and colours that their captions promise."""
+"""Figures have the panels, lines, scales and colors that their captions promise."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def test_a_row_of_the_paper_alone_has_no_panel(results):
     assert "CAE" not in titles and {"MAE", "R-MAE‡", "C-MAE"} <= titles
 
 
-def test_ratios_have_one_colour_in_every_panel_and_darken_in_order(results):
+def test_ratios_have_one_color_in_every_panel_and_darken_in_order(results):
     panels = figures.cka_by_block(results).axes
-    colours = [tuple(line.get_color()) for line in panels[1].lines]
-    assert colours == [tuple(line.get_color()) for line in panels[2].lines]
-    brightness = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b, _ in colours]
+    colors = [tuple(line.get_color()) for line in panels[1].lines]
+    assert colors == [tuple(line.get_color()) for line in panels[2].lines]
+    brightness = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b, _ in colors]
     assert brightness == sorted(brightness, reverse=True)
 
 

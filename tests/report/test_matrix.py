@@ -63,7 +63,7 @@ def test_the_whole_grid_has_its_numbers_on_one_line() -> None:
     measures = ("pixel L2", "decoder L2", "InfoNCE", "BYOL", "cross-entropy", "smoothed L1")
     results["rows"] = [
         row("a", 0.8, **axes, target="EMA encoder", measure=measure, paper={})
-        for measure in (*measures, "centred cross-entropy")
+        for measure in (*measures, "centered cross-entropy")
     ]
     results["rows"][-1]["target"] = "pixels"
     found = printed(results)

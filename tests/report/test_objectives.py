@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 
 from occinv.cli import main
-from occinv.configuration import CONFIGS, load
-from occinv.objective import OBJECTIVES
+from occinv.config import CONFIGS, load_config
+from occinv.objectives import OBJECTIVES
 from occinv.report.objectives import of_configs, print_objectives
 
 
@@ -17,7 +17,7 @@ def test_every_objective_has_its_row_its_paper_and_its_config() -> None:
     found = of_configs()
     assert {name for name, _ in found.values()} == set(OBJECTIVES)
     for config, (name, objective) in found.items():
-        assert load(str(CONFIGS.parent / config))["objective"]["name"] == name
+        assert load_config(str(CONFIGS.parent / config))["objective"]["name"] == name
         assert all(objective.axes)
         if name not in ("classification", "linear_probe"):
             assert re.fullmatch(r".+ 20\d\d, arXiv:\d{4}\.\d{5}", objective.paper), name

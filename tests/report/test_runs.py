@@ -11,7 +11,7 @@ from example_run import example
 from PIL import Image
 
 from occinv import schema
-from occinv.evaluate.reconstruct import Triple
+from occinv.evaluators.reconstructions import Triple
 from occinv.report.findings import cka_finding
 from occinv.report.results import baseline
 from occinv.report.runs import compare, describe_run, report, unique_names

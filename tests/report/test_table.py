@@ -106,7 +106,7 @@ def test_words_that_say_least_give_way_to_numbers():
     assert "decoder distance" in table.markdown_table(results)
 
 
-def test_terminal_output_has_colour_and_narrow_terminals_do_not_crash(results):
+def test_terminal_output_has_color_and_narrow_terminals_do_not_crash(results):
     assert "\x1b[" in printed(results, force_terminal=True, width=120)
     assert "85.7" in printed(results, force_terminal=True, width=70)
 

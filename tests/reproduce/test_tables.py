@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from occinv import configuration, schema
+from occinv import schema
 from occinv.arguments import make_parser
-from occinv.encoder import vit
-from occinv.objective.base import Objective, Setting, build
-from occinv.objective.combination import valid_combinations
+from occinv.config import CONFIGS, load_config
+from occinv.models import vit
+from occinv.objectives.base import Objective, Setting, make_objective
+from occinv.objectives.grid_axes import valid_combinations
 from occinv.reproduce.definition import COLUMNS, SCALES, Row, Table
 from occinv.reproduce.methods import BEIT, CAE, CMAE, MAE, RANDOM, RMAE, Method
 from occinv.reproduce.tables import TABLES, choose, make_table
@@ -33,8 +34,8 @@ def trials(given: Plan, seed: int = 0) -> list[Trial]:
 
 def objective_of(stage: Stage) -> Objective:
     experiment = stage.experiment
-    encoder = vit.build(experiment.encoder, experiment.data.image_size)
-    return build(experiment.objective, Setting(encoder, num_classes=3, total_steps=1))
+    encoder = vit.make_vit(experiment.encoder, experiment.data.image_size)
+    return make_objective(experiment.objective, Setting(encoder, num_classes=3, total_steps=1))
 
 
 @pytest.mark.parametrize(("key", "scale"), EVERY)
@@ -56,8 +57,8 @@ def test_the_commands_in_the_report_are_what_is_run(key: str, scale: str) -> Non
             options, rest = make_parser().parse_known_args(shlex.split(stage.command)[1:])
             assert options.workdir == stage.workdir
             path, _, variant = options.config.partition(":")
-            found = configuration.CONFIGS.parent / path
-            experiment = schema.resolve(configuration.load(f"{found}:{variant}", rest))
+            found = CONFIGS.parent / path
+            experiment = schema.resolve(load_config(f"{found}:{variant}", rest))
             assert experiment == stage.experiment
             assert experiment.seed == 3
 
@@ -127,11 +128,11 @@ def test_table_5_has_every_combination_of_its_axes() -> None:
             if trial.method.config != name:
                 continue
             fields = trial.stage("pretrain").experiment.objective
-            axes = fields["mask_ratio"] > 0, fields["cutmix"] > 0, fields["colour"] is not None
+            axes = fields["mask_ratio"] > 0, fields["cutmix"] > 0, fields["color"] is not None
             found[axes] = trial.method.key.split("_")[1:]
         assert set(found) == set(itertools.product((False, True), repeat=3))
         for axes, words in found.items():
-            names = zip(("patch", "cutmix", "colour"), axes, strict=True)
+            names = zip(("patch", "cutmix", "color"), axes, strict=True)
             assert words == ([word for word, is_on in names if is_on] or ["none"])
 
 
@@ -155,7 +156,7 @@ def test_few_images_are_trained_on_for_as_long_as_the_paper_says() -> None:
     for name, (experiment, _) in data.items():
         assert str(experiment.data.num_images) == name.split()[0]
         assert experiment.data.rand_augment == ("stronger" in name)
-        assert (experiment.objective.get("colour") is not None) == ("stronger" in name)
+        assert (experiment.objective.get("color") is not None) == ("stronger" in name)
     sources = {t.stage("finetune").experiment.data.num_images for _, t in data.values()}
     assert sources == {None}
 

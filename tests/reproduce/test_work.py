@@ -189,7 +189,7 @@ def test_a_row_more_of_an_encoder_that_is_there(
     results = json.loads(Path("runs/table3/results.json").read_text())
     mine = results["rows"][-1]
     assert (mine["name"], mine["status"]) == ("My encoder", "running")
-    assert (mine["target"], mine["t1"]) == ("EMA encoder", "75% removed, colour")
+    assert (mine["target"], mine["t1"]) == ("EMA encoder", "75% removed, color")
     assert mine["pretrain"]["loss"]
 
 

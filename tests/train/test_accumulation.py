@@ -13,12 +13,12 @@ import pytest
 
 from occinv import parallel, schema
 from occinv.data.batch import Batch
-from occinv.encoder import vit
-from occinv.objective.base import Axes, Objective, Setting, build
-from occinv.objective.momentum_contrast import MomentumContrast
+from occinv.models import vit
+from occinv.objectives.base import Axes, Objective, Setting, make_objective
+from occinv.objectives.mocov3 import MoCoV3
 from occinv.train.accumulation import joined, parted
 from occinv.train.step import TrainState, init_state, make_step
-from occinv.transform.view import View, normalise, whole
+from occinv.transforms.view import View, normalize, whole
 
 BATCH, SIZE = 8, 8
 HEADS = {"head_hidden": 12, "head_out": 6}
@@ -50,7 +50,7 @@ class Coupled(Objective):
 
     def init(self, key: jax.Array, encoder: Any = None) -> tuple[Any, Any]:
         kernel, metric = jax.random.normal(key, (3, 4)), jnp.eye(4) + 0.1
-        return {"kernel": kernel, "metric": metric}, {"centre": jnp.zeros(4), "step": jnp.zeros(())}
+        return {"kernel": kernel, "metric": metric}, {"center": jnp.zeros(4), "step": jnp.zeros(())}
 
     def transform(self, pixels: Any, keys: jax.Array) -> tuple[View, ...]:
         noise = jax.vmap(lambda key: jax.random.normal(key, (2, SIZE, SIZE, 3)))(keys)
@@ -63,7 +63,7 @@ class Coupled(Objective):
         return {"z": jnp.sin(self.source(params, view)), "label": batch.label.astype(jnp.float32)}
 
     def measure(self, params: Any, state: Any, z1: Any, z2: Any, view1: View, view2: View) -> Any:
-        keys = z2["z"] @ params["metric"] - state["centre"]
+        keys = z2["z"] @ params["metric"] - state["center"]
         cosines = z1 @ keys.T * (1 + view2.pixels.mean((1, 2, 3))[:, None]) + state["step"]
         loss = jax.nn.logsumexp(cosines, -1) - z2["label"] * jnp.diagonal(cosines)
         return loss, {"first": cosines[:, 0]}
@@ -73,21 +73,21 @@ class Coupled(Objective):
 
     def observe(self, state: Any, sources: Any, targets: Any, weight: jax.Array) -> Any:
         seen = (weight[:, None] * sources[0] * targets[1]["z"]).sum(0) / weight.sum()
-        return {**state, "centre": 0.9 * state["centre"] + 0.1 * seen}
+        return {**state, "center": 0.9 * state["center"] + 0.1 * seen}
 
 
-class PlainMoco(MomentumContrast):
-    """Without its colours, which take long to compile."""
+class PlainMoco(MoCoV3):
+    """Without its colors, which take long to compile."""
 
     def transform(self, pixels: Any, keys: jax.Array) -> tuple[View, ...]:
-        return tuple(whole(normalise(crop), self.encoder.num_patches) for crop in pixels)
+        return tuple(whole(normalize(crop), self.encoder.num_patches) for crop in pixels)
 
 
 def make(section: dict[str, Any], devices: int = 1) -> Any:
     encoder = schema.Encoder(name="micro", patch_size=4, width=8, depth=1, heads=2, drop_path=0.3)
     mesh = parallel.make_mesh(jax.devices()[:devices])
-    setting = Setting(vit.build(encoder, SIZE), 3, total_steps=10, mesh=mesh)
-    return build(section, setting) if section else Coupled(setting=setting)
+    setting = Setting(vit.make_vit(encoder, SIZE), 3, total_steps=10, mesh=mesh)
+    return make_objective(section, setting) if section else Coupled(setting=setting)
 
 
 def stepped(objective: Any, accumulate: int) -> tuple[TrainState, Any]:
@@ -104,8 +104,8 @@ def stepped(objective: Any, accumulate: int) -> tuple[TrainState, Any]:
     shapes = jax.eval_shape(lambda: init_state(objective, optimizer, 3))
 
     def draw(path: Any, leaf: Any) -> Any:
-        centre = float(getattr(path[-1], "key", "") == "scale")
-        return rng.normal(centre, 0.4, leaf.shape).astype(leaf.dtype)
+        center = float(getattr(path[-1], "key", "") == "scale")
+        return rng.normal(center, 0.4, leaf.shape).astype(leaf.dtype)
 
     start = jax.tree_util.tree_map_with_path(draw, shapes)
     start = start.replace(step=np.int32(2), seed=np.uint32(3))
@@ -119,7 +119,7 @@ def stepped(objective: Any, accumulate: int) -> tuple[TrainState, Any]:
     return after.replace(optimizer=after.optimizer[0].trace), metrics
 
 
-CMAE = {"name": "cmae", "colour": None, "symmetric": False, **HEADS}
+CMAE = {"name": "cmae", "color": None, "symmetric": False, **HEADS}
 CASES: dict[str, dict[str, Any]] = {
     "toy": {},
     "cmae position": CMAE,

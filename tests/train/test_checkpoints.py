@@ -22,7 +22,7 @@ from occinv.train.checkpoints import MANIFEST, Checkpoints
 
 
 @flax.struct.dataclass
-class Centre:
+class Center:
     mean: jax.Array
     counts: tuple
 
@@ -39,7 +39,7 @@ def make_state(step: int) -> dict:
     return {
         "params": params,
         "optimizer": optax.chain(optax.clip(1.0), optax.adamw(1e-3)).init(params),
-        "state": Centre(jnp.arange(3) + step, (jnp.array(True), [jnp.uint32(2**32 - 1)])),
+        "state": Center(jnp.arange(3) + step, (jnp.array(True), [jnp.uint32(2**32 - 1)])),
         "empty": {},
         "step": jnp.int32(step),
     }

@@ -10,7 +10,7 @@ from PIL import Image
 from tiny_runs import make_images, overrides, run, toy_config
 
 from occinv import schema
-from occinv.configuration import load
+from occinv.config import load_config
 from occinv.schema import UserError
 from occinv.train import workdir as files
 from occinv.train.loop import Run, prepare
@@ -25,7 +25,7 @@ def arguments(tmp_path: Path) -> list[str]:
 
 
 def prepared(arguments: list[str], *fields: str) -> Run:
-    return prepare(schema.resolve(load(arguments[1], [*arguments[2:], *overrides(*fields)])))
+    return prepare(schema.resolve(load_config(arguments[1], [*arguments[2:], *overrides(*fields)])))
 
 
 @pytest.mark.parametrize("count", [1, 10, 24])

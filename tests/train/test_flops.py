@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec
 
-from occinv.encoder.vit import ViT
+from occinv.models.vit import ViT
 from occinv.parallel import make_mesh
 from occinv.train.flops import matmul_flops
 

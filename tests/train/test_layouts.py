@@ -13,11 +13,11 @@ import pytest
 from tiny_runs import make_images, overrides, tiny
 
 from occinv import parallel, schema
-from occinv.configuration import load
+from occinv.config import load_config
 from occinv.data.batch import Batch
-from occinv.encoder import vit
-from occinv.encoder.blocks import Layout
-from occinv.objective.base import Setting, build
+from occinv.models import vit
+from occinv.models.blocks import Layout
+from occinv.objectives.base import Setting, make_objective
 from occinv.train.checkpoints import Checkpoints
 from occinv.train.loop import make_evaluation, prepare, rest_of, start_or_resume
 from occinv.train.step import init_state, make_step
@@ -46,8 +46,8 @@ def stepped(
     """The state after one step, with the gradient as its `optimizer`, and the metrics."""
     mesh = parallel.make_mesh(jax.devices()[:devices], fsdp)
     sizes = schema.Encoder(name="micro", patch_size=2, width=16, depth=3, heads=2, drop_path=0.3)
-    encoder = vit.build(sizes, SIZE, layout=Layout(unroll, remat, mesh))
-    objective = build(section, Setting(encoder, 3, total_steps=10, mesh=mesh))
+    encoder = vit.make_vit(sizes, SIZE, layout=Layout(unroll, remat, mesh))
+    objective = make_objective(section, Setting(encoder, 3, total_steps=10, mesh=mesh))
     number = np.arange(BATCH, dtype=np.int32)
     rng = np.random.default_rng(0)
 
@@ -98,7 +98,9 @@ def test_a_run_goes_on_with_its_state_shared_otherwise(
     states, evaluated = [], []
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         for fsdp in (1, 4):
-            run = prepare(schema.resolve(load(spec, [*given, *overrides(f"train.fsdp={fsdp}")])))
+            run = prepare(
+                schema.resolve(load_config(spec, [*given, *overrides(f"train.fsdp={fsdp}")]))
+            )
             state = start_or_resume(run, checkpoints)
             checkpoints.save(0, {"params": state.params, "rest": rest_of(state)}, {})
             checkpoints.wait()

@@ -54,7 +54,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of labelled images."""
+    """A folder of labeled images."""
     return make_images(tmp_path_factory.mktemp("data") / "images")
 
 
@@ -74,7 +74,7 @@ def whole(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def test_a_run_writes_what_it_says(whole: Path) -> None:
-    assert files.load(whole).step == 8
+    assert files.load_run(whole).step == 8
     assert list(losses(whole)) == [1, 2, 3, 4, 5, 6, 7, 8]
     lines = read_scalars(whole / files.METRICS)
     assert lines[0]["step"] == 0
@@ -134,7 +134,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
         patched.setattr(Progress, "stage", lambda self, name: watch)
         assert cli.main(command) == status
     assert "stopped and saved at step 5 of 8" in capsys.readouterr().out
-    assert files.load(tmp_path / "run").step == 5
+    assert files.load_run(tmp_path / "run").step == 5
     assert not (tmp_path / "run" / files.RESULT).exists()
     assert cli.main(command) == 0
     assert_same_end(tmp_path / "run", whole)
@@ -247,7 +247,7 @@ def test_another_seed_is_another_run(arguments: list[str], whole: Path, tmp_path
 
 
 def test_every_step_draws_anew(arguments: list[str], images: Path, tmp_path: Path) -> None:
-    """One image, always whole, and nothing learnt: only the keys tell the steps apart."""
+    """One image, always whole, and nothing learned: only the keys tell the steps apart."""
     (tmp_path / "one").mkdir()
     shutil.copy(images / "train" / "dark" / "00.png", tmp_path / "one")
     fields = (f"data.source=folder:{tmp_path / 'one'}", "data.flip=False", "optimizer.base_lr=0",
@@ -261,7 +261,7 @@ def test_a_run_starts_from_the_encoder_of_another(
 ) -> None:
     fields = (f"init_from={whole}", "seed=5", "optimizer.base_lr=0.0", "train.duration.steps=2")
     run(arguments, tmp_path, *fields)
-    ours, theirs = files.load(tmp_path).params, files.load(whole).params
+    ours, theirs = files.load_run(tmp_path).params, files.load_run(whole).params
     np.testing.assert_array_equal(ours["encoder"]["scale"], theirs["encoder"]["scale"])
     assert (ours["head"]["kernel"] != theirs["head"]["kernel"]).all()
 
@@ -279,7 +279,7 @@ def test_a_loss_that_is_no_number_stops(
     assert said.startswith("occinv: loss or gradient not finite in 1 of the ")
     assert "the first was step 3" in said
     assert said.endswith("the last good checkpoint is 2")
-    assert files.load(tmp_path).step == 2
+    assert files.load_run(tmp_path).step == 2
     assert not (tmp_path / files.RESULT).exists()
     assert cli.main(command) == 1  # and again, from step 2
 

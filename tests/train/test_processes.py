@@ -87,7 +87,7 @@ def test_a_signal_to_one_stops_all_at_the_same_step(
     os.kill(processes[1].pid, signal.SIGTERM)
     outcomes = ended(processes)
     assert [status for status, _, _ in outcomes] == [143, 143], outcomes
-    stopped = files.load(tmp_path).step
+    stopped = files.load_run(tmp_path).step
     assert f"stopped and saved at step {stopped} of 300" in outcomes[0][1]
     assert max(losses(tmp_path)) == stopped
     run(arguments, tmp_path, *LONG)  # on one process, with eight devices
@@ -105,7 +105,7 @@ def test_a_peer_that_is_killed_ends_the_others(
     status, _, errors = ended(processes)[0]
     assert time.monotonic() - begun < parallel.PEER_TIMEOUT + 30
     assert status not in (0, 143), errors
-    assert files.load(tmp_path).step < 300
+    assert files.load_run(tmp_path).step < 300
     outcomes = ended(begin(4, arguments, tmp_path, *LONG))  # and on more processes than before
     assert [status for status, _, _ in outcomes] == [0] * 4, outcomes
     assert_close(losses(tmp_path), long_losses)

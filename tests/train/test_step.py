@@ -13,8 +13,8 @@ import pytest
 
 from occinv import schema
 from occinv.data.batch import Batch
-from occinv.encoder import vit
-from occinv.objective.base import Axes, Objective, Setting, Terms
+from occinv.models import vit
+from occinv.objectives.base import Axes, Objective, Setting, Terms
 from occinv.train.accumulation import mean_of_parts
 from occinv.train.step import init_state, make_step
 
@@ -45,7 +45,7 @@ class Toy(Objective):
 
 
 def toy() -> Toy:
-    return Toy(setting=Setting(vit.build(schema.Encoder(name="micro"), 32), 0, 10))
+    return Toy(setting=Setting(vit.make_vit(schema.Encoder(name="micro"), 32), 0, 10))
 
 
 def make_batch(first: list[int]) -> Batch:

@@ -1,4 +1,4 @@
-"""DINO through the whole loop: crops of several sizes, a centre, late parameters."""
+"""DINO through the whole loop: crops of several sizes, a center, late parameters."""
 
 import json
 from pathlib import Path
@@ -43,5 +43,5 @@ def test_a_crash_and_again(tmp_path: Path) -> None:
     assert_same_end(again, whole)
     assert np.isfinite(json.loads((whole / workdir.RESULT).read_text())["metrics"]["loss"])
     state = state_of(whole)
-    centre = next(value for key, value in state.items() if "centre" in key)
-    assert centre.shape == (8,) and centre.any()
+    center = next(value for key, value in state.items() if "center" in key)
+    assert center.shape == (8,) and center.any()

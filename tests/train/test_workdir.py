@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from occinv import schema
-from occinv.configuration import CONFIGS, load
+from occinv.config import CONFIGS, load_config
 from occinv.schema import UserError
 from occinv.train import workdir
 
 
 def experiment(*overrides: str) -> schema.Experiment:
-    return schema.resolve(load(str(CONFIGS / "mae.py:smoke"), overrides))
+    return schema.resolve(load_config(str(CONFIGS / "mae.py:smoke"), overrides))
 
 
 def test_a_run_of_a_version_that_had_fewer_fields_goes_on(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def test_tensorboard_gets_scalars_images_and_texts(tmp_path):
     writer.write_scalars(7, {"loss": jnp.float32(0.25), "worst": np.nan})
     ramp = np.linspace(-0.5, 1.5, 4 * 4 * 3, dtype=np.float32).reshape(1, 4, 4, 3)
     dark = np.full((1, 4, 4, 3), 2, np.uint8)
-    writer.write_images(7, {"ramp": ramp, "dark": dark, "grey": jnp.ones((1, 4, 4, 1))})
+    writer.write_images(7, {"ramp": ramp, "dark": dark, "gray": jnp.ones((1, 4, 4, 1))})
     writer.write_texts(7, {"note": "hello"})
     writer.write_hparams({"lr": 0.1})
     with pytest.raises(ValueError, match=r"'flat' have shape \(4, 4, 3\)"):
@@ -173,7 +173,7 @@ def test_tensorboard_gets_scalars_images_and_texts(tmp_path):
 
     assert np.array_equal(pixels("ramp"), np.rint(ramp[0].clip(0, 1) * 255))
     assert np.array_equal(pixels("dark"), dark[0])
-    assert (pixels("grey") == 255).all()
+    assert (pixels("gray") == 255).all()
     texts = {
         tag: v[0][1].tensor.string_val[0].decode() for tag, v in found.items() if "text" in tag
     }

@@ -13,10 +13,10 @@ from PIL import Image
 from torch_writer import Opcodes, opcodes, pickled, tensors, write_legacy, write_zip
 
 from occinv.cli import main
-from occinv.objective.base import build as build_objective
+from occinv.models.tokenizers.base import make_tokenizer
+from occinv.models.tokenizers.dalle import DalleEncoder
+from occinv.objectives.base import make_objective
 from occinv.schema import UserError
-from occinv.tokenizer.base import build
-from occinv.tokenizer.dalle import DalleEncoder
 from occinv.train import workdir
 from occinv.weights.dalle import official
 from occinv.weights.importing import import_weights
@@ -150,7 +150,7 @@ def imported(w: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory)
 
 
 def test_logits_are_what_the_file_says(w: dict[str, np.ndarray], imported: Path) -> None:
-    params = workdir.load(imported).params
+    params = workdir.load_run(imported).params
     pixels = np.random.default_rng(1).random((2, 16, 24, 3)).astype(np.float32)
     found = jax.jit(DalleEncoder(HIDDEN, NUM_IDS).apply)(
         {"params": params["dalle"]}, 0.1 + 0.8 * pixels
@@ -165,8 +165,8 @@ def test_ids_of_an_image_shrunk_as_pillow_shrinks(w: dict[str, np.ndarray], impo
     rng = np.random.default_rng(2)
     coarse = rng.integers(0, 256, (6, 9, 9, 3), dtype=np.uint8)
     images = np.stack([np.asarray(Image.fromarray(x).resize((32, 32), 2)) for x in coarse])
-    tokenizer = build({**SECTION, "start": str(imported)}, 32, 32 // SIDE)
-    params = tokenizer.obtain(lambda path: workdir.load(path).params, lambda: iter(()))()
+    tokenizer = make_tokenizer({**SECTION, "start": str(imported)}, 32, 32 // SIDE)
+    params = tokenizer.obtain(lambda path: workdir.load_run(path).params, lambda: iter(()))()
     found = jax.jit(tokenizer.ids)(params, images / np.float32(255))
     assert found.shape == (6, SIDE**2) and found.dtype == np.int32
     expected = []
@@ -181,7 +181,7 @@ def test_ids_of_an_image_shrunk_as_pillow_shrinks(w: dict[str, np.ndarray], impo
 def test_flat_names_and_the_older_format(
     w: dict[str, np.ndarray], imported: Path, tmp_path: Path
 ) -> None:
-    expected = workdir.load(imported).params
+    expected = workdir.load_run(imported).params
     write_zip(tmp_path / "flat.pkl", w)
     storages: dict[str, bytes] = {}
     # Before PyTorch 1.6 the class of each module came with its source code.
@@ -191,12 +191,12 @@ def test_flat_names_and_the_older_format(
     write_legacy(tmp_path / "old.pkl", Opcodes(whole[2:-1]), storages)
     for name in ("flat", "old"):
         import_weights(tmp_path / f"{name}.pkl", "dalle", tmp_path / name)
-        found = workdir.load(tmp_path / name).params
+        found = workdir.load_run(tmp_path / name).params
         jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_names_of_ours_and_theirs(w: dict[str, np.ndarray]) -> None:
-    shapes = build(SECTION, 32, 16).shapes()["dalle"]
+    shapes = make_tokenizer(SECTION, 32, 16).shapes()["dalle"]
     paths = jax.tree_util.tree_leaves_with_path(shapes)
     assert {official([key.key for key in path]) for path, _ in paths} == set(w)
 
@@ -238,9 +238,9 @@ def test_a_file_that_holds_itself_or_runs_code(tmp_path: Path) -> None:
 
 
 def test_a_workdir_without_an_encoder_says_so(imported: Path) -> None:
-    trained = workdir.load(imported)
+    trained = workdir.load_run(imported)
     with pytest.raises(UserError, match=r"holds an imported tokenizer and no encoder: name it in"):
         _ = trained.objective.encoder
     stored = json.loads((imported / "config.json").read_text())["experiment"]["objective"]
     assert stored["tokenizer"] == SECTION
-    assert build_objective(stored, trained.objective.setting).axes
+    assert make_objective(stored, trained.objective.setting).axes

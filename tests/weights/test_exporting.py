@@ -14,9 +14,9 @@ from tiny_runs import make_images, tiny
 
 from occinv import schema
 from occinv.cli import main
-from occinv.configuration import load
-from occinv.encoder import vit
-from occinv.objective.base import Setting, build
+from occinv.config import load_config
+from occinv.models import vit
+from occinv.objectives.base import Setting, make_objective
 from occinv.train import workdir
 from occinv.train.checkpoints import Checkpoints
 from occinv.weights.exporting import export_weights
@@ -29,9 +29,9 @@ def run_of(config: str, folder: Path, *fields: str, classes: tuple[str, ...] = (
     """A workdir as training leaves it, with random parameters and sizes that differ."""
     fields = ("encoder.depth=2", *fields)
     arguments = tiny(config, make_images(folder / "images"), *fields)
-    experiment = schema.resolve(load(arguments[1], arguments[2:]))
-    encoder = vit.build(experiment.encoder, experiment.data.image_size)
-    objective = build(experiment.objective, Setting(encoder, len(classes), 8))
+    experiment = schema.resolve(load_config(arguments[1], arguments[2:]))
+    encoder = vit.make_vit(experiment.encoder, experiment.data.image_size)
+    objective = make_objective(experiment.objective, Setting(encoder, len(classes), 8))
     params, _ = jax.eval_shape(objective.init, jax.random.key(0))
     draw = np.random.default_rng(0)
     params = jax.tree.map(lambda x: draw.normal(size=x.shape).astype(x.dtype), params)
@@ -64,7 +64,7 @@ def test_there_and_back(
     run = run_of(config, tmp_path, *fields, classes=classes)
     said = export_weights(run, target, tmp_path / "file")
     import_weights(tmp_path / "file", target, tmp_path / "back")
-    before, after = workdir.load(run), workdir.load(tmp_path / "back")
+    before, after = workdir.load_run(run), workdir.load_run(tmp_path / "back")
     kept = {name: before.params[name] for name in ("encoder", "head") if name in before.params}
     same(after.params, kept)
     left = sorted(set(before.params) - set(kept))
@@ -91,7 +91,7 @@ def test_what_timm_reads(tmp_path: Path) -> None:
     with safe_open(tmp_path / "file", "numpy") as file:
         found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = file.metadata()
-    encoder = workdir.load(run).params["encoder"]
+    encoder = workdir.load_run(run).params["encoder"]
     width = len(encoder["class_token"])
     p = round((len(encoder["patch_embed"]["kernel"]) / 3) ** 0.5)
     assert found["patch_embed.proj.weight"].shape == (width, 3, p, p)

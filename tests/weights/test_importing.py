@@ -17,11 +17,11 @@ from torch_writer import write_legacy, write_zip
 
 from occinv import load_encoder
 from occinv.cli import main
-from occinv.evaluate.run import evaluate_cka
+from occinv.evaluators.run import evaluate_cka
 from occinv.schema import UserError
 from occinv.train import workdir
-from occinv.transform.masking import kept_patches, lowest
-from occinv.transform.view import View, whole
+from occinv.transforms.masking import kept_patches, lowest
+from occinv.transforms.view import View, whole
 from occinv.weights.fixed_position import big_vision_sincos, moco_sincos
 from occinv.weights.importing import import_weights
 from occinv.weights.listing import grouped
@@ -82,7 +82,7 @@ def test_mae_with_its_decoder(files: Any, tmp_path: Path, capsys: pytest.Capture
     for line in (f"blocks.0…{last}.attn.qkv.weight", "    epoch", "missing: nothing"):
         assert line in shown.splitlines() or f"  {line}" in shown.splitlines()
 
-    trained = workdir.load(tmp_path / "run")
+    trained = workdir.load_run(tmp_path / "run")
     assert trained.experiment.objective["name"] == "mae"
     noise = file["noise"][0]
     visible = lowest(jnp.asarray(noise), kept := kept_patches(noise.shape[1], 0.75))
@@ -105,7 +105,7 @@ def test_classifier(files: Any, heads: int, pooling: str, prefix: str, tmp_path:
     file = files("vit_classifier")
     path = write_zip(tmp_path / "file", {"model": group(file, prefix + "state/")})
     import_weights(path, "mae", tmp_path / "run", heads=heads)
-    trained = workdir.load(tmp_path / "run")
+    trained = workdir.load_run(tmp_path / "run")
     assert trained.objective.pooling == pooling
     assert trained.classes == tuple(map(str, range(file["logits"].shape[1])))
     view = whole(jnp.asarray(file["images"]), trained.objective.encoder.num_patches)
@@ -141,7 +141,7 @@ def test_mocov3_takes_the_base_encoder(
     save_file(plain, tmp_path / "b", metadata)
     listing = import_weights(tmp_path / "b", "mocov3", tmp_path / "plain", heads=heads)
     assert set(listing.missing) == {"pos_embed"}
-    trained, other = (workdir.load(tmp_path / name).params for name in ("plain", "run"))
+    trained, other = (workdir.load_run(tmp_path / name).params for name in ("plain", "run"))
     position = trained["encoder"].pop("position")
     np.testing.assert_allclose(position, other["encoder"].pop("position"), atol=2e-6)
     same(trained, other)
@@ -158,7 +158,7 @@ def test_dino_takes_the_teacher(files: Any, heads: int, images: np.ndarray, tmp_
     assert {"student", "epoch", "head.last_layer.weight_v"} <= set(listing.ignored)
     write_zip(tmp_path / "b", own)
     import_weights(tmp_path / "b", "dino", tmp_path / "plain", heads=heads)
-    same(workdir.load(tmp_path / "plain").params, workdir.load(tmp_path / "run").params)
+    same(workdir.load_run(tmp_path / "plain").params, workdir.load_run(tmp_path / "run").params)
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +208,7 @@ def test_the_other_names_of_big_vision(vision: Arrays, tmp_path: Path) -> None:
     trees = []
     for name in ("plain", "older", "stacked"):
         import_weights(tmp_path / f"{name}.npz", "big_vision", tmp_path / name)
-        trees.append(workdir.load(tmp_path / name).params)
+        trees.append(workdir.load_run(tmp_path / name).params)
         assert load_encoder(tmp_path / name).encoder.heads == 3
     same(trees[0], trees[1])
     same(trees[0], trees[2])
@@ -220,7 +220,7 @@ def test_the_other_names_of_big_vision(vision: Arrays, tmp_path: Path) -> None:
 def imported(weights: Arrays, tmp_path: Path, name: str, heads: int, **how: Any) -> Any:
     path = write_zip(tmp_path / f"{name}.pth", weights)
     how["listing"] = import_weights(path, "timm", tmp_path / name, heads=heads)
-    return workdir.load(tmp_path / name), how["listing"]
+    return workdir.load_run(tmp_path / name), how["listing"]
 
 
 def test_every_container_gives_the_same(timm: Arrays, heads: int, tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_every_container_gives_the_same(timm: Arrays, heads: int, tmp_path: Path
     trees = []
     for name in ("zip", "legacy", "tensors", "npz"):
         import_weights(tmp_path / name, "timm", tmp_path / f"{name}-run", heads=heads)
-        trees.append(workdir.load(tmp_path / f"{name}-run").params)
+        trees.append(workdir.load_run(tmp_path / f"{name}-run").params)
     for tree in trees[1:]:
         same(trees[0], tree)
 
@@ -302,7 +302,7 @@ def test_heads_by_width_and_by_what_is_said(heads: int, tmp_path: Path) -> None:
         save_file(vit(draw, width), tmp_path / "file")
         run = tmp_path / f"{origin}{width}"
         listing = import_weights(tmp_path / "file", origin, run)
-        assert workdir.load(run).experiment.encoder.heads == expected
+        assert workdir.load_run(run).experiment.encoder.heads == expected
         assert any(f"encoder.heads: {expected} (usual" in note for note in listing.notes)
 
 
@@ -376,7 +376,7 @@ def test_an_encoder_alone_says_so(timm: Arrays, heads: int, tmp_path: Path) -> N
 def test_the_pixel_range_can_be_said(timm: Arrays, heads: int, tmp_path: Path) -> None:
     write_zip(tmp_path / "file", timm)
     import_weights(tmp_path / "file", "timm", tmp_path / "run", heads=heads, pixel_range="half")
-    assert workdir.load(tmp_path / "run").experiment.encoder.pixel_range == "half"
+    assert workdir.load_run(tmp_path / "run").experiment.encoder.pixel_range == "half"
 
 
 def test_grouped_names() -> None:

@@ -86,7 +86,7 @@ def test_its_files(reference: Path, zipped: bool, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "a", _use_new_zipfile_serialization=zipped)
     listing = import_weights(tmp_path / "a", "mae", tmp_path / "run", heads=heads)
     assert set(listing.ignored) == {"optimizer", "args", "scaler", "dtype"}
-    encoder = workdir.load(tmp_path / "run").params["encoder"]
+    encoder = workdir.load_run(tmp_path / "run").params["encoder"]
     qkv = encoder["blocks"]["scan"]["attention"]["qkv"]["kernel"]
     np.testing.assert_array_equal(qkv[1], weights["blocks.1.attn.qkv.weight"].numpy().T)
     np.testing.assert_array_equal(encoder["position"], weights["pos_embed"].numpy()[0])
@@ -98,7 +98,7 @@ def test_other_dtypes(reference: Path, dtype: str, tmp_path: Path) -> None:
     cast = {name: value.to(getattr(torch, dtype)) for name, value in weights.items()}
     torch.save(cast, tmp_path / "a")
     import_weights(tmp_path / "a", "timm", tmp_path / "run", heads=heads)
-    found = workdir.load(tmp_path / "run").params["encoder"]["position"]
+    found = workdir.load_run(tmp_path / "run").params["encoder"]["position"]
     np.testing.assert_array_equal(found, cast["pos_embed"].float().numpy()[0])
 
 

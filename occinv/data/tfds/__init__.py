@@ -1,0 +1,1 @@
+"""Data sets that tensorflow_datasets has prepared: make, check, convert, read."""

@@ -1,0 +1,152 @@
+"""Heads: the projector and predictor of siamese measures, and the classifier."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from occinv.losses.losses import unit
+from occinv.models.blocks import XAVIER, exact_gelu, layer_norm
+
+# PyTorch's default for linear layers: uniform within 1 / sqrt(fan in).
+TORCH_LINEAR = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+HeadNorm = Literal["none", "batchnorm", "layernorm"]
+
+
+class MlpHead(nn.Module):
+    """p or q of Eq. (10): two layers with an optional normalization and a GELU between them.
+
+    Batch norm takes its statistics over every image and token of the global batch, so it is what
+    other code calls synchronized; heads are dropped after pretraining, so none are kept.
+    """
+
+    hidden: int
+    out: int
+    norm: HeadNorm = "none"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, T, D] to float32 [B, T, out]."""
+        h = nn.Dense(self.hidden, kernel_init=XAVIER, dtype=self.dtype, name="in")(x)
+        if self.norm == "layernorm":
+            h = layer_norm("norm", self.dtype)(h)
+        elif self.norm == "batchnorm":
+            h = BatchNorm(name="norm")(h)
+        h = exact_gelu(h)
+        out = nn.Dense(self.out, kernel_init=XAVIER, dtype=self.dtype, name="out")
+        return out(h).astype(jnp.float32)
+
+
+class BatchNormHead(nn.Module):
+    """p or q of MoCo v3: linear layers without biases, each with batch norm, ReLU between them.
+
+    The last norm has no scale and bias (`_build_mlp` of the official `moco/builder.py`).
+    """
+
+    layers: int
+    hidden: int
+    out: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, D] to float32 [B, out]."""
+        for layer in range(self.layers):
+            is_last = layer == self.layers - 1
+            width = self.out if is_last else self.hidden
+            name = f"linear{layer}"
+            x = nn.Dense(
+                width, use_bias=False, kernel_init=TORCH_LINEAR, dtype=self.dtype, name=name
+            )(x)
+            x = BatchNorm(affine=not is_last, name=f"norm{layer}")(x)
+            x = x if is_last else nn.relu(x)
+        return x.astype(jnp.float32)
+
+
+class PrototypeHead(nn.Module):
+    """The head of DINO: a three-layer MLP, a unit vector, its products with the prototypes.
+
+    The last layer is weight-normalized: prototype k is scale[k] times a unit vector (`DINOHead` of
+    the official `vision_transformer.py`).
+    """
+
+    hidden: int
+    bottleneck: int
+    prototypes: int
+    unit_prototypes: bool
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, D] to float32 [B, prototypes]."""
+        init = nn.initializers.truncated_normal(0.02)
+        for layer, width in enumerate((self.hidden, self.hidden, self.bottleneck)):
+            dense = nn.Dense(width, kernel_init=init, dtype=self.dtype, name=f"linear{layer}")
+            x = dense(x)
+            x = x if layer == 2 else exact_gelu(x)
+        return Prototypes(self.prototypes, self.unit_prototypes, name="last")(
+            unit(x.astype(jnp.float32))
+        )
+
+
+class Prototypes(nn.Module):
+    """A weight-normalized linear layer, in float32."""
+
+    count: int
+    keep_unit: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, D] to [B, count]."""
+        kernel = self.param("kernel", TORCH_LINEAR, (x.shape[-1], self.count))
+        scale = self.param("scale", nn.initializers.ones, (self.count,))
+        if self.keep_unit:
+            scale = jax.lax.stop_gradient(scale)
+        return x @ (kernel / jnp.linalg.norm(kernel, axis=0) * scale)
+
+
+class BatchNorm(nn.Module):
+    """Normalization over all axes but the last, by the statistics of this very batch."""
+
+    affine: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] to itself; statistics are float32."""
+        values = x.astype(jnp.float32)
+        axes = tuple(range(x.ndim - 1))
+        mean, variance = values.mean(axes), values.var(axes)
+        values = (values - mean) * jax.lax.rsqrt(variance + 1e-5)
+        if self.affine:
+            scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+            bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+            values = values * scale + bias
+        return values.astype(x.dtype)
+
+
+class ClassifierHead(nn.Module):
+    """Linear classifier of the mean patch token, through a norm of its own, or of the class token.
+
+    `models_vit.py` of the official MAE: with `pooling="mean"` the norm is new, so that fine-tuning
+    starts from a fresh one.
+    """
+
+    num_classes: int
+    pooling: Literal["mean", "class"]
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """[B, 1 + N, D] to logits float32 [B, num_classes]."""
+        if self.pooling == "mean":
+            pooled = layer_norm("norm", self.dtype)(tokens[:, 1:].mean(1))
+        else:
+            pooled = tokens[:, 0]
+        # So small a start lets the features, not the head, decide the first steps.
+        init = nn.initializers.truncated_normal(2e-5)
+        dense = nn.Dense(self.num_classes, kernel_init=init, dtype=self.dtype, name="linear")
+        return dense(pooled).astype(jnp.float32)

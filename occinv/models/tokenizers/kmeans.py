@@ -1,0 +1,68 @@
+"""The smallest codebook: means of patches, found in one pass over some of the training images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from occinv.models.patches import patchify
+from occinv.models.tokenizers.base import Images, Params, Read, Tokenizer
+from occinv.schema import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KMeans(Tokenizer):
+    """The id of a patch is that of the nearest of `num_ids` mean patches.
+
+    A new run finds the means in its own training images before its first step, by mini-batch
+    k-means: they follow from these images and their order, so from the seed.
+
+    Attributes:
+      fit_images: how many of them are looked at, at most one epoch.
+    """
+
+    num_ids: int = 512
+    fit_images: int = 20_000
+
+    def shapes(self) -> Any:
+        values = 3 * self.patch_size**2
+        return {"means": jax.ShapeDtypeStruct((self.num_ids, values), jnp.float32)}
+
+    def obtain(self, read: Read, images: Images) -> Callable[[], Params]:
+        del read
+        return lambda: {"means": self.fit(images)}
+
+    def fit(self, images: Images) -> np.ndarray:
+        """float32 [num_ids, p·p·3]. Raises UserError if the images have fewer patches than that."""
+        from sklearn.cluster import MiniBatchKMeans  # half a second that nobody else needs
+
+        clusters = MiniBatchKMeans(self.num_ids, random_state=0, n_init=1)
+        waiting: list[np.ndarray] = []
+        seen = fitted = 0
+        for batch in images():
+            unit = jnp.asarray(batch[: self.fit_images - seen], jnp.float32) / 255
+            seen += len(unit)
+            patches = np.asarray(patchify(unit, self.patch_size))
+            waiting.append(patches.reshape(-1, patches.shape[-1]))
+            if sum(map(len, waiting)) >= self.num_ids:  # as many as the first means are drawn from
+                clusters.partial_fit(np.concatenate(waiting))
+                fitted, waiting = seen, []
+            if seen >= self.fit_images:
+                break
+        if not fitted:
+            raise UserError(
+                f"objective.tokenizer.num_ids={self.num_ids}: the {seen} images that it is fitted "
+                f"on have only {sum(map(len, waiting))} patches; take fewer ids or more images"
+            )
+        return clusters.cluster_centers_.astype(np.float32)
+
+    def ids(self, params: Params, pixels: jax.Array) -> jax.Array:
+        patches, means = patchify(pixels, self.patch_size), params["means"]
+        # |patch - mean|² without what is the same for all means. In full precision, everywhere.
+        product = jnp.einsum("bnp,kp->bnk", patches, means, precision="highest")
+        return jnp.argmax(product - jnp.square(means).sum(-1) / 2, axis=-1).astype(jnp.int32)

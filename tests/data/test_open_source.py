@@ -1,0 +1,32 @@
+import pytest
+from PIL import Image
+
+from occinv.data.open_source import open_source
+from occinv.schema import UserError
+
+
+def test_each_kind_opens(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "1.png")
+    assert open_source("photos", train=True).name == "photos:32 (train regions)"
+    assert open_source("photos:48", train=False).read(0).image.shape == (48, 48, 3)
+    assert open_source("digits", train=False).name == "digits (test)"
+    assert open_source(f"folder:{tmp_path}", train=True).name == f"folder:{tmp_path}"
+
+
+@pytest.mark.parametrize(
+    ("spec", "hint"),
+    [
+        ("photo", "did you mean 'photos'"),
+        ("tdfs:mnist", "did you mean 'tfds'"),
+        ("imagenet", "expected one of: digits, folder, photos, tfds"),
+        ("folder:", "folder:PATH"),
+        ("tfds", "tfds:NAME"),
+        ("digits:8", "expected photos"),
+        ("photos:large", "photos:TILE"),
+        ("", "expected photos"),
+    ],
+)
+def test_other_specs_are_refused(spec, hint):
+    with pytest.raises(UserError, match=hint) as caught:
+        open_source(spec, train=True)
+    assert repr(spec) in str(caught.value)

@@ -1,0 +1,180 @@
+"""The class token's attention against NumPy, from the parameters alone, and its pictures."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from example_models import DECODER, DEPTH, PATCH, SIZE, WIDTH, N, encode, encoder_of, images
+from example_models import save_run as save
+from matplotlib import colormaps
+from numpy_vit import erf_gelu, norm, softmax
+from PIL import Image
+
+from occinv.cli import main
+from occinv.evaluators.attention import Attended, attend, class_attention, save_grid, save_maps
+from occinv.evaluators.run import evaluate_attention
+from occinv.models.blocks import Attention, Layout
+from occinv.schema import UserError
+from occinv.transforms.view import normalize
+
+HEADS = 2
+SECTIONS: dict[str, dict[str, Any]] = {
+    "mae": {"name": "mae", **DECODER},
+    "a mask token, which no patch of a whole image takes": {"name": "cmae"},
+}
+
+
+def by_numpy(params: dict[str, Any], pixels: np.ndarray) -> np.ndarray:
+    """Attention of the class token to every token, itself first: [depth, B, heads, 1 + N]."""
+    w = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    x = (pixels - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    side = SIZE // PATCH
+    x = x.reshape(-1, side, PATCH, side, PATCH, 3).transpose(0, 1, 3, 2, 4, 5)
+    x = x.reshape(len(pixels), N, -1) @ w["patch_embed"]["kernel"] + w["patch_embed"]["bias"]
+    first = np.broadcast_to(w["class_token"], (len(x), 1, WIDTH))
+    x = np.concatenate([first, x], 1) + w["position"]
+    found = []
+    for index in range(DEPTH):
+        block = jax.tree.map(lambda leaf, index=index: leaf[index], w["blocks"]["scan"])
+
+        def linear(x: np.ndarray, layer: dict[str, np.ndarray]) -> np.ndarray:
+            return x @ layer["kernel"] + layer["bias"]
+
+        y = norm(x, **block["norm1"])
+        qkv = linear(y, block["attention"]["qkv"]).reshape(len(x), 1 + N, 3, HEADS, -1)
+        q, k, v = qkv.transpose(2, 0, 3, 1, 4)
+        weights = softmax(q @ k.swapaxes(-1, -2) / math.sqrt(WIDTH / HEADS))
+        found.append(weights[:, :, 0])
+        y = (weights @ v).swapaxes(1, 2).reshape(x.shape)
+        x = x + linear(y, block["attention"]["out"])
+        y = norm(x, **block["norm2"])
+        x = x + linear(erf_gelu(linear(y, block["mlp"]["in"])), block["mlp"]["out"])
+    return np.stack(found)
+
+
+@pytest.mark.parametrize("section", SECTIONS.values(), ids=SECTIONS)
+@pytest.mark.parametrize("unroll", [0, 4])
+def test_attention_is_what_the_parameters_say(section: dict[str, Any], unroll: int) -> None:
+    encoder, params = encoder_of(section)
+    pixels = images(3).image / np.float32(255)
+    found = np.asarray(class_attention(encoder.clone(layout=Layout(unroll=unroll)), params, pixels))
+    expected = by_numpy(params, pixels)
+    assert found.shape == (DEPTH, 3, HEADS, N) and found.dtype == np.float32
+    np.testing.assert_allclose(found, expected[..., 1:], rtol=2e-3, atol=1e-6)
+    np.testing.assert_allclose(found.sum(-1) + expected[..., 0], 1, atol=1e-4)
+    assert expected[..., 0].mean() > 0.01 and found.std() > 0.01  # else the sums say nothing
+
+
+def test_who_does_not_ask_pays_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, params = encoder_of(SECTIONS["mae"])
+    pixels = jnp.zeros((2, SIZE, SIZE, 3))
+
+    def program() -> str:
+        return str(jax.make_jaxpr(lambda p: encoder.apply({"params": p}, pixels))(params))
+
+    plain = program()
+    monkeypatch.setattr(Attention, "is_mutable_collection", lambda *_: False)
+    assert program() == plain
+    monkeypatch.setattr(Attention, "is_mutable_collection", lambda *_: True)
+    assert program() != plain
+    monkeypatch.undo()
+    assert set(encoder.init(jax.random.key(0), pixels)) == {"params"}
+
+
+def test_looking_changes_no_feature() -> None:
+    encoder, params = encoder_of(SECTIONS["mae"])
+    pixels = images(3).image / np.float32(255)
+    plain = encode(encoder, params, pixels).tokens
+    looked, _ = jax.jit(
+        lambda: encoder.apply({"params": params}, normalize(pixels), mutable=["intermediates"])
+    )()
+    np.testing.assert_allclose(looked.tokens, plain, rtol=1e-5, atol=1e-6)
+
+
+def test_pictures_show_the_values(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    made = [
+        Attended(
+            draw.integers(0, 256, (SIZE, SIZE, 3), np.uint8),
+            draw.dirichlet(np.ones(N), HEADS).astype(np.float32),
+        )
+        for _ in range(2)
+    ]
+    save_maps(tmp_path / "single", made, scale=3)
+    names = {"image", "head1", "head2", "mean"}
+    assert {p.name for p in (tmp_path / "single").iterdir()} == {
+        f"{number}_{name}.png" for number in (0, 1) for name in names
+    }
+    shown = np.asarray(Image.open(tmp_path / "single" / "1_image.png"))
+    np.testing.assert_array_equal(shown, made[1].image.repeat(3, 0).repeat(3, 1))
+    for name, values in (("head2", made[1].heads[1]), ("mean", made[1].heads.mean(0))):
+        shown = np.asarray(Image.open(tmp_path / "single" / f"1_{name}.png"))
+        assert shown.shape == (3 * SIZE, 3 * SIZE, 3)
+        for patch in range(N):
+            row, column = divmod(patch, SIZE // PATCH)
+            area = shown[3 * PATCH * row : 3 * PATCH * (row + 1), 3 * PATCH * column :][
+                :, : 3 * PATCH
+            ]
+            color = colormaps["inferno"](values[patch] / values.max(), bytes=True)[:3]
+            assert (area == color).all()
+    save_grid(tmp_path / "new" / "grid.png", made)
+    with Image.open(tmp_path / "new" / "grid.png") as grid:
+        pixels = np.asarray(grid.convert("RGB"))
+    brightest = np.array(colormaps["inferno"](1.0, bytes=True)[:3])
+    count = (pixels == brightest).all(-1).sum()  # a patch of each of 2 x 3 maps
+    across = grid.width / 4 * 0.8 / (SIZE // PATCH)
+    assert count > 6 * across**2 * 0.7
+
+
+def test_a_map_without_attention_is_black(tmp_path: Path) -> None:
+    nothing = Attended(np.zeros((SIZE, SIZE, 3), np.uint8), np.zeros((1, N), np.float32))
+    save_maps(tmp_path, [nothing])
+    assert np.asarray(Image.open(tmp_path / "0_mean.png")).max() <= 4
+
+
+def test_a_run_has_its_pictures(tmp_path: Path) -> None:
+    workdir = save(tmp_path / "labels", {"name": "classification"})
+    path = evaluate_attention(workdir, 2)
+    assert path == workdir / "evaluate" / "attention.png" and path.is_file()
+    last = {p.name: p.read_bytes() for p in path.with_suffix("").iterdir()}
+    assert len(last) == 2 * (1 + HEADS + 1)
+    for block, same in ((DEPTH, True), (-DEPTH, False), (1, False)):
+        again = evaluate_attention(workdir, 2, block=block, out=tmp_path / f"{block}.png")
+        found = {p.name: p.read_bytes() for p in again.with_suffix("").iterdir()}
+        assert (found == last) == same
+    first = [(tmp_path / str(block) / "0_mean.png").read_bytes() for block in (1, -DEPTH)]
+    assert first[0] == first[1]
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    workdir = save(tmp_path / "run", {"name": "classification"})
+    command = ["evaluate", "attention", "--workdir", str(workdir), "--count", "1"]
+    assert main([*command, "--block", "-2"]) == 0
+    assert capsys.readouterr().out.strip() == str(workdir / "evaluate" / "attention.png")
+    assert len(list((workdir / "evaluate" / "attention").iterdir())) == 1 + HEADS + 1
+    assert main([*command, "--block", "9"]) == 2
+    assert capsys.readouterr().err.startswith("occinv: --block 9, expected 1 to 2")
+
+
+def test_blocks_are_told_apart() -> None:
+    encoder, params = encoder_of(SECTIONS["mae"])
+    image = images(2).image
+    whole = class_attention(encoder, params, image / np.float32(255))
+    for block in range(DEPTH):
+        for number, one in enumerate(attend(encoder, params, image, block)):
+            np.testing.assert_allclose(one.heads, whole[block, number], rtol=1e-5)
+            np.testing.assert_array_equal(one.image, image[number])
+
+
+@pytest.mark.parametrize("block", [0, DEPTH + 1, -DEPTH - 1])
+def test_a_block_that_is_not_there(block: int, tmp_path: Path) -> None:
+    workdir = save(tmp_path / "run", {"name": "classification"})
+    with pytest.raises(UserError, match=f"^--block {block}, expected 1 to 2, or -1 to -2 from"):
+        evaluate_attention(workdir, block=block)
+    assert not (workdir / "evaluate").exists()

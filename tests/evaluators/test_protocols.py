@@ -1,0 +1,70 @@
+"""Every protocol on one checkpoint: the same bits again, and the same numbers on other devices."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from tiny_runs import DECODER, compile_once, make_images, run, tiny
+
+from occinv import parallel
+from occinv.evaluators import run as measure
+from occinv.train.workdir import RESULT
+
+STEPS = ("train.duration.steps=4", "optimizer.warmup.steps=1", "encoder.patch_size=4")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Twice the same programs."""
+    with compile_once(tmp_path_factory.mktemp("compiled")):
+        yield
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of labeled images."""
+    return make_images(tmp_path_factory.mktemp("data") / "images")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of a pretrained encoder."""
+    workdir = tmp_path_factory.mktemp("pretrained") / "mae"
+    run(tiny("mae", images, *STEPS, *DECODER), workdir)
+    return workdir
+
+
+def measured(checkpoint: Path, images: Path, folder: Path) -> dict[str, Any]:
+    """What every protocol says of the checkpoint."""
+    found: dict[str, Any] = {}
+    for name in ("finetune", "linear"):
+        run(tiny(name, images, *STEPS, f"init_from={checkpoint}"), folder / name)
+        found[name] = json.loads((folder / name / RESULT).read_text())["metrics"]
+    cka = functools.partial(measure.evaluate_cka, [checkpoint], ratios=(0.5,), batch_size=8)
+    found["cka"] = cka(out=folder / "cka.json")["models"][0]["values"]
+    psnr = measure.evaluate_psnr(checkpoint, batch_size=8, out=folder / "psnr.json")
+    found["psnr"] = {name: psnr[name] for name in ("whole", "removed")}
+    knn = measure.evaluate_knn(checkpoint, neighbors=5, out=folder / "knn.json", batch_size=8)
+    found["knn"] = {name: knn[name] for name in ("top1", "top5")}
+    return found
+
+
+def test_on_a_fixed_checkpoint(
+    checkpoint: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = measured(checkpoint, images, tmp_path / "first")
+    assert measured(checkpoint, images, tmp_path / "again") == first
+    alone = functools.partial(parallel.make_mesh, jax.devices()[:1])
+    monkeypatch.setattr(parallel, "make_mesh", alone)
+    monkeypatch.setattr(measure, "make_mesh", alone)
+    on_one = measured(checkpoint, images, tmp_path / "one")
+    for name, values in first.items():
+        found, expected = jax.tree.leaves(on_one[name]), jax.tree.leaves(values)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4, err_msg=name)

@@ -1,0 +1,49 @@
+"""The position embedding; its values are held to the official ones in tests/fidelity."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from occinv import schema
+from occinv.models import vit
+from occinv.models.position import interpolate, sincos
+from occinv.objectives.base import Setting, make_objective
+
+
+def test_the_first_half_encodes_the_column_and_the_second_the_row() -> None:
+    side, width = 5, 16
+    table = sincos(side, width)
+    assert table.shape == (1 + side**2, width) and table.dtype == np.float32
+    np.testing.assert_array_equal(table[0], 0)
+    grid = table[1:].reshape(side, side, width)
+    columns, rows = grid[..., : width // 2], grid[..., width // 2 :]
+    for row in range(side):
+        for column in range(side):
+            np.testing.assert_array_equal(columns[row, column], columns[0, column])
+            np.testing.assert_array_equal(rows[row, column], rows[row, 0])
+            assert np.isclose(columns[row, column, 0], np.sin(column), atol=1e-6)
+            assert np.isclose(rows[row, column, 0], np.sin(row), atol=1e-6)
+
+
+def test_another_grid_is_resized_when_an_encoder_is_taken_over() -> None:
+    small = schema.Encoder(name="micro", patch_size=4, width=16, depth=1, heads=2)
+
+    def objective(image_size: int) -> Any:
+        setting = Setting(vit.make_vit(small, image_size), 2, total_steps=1)
+        return make_objective({"name": "classification"}, setting)
+
+    before = objective(16).init_encoder(jax.random.key(0))
+    after = objective(24).init_encoder(jax.random.key(1), before)
+    assert after["position"].shape == (1 + 36, 16)
+    np.testing.assert_allclose(after["position"], interpolate(before["position"], 6))
+    np.testing.assert_array_equal(after["class_token"], before["class_token"])
+
+
+def test_resizing_keeps_what_is_constant_and_the_class_token() -> None:
+    position = jnp.concatenate([jnp.full((1, 4), 7.0), jnp.tile(jnp.arange(4.0), (9, 1))])
+    resized = interpolate(position, 5)
+    np.testing.assert_allclose(resized[1:], jnp.tile(jnp.arange(4.0), (25, 1)), atol=1e-6)
+    np.testing.assert_array_equal(resized[0], 7)
+    assert interpolate(position, 3) is position

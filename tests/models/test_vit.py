@@ -1,0 +1,132 @@
+"""What the encoder sees, drops and passes on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from occinv import schema
+from occinv.models.blocks import drop_path
+from occinv.models.vit import SIZES, ViT, make_vit
+from occinv.rng import image_rngs
+
+IMAGES, SIZE, PATCH, COUNT, KEPT = 3, 8, 2, 16, 4
+
+
+def small(**fields: Any) -> ViT:
+    return ViT(image_size=SIZE, patch_size=PATCH, width=8, depth=2, heads=2, **fields)
+
+
+def run(model: ViT, pixels: np.ndarray, *rest: Any, keys: Any = None) -> Any:
+    """Features with weights that follow from their names alone."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))
+    weights = jax.tree.map(lambda x: 0.3 * rng.standard_normal(x.shape).astype(np.float32), shapes)
+
+    def apply(pixels: jax.Array, visible: Any, keys: Any) -> Any:
+        return model.apply(weights, pixels, visible, KEPT if visible is not None else None, keys)
+
+    visible = rest[0] if rest else None
+    return jax.device_get(jax.jit(apply)(pixels, visible, keys))
+
+
+@pytest.fixture(scope="module")
+def pixels() -> np.ndarray:
+    return np.random.default_rng(1).random((IMAGES, SIZE, SIZE, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def visible() -> np.ndarray:
+    order = np.random.default_rng(2).permuted(np.tile(np.arange(COUNT), (IMAGES, 1)), axis=1)
+    return order < KEPT
+
+
+def spoiled(pixels: np.ndarray, visible: np.ndarray) -> np.ndarray:
+    """Other pixels in every patch that is not visible."""
+    grid = visible.reshape(IMAGES, 4, 4).repeat(PATCH, 1).repeat(PATCH, 2)[..., None]
+    return np.where(grid, pixels, 7.0).astype(np.float32)
+
+
+@pytest.mark.parametrize("mask_token", [False, True])
+def test_a_removed_patch_has_no_influence(
+    pixels: np.ndarray, visible: np.ndarray, mask_token: bool
+) -> None:
+    model = small(mask_token=mask_token)
+    found = run(model, pixels, visible)
+    tokens = COUNT if mask_token else KEPT
+    assert found.tokens.shape == (IMAGES, 1 + tokens, 8)
+    assert found.blocks.shape == (2, IMAGES, 1 + tokens, 8)
+    again = run(model, spoiled(pixels, visible), visible)
+    np.testing.assert_array_equal(found.tokens, again.tokens)
+    # But a visible one has.
+    other = run(model, spoiled(pixels, ~visible), visible)
+    assert np.abs(found.tokens - other.tokens).max() > 1e-3
+
+
+def test_dropping_and_replacing_differ(pixels: np.ndarray, visible: np.ndarray) -> None:
+    dropped = run(small(), pixels, visible).tokens[:, 0]
+    replaced = run(small(mask_token=True), pixels, visible).tokens[:, 0]
+    assert np.abs(dropped - replaced).max() > 1e-3
+
+
+def test_tokens_keep_the_position_of_their_patch(pixels: np.ndarray) -> None:
+    """One visible patch at another place gives another feature of the same pixels."""
+    same = np.broadcast_to(pixels[:1, :PATCH, :PATCH], (2, PATCH, PATCH, 3))
+    canvas = np.tile(same[:1], (2, 4, 4, 1))
+    visible = np.zeros((2, COUNT), bool)
+    visible[0, :KEPT] = visible[1, -KEPT:] = True
+    found = run(small(), canvas, visible)
+    assert np.abs(found.tokens[0] - found.tokens[1]).max() > 1e-3
+
+
+def test_without_final_norm_tokens_are_the_last_block(pixels: np.ndarray) -> None:
+    found = run(small(final_norm=False), pixels)
+    np.testing.assert_array_equal(found.tokens, found.blocks[-1])
+    normed = run(small(), pixels)
+    assert np.abs(normed.tokens - normed.blocks[-1]).max() > 1e-3
+
+
+def test_drop_path_of_the_encoder_acts_with_keys_only(pixels: np.ndarray) -> None:
+    model, plain = small(drop_path=0.9), run(small(), pixels)
+    np.testing.assert_array_equal(run(model, pixels).tokens, plain.tokens)
+    keys = image_rngs(jax.random.key(0), jnp.int32(0), IMAGES)
+    dropped = run(model, pixels, keys=keys)
+    # The rate grows from 0 at the first block.
+    np.testing.assert_allclose(dropped.blocks[0], plain.blocks[0], rtol=1e-6)
+    assert np.abs(dropped.blocks[1] - plain.blocks[1]).max() > 1e-3
+
+
+def test_drop_path_drops_whole_branches_and_keeps_the_expectation() -> None:
+    count, rate = 4000, 0.3
+    branch = jnp.ones((count, 2, 3))
+    keys = image_rngs(jax.random.key(0), jnp.int32(0), count)
+    dropped = np.asarray(drop_path(keys, branch, jnp.float32(rate)))
+    values = dropped.reshape(count, -1)
+    assert (values == values[:, :1]).all()
+    np.testing.assert_allclose(np.unique(values), [0, 1 / (1 - rate)], rtol=1e-6)
+    assert (values[:, 0] == 0).mean() == pytest.approx(rate, abs=0.03)
+    assert values.mean() == pytest.approx(1, abs=0.04)
+    assert drop_path(None, branch, jnp.float32(rate)) is branch
+
+
+def test_build_by_name_and_with_parts_set_apart() -> None:
+    base = make_vit(schema.Encoder(name="base"), 224)
+    assert (base.width, base.depth, base.heads) == SIZES["base"] == (768, 12, 12)
+    assert base.num_patches == 196
+    odd = make_vit(schema.Encoder(name="micro", width=32, depth=3, heads=8, patch_size=8), 32)
+    assert (odd.width, odd.depth, odd.heads, odd.num_patches) == (32, 3, 8, 16)
+
+
+@pytest.mark.parametrize("width", [20, 30])
+def test_a_width_that_cannot_be_shared_by_the_heads(width: int) -> None:
+    with pytest.raises(schema.UserError, match=rf"encoder.width={width}, expected a multiple of 4"):
+        make_vit(schema.Encoder(name="micro", width=width, heads=8), 32)
+
+
+def test_a_width_that_the_position_embedding_cannot_fill() -> None:
+    with pytest.raises(schema.UserError, match=r"encoder.width=6, expected a multiple of 4"):
+        make_vit(schema.Encoder(name="micro", width=6, heads=2), 32)
