@@ -36,6 +36,7 @@ setup(
         "google-crc32c>=1.6",
         "ml-collections>=1.1",
         "pydantic>=2.12",
+        "annotated-types>=0.7",
         "pillow>=11.0",
         "simplejpeg>=1.9",
         "cykooz-resizer>=4.0; platform_system != 'Linux' or platform_machine != 'aarch64'",

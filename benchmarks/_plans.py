@@ -1,12 +1,12 @@
-"""The tables of plans in docs/performance.md: what every training needs on which TPU slice.
+"""Make the tables of plans in docs/performance.md: the needs of each training on TPU slices.
 
-    pip install 'occinv[tpu]'                  # into an environment of its own
-    python benchmarks/_plans.py                # hours: minutes for each of the plans
-    python benchmarks/_plans.py MAE v5e:8x8    # only those rows and slices
+    pip install 'occinv[tpu]'                  # in a separate environment
+    python benchmarks/_plans.py                # all plans: hours, minutes for each plan
+    python benchmarks/_plans.py MAE v5e:8x8    # plans whose name has all these words
 
-Each plan is what `occinv plan --search` says; the second table, of the memory that negatives take,
-is without `--search`. They are kept in docs/plans.json, so that an interrupted run goes on where it
-was, and the tables are written anew after each. `make bench` leaves this file out.
+A plan is the result of `occinv plan --search`. The plans of the last table, about the memory of
+negatives, are made without `--search`. After each plan, docs/plans.json and the tables are written,
+so an interrupted run can continue. `make bench` does not run this file.
 """
 
 import json
@@ -15,10 +15,11 @@ import sys
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from occinv import schema
 from occinv.config import CONFIGS, load_config
-from occinv.plan.chips import CHIPS, parse, slice_devices
+from occinv.plan.chips import CHIPS, describe_slice, parse
 from occinv.plan.plan import make_plan, search
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -26,64 +27,73 @@ STORE, PAGE = DOCS / "plans.json", DOCS / "performance.md"
 BEGIN, END = "<!-- plans -->\n", "<!-- end of plans -->\n"
 
 LARGE, HUGE = ("encoder.name=large",), ("encoder.name=huge", "encoder.patch_size=14")
-IN_BLOCKS = ("objective.block=256",)
+CHUNKED = ("objective.key_chunk=256",)
 ROWS = {
     "MAE": ("mae", ()),
     "MAE, ViT-L": ("mae", LARGE),
     "MAE, ViT-H/14": ("mae", HUGE),
-    "C-MAE": ("cmae", IN_BLOCKS),
+    "C-MAE": ("cmae", CHUNKED),
     "R-MAE": ("rmae", ()),
-    "MoCo v3": ("mocov3", IN_BLOCKS),
+    "MoCo v3": ("mocov3", CHUNKED),
     "DINO": ("dino", ()),
     "BEiT": ("beit", ()),
     "CAE": ("cae", ()),
     "supervised": ("supervised", ()),
     "fine-tuning": ("finetune", ()),
     "linear probe": ("linear", ()),
-    "C-MAE, ViT-L": ("cmae", (*IN_BLOCKS, *LARGE)),
-    "C-MAE, ViT-H/14": ("cmae", (*IN_BLOCKS, *HUGE)),
+    "C-MAE, ViT-L": ("cmae", (*CHUNKED, *LARGE)),
+    "C-MAE, ViT-H/14": ("cmae", (*CHUNKED, *HUGE)),
 }
 SLICES = ("v5e:16x16", "v5e:8x8", "v4:4x4x4", "v6e:8x8", "v6e:16x16", "v4:4x8x8",
           "v5e:2x4", "v6e:2x4", "v4:2x2x2")  # fmt: skip
 IMAGENET = 1000, 1281167
 KEPT = "needed", "fits", "fsdp", "remat", "accumulate", "durations"
 
-# C-MAE with the tokens of all images as negatives, by the plain formula and by blocks.
+# C-MAE with the tokens of all images as negatives, with all keys at once and in key chunks.
 ALL, POD, BATCHES = "objective.negatives=batch", "v5e:16x16", (1024, 2048, 4096, 8192, 16384)
 NEGATIVES = {
     "all negatives at once": (ALL,),
-    "by blocks of 256": (ALL, *IN_BLOCKS),
-    "the loss aside (negatives of the same image)": ("objective.negatives=image", *IN_BLOCKS),
+    "in key chunks of 256": (ALL, *CHUNKED),
+    "only negatives of the same image": ("objective.negatives=image", *CHUNKED),
 }
 
 
-def plans() -> Iterator[tuple[str, str, tuple[str, ...], str, bool]]:
-    """(key, config, fields, slice, whether to search) of every plan, in the order of their use."""
+class Case(NamedTuple):
+    """A plan to make."""
+
+    key: str
+    config: str
+    fields: tuple[str, ...]
+    topology: str
+    is_search: bool
+
+
+def cases() -> Iterator[Case]:
+    """Yield the plans of all tables, in the order in which they are made."""
     for batch in BATCHES:
         for row, fields in NEGATIVES.items():
-            yield f"{row}, {batch}", "cmae", (f"train.batch_size={batch}", *fields), POD, False
+            given = (f"train.batch_size={batch}", *fields)
+            yield Case(f"{row}, {batch}", "cmae", given, POD, False)
     for topology in SLICES:
         for row, (config, fields) in ROWS.items():
             given = ("train.batch_size=4096", *fields)
-            yield f"{row} @ {topology}", config, given, topology, True
+            yield Case(f"{row} @ {topology}", config, given, topology, True)
 
 
-def make(config: str, fields: tuple[str, ...], topology: str, is_search: bool) -> dict:
-    """The last plan of a search, or of one without the memory alone, as JSON."""
-    path = Path(CONFIGS) / f"{config}.py"
-    given = [f"--config.{field}" for field in fields]
-    experiment = schema.resolve(load_config(str(path), given))
-    chip, _ = parse(topology)
-    arguments = experiment, slice_devices(topology), chip, *IMAGENET
-    if is_search:
-        found = list(search(*arguments))[-1].as_dict(chip)
+def make(case: Case) -> dict[str, Any]:
+    """Return the last plan of a search, or the memory of a single plan, as JSON."""
+    given = [f"--config.{field}" for field in case.fields]
+    experiment = schema.resolve(load_config(f"{CONFIGS}/{case.config}.py", given))
+    arguments = experiment, describe_slice(case.topology), *IMAGENET
+    if case.is_search:
+        found = list(search(*arguments))[-1].as_json()
         return {name: found[name] for name in KEPT}
     plan = make_plan(*arguments)
     return {"needed": plan.needed, "fits": plan.fits}
 
 
-def cell(found: dict | None) -> str:
-    """Memory, the share of the peak that the roofline allows, hours, and what had to be changed."""
+def cell(found: dict[str, Any] | None) -> str:
+    """Format memory, utilization at the roofline, hours, and the changes that were needed."""
     if found is None:
         return ""
     changes = [
@@ -98,8 +108,8 @@ def cell(found: dict | None) -> str:
     return " · ".join([memory, f"{line['utilization']:.0%}", duration, *changes])
 
 
-def tables(made: dict[str, dict]) -> str:
-    """All tables as Markdown, one for each chip."""
+def tables(made: dict[str, dict[str, Any]]) -> str:
+    """Format all tables as Markdown: one per chip, and one about negatives."""
     lines = []
     for name in sorted({topology.partition(":")[0] for topology in SLICES}):
         slices = sorted((s for s in SLICES if parse(s)[0] is CHIPS[name]), key=parse)
@@ -110,7 +120,7 @@ def tables(made: dict[str, dict]) -> str:
             cells = [cell(made.get(f"{row} @ {s}")) for s in slices]
             lines.append(f"| {row} | {' | '.join(cells)} |")
         lines.append("")
-    lines += [f"| C-MAE on {POD}: images a step | {' | '.join(map(str, BATCHES))} |"]
+    lines += [f"| C-MAE on {POD}: images per step | {' | '.join(map(str, BATCHES))} |"]
     lines += ["| --- |" + " ---: |" * len(BATCHES)]
     for row in NEGATIVES:
         cells = []
@@ -122,8 +132,8 @@ def tables(made: dict[str, dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def keep(made: dict[str, dict]) -> None:
-    """Writes the plans, one a line, and the tables."""
+def save(made: dict[str, dict[str, Any]]) -> None:
+    """Write the plans, one per line, and the tables."""
     lines = (f"{json.dumps(key)}: {json.dumps(found)}" for key, found in made.items())
     STORE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
     before, _, rest = PAGE.read_text().partition(BEGIN)
@@ -131,15 +141,15 @@ def keep(made: dict[str, dict]) -> None:
 
 
 def main(*only: str) -> None:
-    """Makes the plans that are not there yet: all, or those of which `only` names all words."""
+    """Make the missing plans: all of them, or those whose key has all words in `only`."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for key, *what in plans():
+    for case in cases():
         made = json.loads(STORE.read_text()) if STORE.exists() else {}
-        if key in made or not all(word in key for word in only):
+        if case.key in made or not all(word in case.key for word in only):
             continue
-        print(key, flush=True)
-        made[key] = make(*what)
-        keep(made)
+        print(case.key, flush=True)
+        made[case.key] = make(case)
+        save(made)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The same MAE in PyTorch, plainly written: what a train step of occinv is timed against.
+"""A plain MAE in PyTorch, with which the train step of occinv is compared.
 
-`load` gives it occinv's very parameters, so that the benchmark can first hold both to one loss.
+`Mae.load` copies occinv's parameters, so that the benchmark can check that both losses are equal.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """A pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -22,7 +22,7 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, n, D] to itself."""
+        """Map [B, n, D] to [B, n, D]."""
         batch, count, width = x.shape
         qkv = self.qkv(self.norm1(x)).view(batch, count, 3, self.heads, -1)
         mixed = F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4))
@@ -31,7 +31,7 @@ class Block(nn.Module):
 
 
 class Tower(nn.Module):
-    """Blocks and a last norm."""
+    """Transformer blocks and a last layer norm."""
 
     def __init__(self, width: int, depth: int, heads: int):
         super().__init__()
@@ -39,12 +39,12 @@ class Tower(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, n, D] to itself."""
+        """Map [B, n, D] to [B, n, D]."""
         return self.norm(self.blocks(x))
 
 
 class Mae(nn.Module):
-    """Encoder of the visible patches, decoder of all, mean squared error of the removed ones."""
+    """An encoder of visible patches, a decoder, and the mean squared error of masked patches."""
 
     def __init__(self, patch: int, count: int, encoder: tuple[int, ...], decoder: tuple[int, ...]):
         super().__init__()
@@ -61,7 +61,7 @@ class Mae(nn.Module):
         self.register_buffer("std", torch.tensor(STD))
 
     def forward(self, image: torch.Tensor, order: torch.Tensor, kept: int) -> torch.Tensor:
-        """The loss [] of uint8 [B, H, W, 3]; the first `kept` of `order` [B, N] are seen."""
+        """Return the loss [] of uint8 [B, H, W, 3]. Patches `order[:, :kept]` are visible."""
         pixels = (image.float() / 255 - self.mean) / self.std
         batch, side, p = len(pixels), pixels.shape[1] // self.patch, self.patch
         patches = (
@@ -84,7 +84,7 @@ class Mae(nn.Module):
         return error.gather(1, order[:, kept:]).mean()
 
     def load(self, params: dict) -> None:
-        """Takes over parameters of occinv's MAE, as nested dicts of arrays."""
+        """Copy the parameters of occinv's MAE, nested dicts of arrays."""
         encoder, decoder = params["encoder"], params["decoder"]
         linear(self.embed, encoder["patch_embed"])
         linear(self.decoder_embed, decoder["embed"])
@@ -106,19 +106,19 @@ class Mae(nn.Module):
 
 
 def copy(to: torch.Tensor, array: np.ndarray) -> None:
-    """Writes `array` into a tensor of its shape."""
+    """Copy `array` into a tensor of the same shape."""
     with torch.no_grad():
         to.copy_(torch.from_numpy(np.array(array)))
 
 
 def linear(to: nn.Linear, params: dict, number: int | None = None) -> None:
-    """Kernel and bias, of block `number` in a stack."""
+    """Copy kernel and bias, of transformer block `number` if they are stacked."""
     kernel, bias = (p if number is None else p[number] for p in (params["kernel"], params["bias"]))
     copy(to.weight, np.transpose(kernel))
     copy(to.bias, bias)
 
 
 def norm(to: nn.LayerNorm, params: dict, number: int | None = None) -> None:
-    """Scale and bias, of block `number` in a stack."""
+    """Copy scale and bias, of transformer block `number` if they are stacked."""
     copy(to.weight, params["scale"] if number is None else params["scale"][number])
     copy(to.bias, params["bias"] if number is None else params["bias"][number])

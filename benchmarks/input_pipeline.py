@@ -35,11 +35,11 @@ from occinv.data import crop, decode
 from occinv.data.batch import Batch
 from occinv.data.embedded import photos
 from occinv.data.folder import open_folder
-from occinv.data.loader import TrainLoader, _crop_generator
-from occinv.data.source import Sample, Source
+from occinv.data.loader import LoaderSpec, TrainLoader, sample_rng
+from occinv.data.source import Reduction, Sample, Source
 from occinv.models import vit
 from occinv.schema import Encoder
-from occinv.transforms.view import IMAGENET_MEAN, IMAGENET_STD, normalize
+from occinv.transforms.view import IMAGENET_MEAN, IMAGENET_STD
 
 SIZE = 224
 IMAGES = 96  # of each size
@@ -55,7 +55,7 @@ def originals() -> list[bytes]:
     if folder := os.environ.get("OCCINV_IMAGES"):
         source = open_folder(folder, train=True)
         every = max(1, len(source) // IMAGES)
-        paths = [Path(source.folder) / path for path in source.paths[::every]]
+        paths = [Path(source.folder) / path for path in source.names[::every]]
         return [path.read_bytes() for path in paths[:IMAGES]]
     tiles = photos(True, 128).images
     wholes = [
@@ -69,7 +69,7 @@ def originals() -> list[bytes]:
 
 def mosaic(images: list[bytes], width: int, height: int) -> list[bytes]:
     """Images of another size with the detail of real ones: side by side, cut to the size."""
-    tiles = itertools.cycle(decode.decode_rgb(io.BytesIO(image)) for image in images)
+    tiles = itertools.cycle(decode.decode_rgb(image, "image") for image in images)
     made = []
     for _ in range(max(4, IMAGES * 500 * 375 // (width * height))):
         whole, top = np.empty((height, width, 3), np.uint8), 0
@@ -95,8 +95,8 @@ def images_by_size() -> dict[str, list[bytes]]:
 
 def box_of(width: int, height: int, number: int) -> tuple[tuple[int, int, int, int], bool]:
     """The crop (left, top, right, bottom) of image `number`, and whether it is mirrored."""
-    rng = _crop_generator(0, number)
-    return crop._crop_box(width, height, rng, (0.2, 1.0), (3 / 4, 4 / 3)), rng.random() < 0.5
+    rng = sample_rng(0, number)
+    return crop.crop_box(width, height, rng, (0.2, 1.0)), rng.random() < 0.5
 
 
 def by_pillow(encoded: bytes, number: int) -> Pixels:
@@ -119,10 +119,15 @@ def by_pillow_to_float(encoded: bytes, number: int) -> Pixels:
     return chw
 
 
+def random_crop(number: int) -> crop.RandomCrops:
+    return crop.RandomCrops([crop.Crop(SIZE)], sample_rng(0, number), (0.2, 1.0), 0.5)
+
+
 def by_occinv(encoded: bytes, number: int) -> Pixels:
     """The way of `TrainLoader`."""
-    image = decode.decode_rgb(io.BytesIO(encoded))
-    return crop.random_resized_crop(image, SIZE, _crop_generator(0, number))
+    crops = random_crop(number)
+    (cropped,) = crops.cut(decode.decode_rgb(encoded, "image"))
+    return cropped
 
 
 def without_fast_resize(encoded: bytes, number: int) -> Pixels:
@@ -133,9 +138,8 @@ def without_fast_resize(encoded: bytes, number: int) -> Pixels:
 
 def scaled(encoded: bytes, number: int) -> Pixels:
     """The way of `TrainLoader` with `data.scaled_decoding`."""
-    rng = _crop_generator(0, number)
-    crops = crop.RandomCrops([crop.Crop(SIZE)], rng, (0.2, 1.0), (3 / 4, 4 / 3), 0.5)
-    (cropped,) = crops.cut(decode.decode_rgb(io.BytesIO(encoded), reduction=crops.reduction))
+    crops = random_crop(number)
+    (cropped,) = crops.cut(decode.decode_rgb(encoded, "image", crops.reduction))
     return cropped
 
 
@@ -221,10 +225,10 @@ def fidelity() -> None:
     """How far crops are from Pillow's, in levels of 255 and in features of a fixed encoder."""
     encoder = vit.make_vit(Encoder(name="small"), SIZE)
     params = jax.jit(encoder.init)(jax.random.key(0), np.zeros((1, SIZE, SIZE, 3), np.float32))
-    tokens = jax.jit(lambda x: encoder.apply(params, normalize(x.astype(np.float32) / 255)).tokens)
+    tokens = jax.jit(lambda x: encoder.apply(params, x.astype(np.float32) / 255).tokens)
 
     def again(encoded: bytes, quality: int) -> bytes:
-        pixels = decode.decode_rgb(io.BytesIO(encoded))
+        pixels = decode.decode_rgb(encoded, "image")
         return simplejpeg.encode_jpeg(pixels, quality=quality, colorsubsampling="420")
 
     def best_quality(encoded: bytes, number: int) -> Pixels:
@@ -250,7 +254,7 @@ def fidelity() -> None:
 class Repeated:
     """Some encoded images, again and again, as a source of `count`."""
 
-    name, classes = "repeated", ()
+    name, classes, names = "repeated", (), ()
 
     def __init__(self, encoded: list[bytes], count: int = 10**6):
         self.encoded, self.count = encoded, count
@@ -259,21 +263,17 @@ class Repeated:
     def __len__(self) -> int:
         return self.count
 
-    def where(self, index: int) -> str:
-        return f"image {index}"
+    def prefetch(self, indices: Sequence[int]) -> None:
+        """Do nothing: the images are in memory."""
 
-    def expect(self, indices: Sequence[int]) -> None:
-        """Nothing has to be fetched."""
-
-    def read(self, index: int, reduction: decode.Reduction | None = None) -> Sample:
-        encoded = io.BytesIO(self.encoded[index % len(self.encoded)])
-        return Sample(decode.decode_rgb(encoded, reduction=reduction), -1, index)
+    def read(self, index: int, reduction: Reduction | None = None) -> Sample:
+        encoded = self.encoded[index % len(self.encoded)]
+        return Sample(decode.decode_rgb(encoded, "image", reduction), -1, index)
 
 
 def loader(source: Source, num_threads: int, batch_size: int = 32) -> TrainLoader:
-    return TrainLoader(
-        source, batch_size=batch_size, image_size=SIZE, seed=0, num_threads=num_threads
-    )
+    spec = LoaderSpec(batch_size=batch_size, image_size=SIZE, num_threads=num_threads)
+    return TrainLoader(source, spec)
 
 
 def for_an_image(batches: Iterator, clock: Callable[[], Any], count: int = 24) -> Any:
@@ -320,7 +320,7 @@ def by_processes(encoded: list[bytes], count: int) -> Iterator:
 @contextlib.contextmanager
 def without_native_code(encoded: list[bytes]) -> Iterator[None]:
     """Decoding and resizing take no time, so that what is left is what Python takes."""
-    image = decode.decode_rgb(io.BytesIO(encoded[0]))
+    image = decode.decode_rgb(encoded[0], "image")
     small = crop.resize(image, SIZE, SIZE)
     with (
         mock.patch.object(decode.simplejpeg, "decode_jpeg", lambda *_, **__: image),

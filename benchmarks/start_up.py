@@ -1,8 +1,9 @@
-"""What passes before the first step: imports, and compiling by the depth of the encoder.
+"""Measure the time before the first step: imports, and compiling by the depth of the encoder.
 
     .venv/bin/python benchmarks/start_up.py
 
-Ratios in one run: of processes to one that only imports jax, of compiling to a loop of 12 blocks.
+It prints ratios: processes are compared with one that only imports jax, and compile times with that
+of a loop of 12 transformer blocks.
 """
 
 import dataclasses
@@ -19,8 +20,7 @@ import jax
 from occinv import parallel, schema
 from occinv.config import CONFIGS, load_config
 from occinv.models.blocks import Layout
-from occinv.train.assemble import assemble, trace_step
-from occinv.train.step import init_state
+from occinv.train.step import assemble, init_state, trace_step
 
 ROUNDS = 3
 SMOKE = f"{CONFIGS}/mae.py:smoke"
@@ -36,7 +36,7 @@ PROCESSES = {
 
 
 def process(code: str) -> float:
-    """Seconds of a Python process."""
+    """Return the seconds of a Python process."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         subprocess.run(
@@ -49,13 +49,14 @@ def process(code: str) -> float:
 
 
 def compiling(depth: int, unroll: int) -> float:
-    """Seconds of processor time to trace and compile MAE's step with so many encoder blocks."""
+    """Return the CPU seconds to trace and compile MAE's step with `depth` encoder blocks."""
     path = Path(CONFIGS) / "mae.py"
     given = [f"--config.encoder.{field}" for field in ("name=tiny", f"depth={depth}")]
     experiment = schema.resolve(load_config(str(path), [*given, "--config.train.batch_size=8"]))
     run = assemble(experiment, parallel.make_mesh(jax.devices()[:1]), 1000, 1281167)
-    encoder = run.objective.encoder.clone(layout=Layout(unroll=unroll))
-    setting = dataclasses.replace(run.objective.setting, encoder=encoder)
+    setting = run.objective.setting
+    encoder = setting.encoder.clone(layout=Layout(unroll=unroll))
+    setting = dataclasses.replace(setting, encoder=encoder)
     run = dataclasses.replace(run, objective=dataclasses.replace(run.objective, setting=setting))
     state = jax.eval_shape(lambda: init_state(run.objective, run.optimizer, 0))
     began = time.process_time()
@@ -64,7 +65,7 @@ def compiling(depth: int, unroll: int) -> float:
 
 
 def main() -> None:
-    """Prints both tables."""
+    """Print both tables."""
     times: dict[str, list[float]] = {name: [] for name in PROCESSES}
     for _ in range(ROUNDS + 1):
         for name, code in PROCESSES.items():

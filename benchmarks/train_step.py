@@ -1,16 +1,17 @@
-"""One train step of each objective against PyTorch's of the same MAE, in one run.
+"""Compare a train step of each objective with a step of the same MAE in PyTorch.
 
-    make bench                                                  everything in this folder
-    .venv/bin/python benchmarks/train_step.py ViT-S/16          one size only
+    make bench                                                  all benchmarks
+    .venv/bin/python benchmarks/train_step.py ViT-S/16          one model only
 
-First both are given the same parameters, images and masks and held to the same loss. Then they take
-turns, so that a slow minute falls on all. Ratios are printed, not seconds: machines differ, and so
-does this one from minute to minute. Against PyTorch, 2 is twice as many images a second. The last
-column is the arithmetic of the model's matrix products, as a share of what products of large
-matrices alone reach in the same run and dtype. On an accelerator there is that column alone, of
-steps of more images.
+First it checks that both have the same loss for the same parameters, images and masks. Then the
+steps are timed in turn, so that a slow minute affects all of them. It prints ratios, not seconds,
+because the speed of a shared machine changes from minute to minute. Against PyTorch, 2 means twice
+as many images per second. The last column is the FLOP/s of the model's matrix products, as a share
+of the FLOP/s of a product of large matrices in the same run and dtype. On an accelerator, only the
+last column is printed, and the batches are larger.
 """
 
+import functools
 import statistics
 import sys
 import time
@@ -28,23 +29,23 @@ from occinv import parallel, schema
 from occinv.config import CONFIGS, load_config
 from occinv.data.batch import Batch
 from occinv.models.vit import SIZES
-from occinv.rng import image_rngs, split
-from occinv.train.assemble import Assembly, assemble, model_flops, trace_step
-from occinv.train.step import TrainState, init_state
-from occinv.transforms.view import unit_range
+from occinv.objectives import forward
+from occinv.rng import image_rngs
+from occinv.train.flops import model_flops
+from occinv.train.step import Assembly, TrainState, assemble, init_state, trace_step
 
 ROUNDS = 5
-MODELS = {  # configs' variant, fields, images a step
+MODELS = {  # variant of the configs, fields, images per step
     "ViT-tiny/4": ("tiny_imagenet", ("encoder.patch_size=4", "data.image_size=32"), 64),
     "ViT-S/16": ("imagenet", ("encoder.name=small",), 8),
     "ViT-B/16": ("imagenet", (), 4),
 }
 OBJECTIVES = {"MAE": "mae", "R-MAE": "rmae", "C-MAE": "cmae"}
-MATRIX = 4096  # rows and columns of the matrices by which the peak is measured
+MATRIX = 4096  # rows and columns of the matrices in the product of large matrices
 
 
 def prepare(config: str, variant: str, fields: tuple[str, ...], images: int) -> Assembly:
-    """The run that `occinv train` would make of a config."""
+    """Return the assembly that `occinv train` makes from a config."""
     path = Path(CONFIGS) / f"{config}.py"
     given = [f"--config.{field}" for field in (*fields, f"train.batch_size={images}")]
     experiment = schema.resolve(load_config(f"{path}:{variant}", given))
@@ -52,7 +53,7 @@ def prepare(config: str, variant: str, fields: tuple[str, ...], images: int) -> 
 
 
 def make_batch(run: Assembly) -> Batch:
-    """Random images."""
+    """Draw random images."""
     count, size = run.experiment.train.batch_size, run.experiment.data.image_size
     images = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
     number = np.arange(count, dtype=np.int32)
@@ -60,28 +61,28 @@ def make_batch(run: Assembly) -> Batch:
 
 
 def ours(run: Assembly, batch: Batch) -> Callable[[], Any]:
-    """A function that takes one step more."""
+    """Return a function that takes one more step."""
     state = jax.jit(lambda: init_state(run.objective, run.optimizer, 0))()
     program = trace_step(run, state).lower().compile()
-    there = parallel.put_batch(run.mesh, batch)
+    placed = parallel.put_batch(run.mesh, batch)
 
     def step() -> None:
         nonlocal state
-        state, metrics = program(state, there)
+        state, metrics = program(state, placed)
         jax.block_until_ready((state, metrics))
 
     return step
 
 
 def theirs(run: Assembly, batch: Batch) -> Callable[[], Any]:
-    """The same in PyTorch. Raises AssertionError unless its loss is ours."""
+    """Return the same in PyTorch. Raise AssertionError unless both losses are equal."""
     objective, state = run.objective, init_state(run.objective, run.optimizer, 0)
     visible, loss = our_loss(run, state, batch)
     name = run.experiment.encoder.name
-    decoder = objective.decoder  # type: ignore[attr-defined]
+    encoder, decoder = objective.networks.encoder, objective.networks.decoder
     model = Mae(
-        objective.encoder.patch_size,
-        objective.encoder.num_patches,
+        encoder.patch_size,
+        encoder.num_patches,
         SIZES[name],
         (decoder.width, decoder.depth, decoder.heads),
     )
@@ -102,26 +103,26 @@ def theirs(run: Assembly, batch: Batch) -> Callable[[], Any]:
 
 
 def our_loss(run: Assembly, state: TrainState, batch: Batch) -> tuple[np.ndarray, float]:
-    """Which patches the first step sees [B, N], and its loss."""
-    objective = run.objective
-    keys = image_rngs(jax.random.key(1), 0, len(batch.image))
-    view, _ = objective.transform(unit_range(batch.image), split(keys, 3)[0])
-    loss, _ = jax.jit(objective.loss)(state.params, state.state, batch, keys, jnp.int32(0))
-    return np.asarray(view.visible), float(loss)
+    """Return the visible patches [B, N] of one step, and its loss."""
+    rng = image_rngs(jax.random.key(1), 0, len(batch.image))
+    arguments = state.params, state.objective_state, batch, rng, jnp.int32(0)
+    views, _ = forward.represent(run.objective, *arguments)
+    loss, _ = jax.jit(functools.partial(forward.mean_loss, run.objective))(*arguments)
+    return np.asarray(views[0].visible), float(loss)
 
 
 def products(dtype: Any) -> Callable[[], Any]:
-    """A product of large matrices."""
+    """Return a function that multiplies large matrices."""
     matrix = jnp.ones((MATRIX, MATRIX), dtype)
     multiply = jax.jit(lambda: matrix @ matrix)
     return lambda: jax.block_until_ready(multiply())
 
 
 def main(*models: str) -> None:
-    """Prints a table of the models asked for, or all."""
+    """Print a table of these models, or of all models."""
     torch.manual_seed(0)
     print(f"{jax.device_count()} {jax.default_backend()} device(s), medians of {ROUNDS} rounds")
-    print(f"{'':12} {'':8} {'against PyTorch':>16} {'of the products':>16}")
+    print(f"{'':12} {'':8} {'against PyTorch':>16} {'of products':>16}")
     is_cpu = jax.default_backend() == "cpu"
     for model in models or MODELS:
         variant, fields, images = MODELS[model]
@@ -133,7 +134,7 @@ def main(*models: str) -> None:
             steps["PyTorch"] = theirs(runs["MAE"], batch)
         steps["products"] = products(runs["MAE"].objective.setting.dtype)
         seconds: dict[str, list[float]] = {name: [] for name in steps}
-        for _ in range(ROUNDS + 1):  # the first one warms up
+        for _ in range(ROUNDS + 1):  # the first round warms up
             for name, step in steps.items():
                 began = time.perf_counter()
                 step()
@@ -150,7 +151,7 @@ def main(*models: str) -> None:
 
 
 def flops_of(run: Assembly) -> float:
-    """Of an image, in matrix products."""
+    """Return the FLOPs of an image in matrix products."""
     return model_flops(run, jax.eval_shape(lambda: init_state(run.objective, run.optimizer, 0)))
 
 

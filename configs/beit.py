@@ -1,4 +1,4 @@
-"""BEiT: patches are removed in blocks, and their ids in a visual codebook are predicted.
+"""BEiT: rectangles of patches are removed, and their ids in a visual codebook are predicted.
 
     occinv weights import encoder.pkl --from dalle --to runs/dalle
     occinv train --config configs/beit.py --workdir runs/beit
@@ -6,7 +6,7 @@
         --config.init_from=runs/beit --config.encoder.layer_scale=0.1 \\
         --config.encoder.relative_position=block
 
-The settings published for ViT-B/16 on ImageNet-1k: batch 2048, lr 1.5e-3, 75 of 196 patches, clip
+The published settings for ViT-B/16 on ImageNet-1k: batch 2048, lr 1.5e-3, 75 of 196 patches, clip
 3.0, jitter 0.4. Table 1 has 82.9 % after 300 epochs; the official command trains 800. The small
 variants fit their codebook by k-means before the first step. Variants: configs/scales.py.
 """
@@ -24,7 +24,7 @@ TOKENIZER = {
     "quickstart": {"name": "kmeans", "num_ids": 64},
     "smoke": {"name": "kmeans", "num_ids": 16, "fit_images": 64},
 }
-SMALLEST_BLOCK = {"imagenet": 16, "tiny_imagenet": 6, "quickstart": 2, "smoke": 2}
+MIN_RECTANGLE = {"imagenet": 16, "tiny_imagenet": 6, "quickstart": 2, "smoke": 2}
 
 
 def get_config(variant: str = "imagenet") -> ConfigDict:
@@ -33,7 +33,7 @@ def get_config(variant: str = "imagenet") -> ConfigDict:
         "name": "beit",
         "tokenizer": TOKENIZER[variant],
         "mask_ratio": 75 / 196,
-        "min_rectangle": SMALLEST_BLOCK[variant],
+        "min_rectangle": MIN_RECTANGLE[variant],
     }
     return published(config, variant, epochs=300, drop_path=0.1, layer_scale=0.1)
 
@@ -41,8 +41,8 @@ def get_config(variant: str = "imagenet") -> ConfigDict:
 def published(
     config: ConfigDict, variant: str, epochs: int, drop_path: float, layer_scale: float
 ) -> ConfigDict:
-    """What the official commands of BEiT and data2vec share."""
-    if variant == "imagenet":  # a few hundred steps are too few to learn the first two from nothing
+    """Set what the official commands of BEiT and data2vec share."""
+    if variant == "imagenet":  # the first two need more than a few hundred steps
         config.encoder.update({"relative_position": "shared", "layer_scale": layer_scale})
         config.encoder.drop_path = drop_path
         config.data.crop_scale = (0.08, 1.0)

@@ -1,13 +1,13 @@
-"""CAE: f sees half of the patches; of the others a regressor tells latents, a decoder ids.
+"""CAE: f encodes half of the patches; latents and ids of the others are predicted from them.
 
     occinv weights import encoder.pkl --from dalle --to runs/dalle
     occinv train --config configs/cae.py --workdir runs/cae
     occinv train --config configs/finetune.py --workdir runs/cae-finetuned \\
         --config.init_from=runs/cae --config.encoder.layer_scale=0.1
 
-The official settings for ViT-B/16: batch 2048, lr 1.5e-3, 98 of 196 patches removed in blocks, clip
-3.0, alignment twice. Table 1 has 83.3 % after 300 epochs; the official script trains 800. As in
-configs/beit.py, small variants fit their codebook by k-means. Variants: configs/scales.py.
+The official settings for ViT-B/16: batch 2048, lr 1.5e-3, 98 of 196 patches removed in rectangles,
+clip 3.0, alignment weight 2. Table 1 has 83.3 % after 300 epochs; the official script trains 800.
+As in configs/beit.py, small variants fit their codebook by k-means. Variants: configs/scales.py.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""data2vec: from an image without blocks of its patches, what a slow copy of f says of the whole.
+"""data2vec: an EMA teacher's features of the whole image are predicted from an occluded one.
 
     occinv train --config configs/data2vec.py --workdir runs/data2vec
     occinv train --config configs/finetune.py --workdir runs/data2vec-finetuned \\
@@ -6,19 +6,19 @@
         --config.encoder.relative_position=block
 
 The official command for ViT-B/16 on ImageNet-1k: batch 2048, lr 2e-3, 800 epochs (84.2 % after
-fine-tuning in the paper), 120 of 196 patches, drop path 0.25, clip 3.0. Small variants run a few
-hundred to a few thousand steps, and their copy is faster by as much. Variants: configs/scales.py.
+fine-tuning in the paper), 120 of 196 patches, drop path 0.25, clip 3.0. The small variants run for
+a few hundred to a few thousand steps, and their teacher moves faster. Variants: configs/scales.py.
 """
 
 from ml_collections import ConfigDict
 
-from configs.beit import SMALLEST_BLOCK, published
+from configs.beit import MIN_RECTANGLE, published
 from configs.pretraining import pretraining
 from configs.scales import VARIANTS
 
 __all__ = ["VARIANTS", "get_config"]
 
-TARGET_BLOCKS = {"imagenet": 6, "tiny_imagenet": 6, "quickstart": 2, "smoke": 2}
+AVERAGE_TOP_K = {"imagenet": 6, "tiny_imagenet": 6, "quickstart": 2, "smoke": 2}
 MOMENTUM = {"imagenet": 0.9998, "tiny_imagenet": 0.996, "quickstart": 0.99, "smoke": 0.9}
 
 
@@ -27,8 +27,8 @@ def get_config(variant: str = "imagenet") -> ConfigDict:
     config.objective = {
         "name": "data2vec",
         "mask_ratio": 120 / 196,
-        "min_rectangle": SMALLEST_BLOCK[variant],
-        "target_blocks": TARGET_BLOCKS[variant],
+        "min_rectangle": MIN_RECTANGLE[variant],
+        "average_top_k": AVERAGE_TOP_K[variant],
         "beta": 2.0,
         "momentum": MOMENTUM[variant],
     }

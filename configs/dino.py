@@ -1,9 +1,10 @@
-"""DINO: every crop of an image predicts what an EMA teacher says of its two large crops.
+"""DINO: every crop of an image predicts the output of an EMA teacher for its two large crops.
 
     occinv train --config configs/dino.py --workdir runs/dino
 
-The settings published for ViT-B/16: batch 1024, 400 epochs, lr 7.5e-4 · batch / 256, two crops of
-224² and ten of 96² (Table 1 has 82.8 % after fine-tuning 800 epochs). Variants: configs/scales.py.
+The published settings for ViT-B/16: batch 1024, 400 epochs, lr 7.5e-4 · batch / 256, two crops of
+224² and ten of 96² (Table 1 has 82.8 % after 800 epochs and fine-tuning). Variants:
+configs/scales.py.
 """
 
 from ml_collections import ConfigDict

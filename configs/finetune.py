@@ -3,7 +3,7 @@
     occinv train --config configs/finetune.py --workdir runs/mae-finetuned \\
         --config.init_from=runs/mae
 
-The paper's settings, which are those of the official MAE: Table 1 has 83.1 % for MAE after 100
+The paper's settings, which are those of the official MAE. Table 1 has 83.1 % for MAE after 100
 epochs of each.
 
 `--config.data.fraction=0.1` fine-tunes on 10 % of the labels. Variants: configs/scales.py.

@@ -1,32 +1,32 @@
 """Any T1, T2, target and M, each chosen by its name.
 
     occinv train --config configs/grid.py --workdir runs/grid \\
-        --config.objective.t1=blocks --config.objective.t2=identity \\
+        --config.objective.t1=rectangles --config.objective.t2=identity \\
         --config.objective.targets=ema --config.objective.similarity=smoothed_l1
     occinv reproduce grid --scale quickstart --workdir runs/grid-table
 
-t1, t2      identity, jitter, crop, masking, blocks
+t1, t2      identity, jitter, crop, masking, rectangles
 targets     pixels, ids, encoder, ema
 similarity  pixel_l2, decoder_distance, infonce, byol, cross_entropy, smoothed_l1
 
-240 of the 600 combinations can work; the others are refused with the reason. Everything else is as
-in configs/mae.py for all of them alike, so this compares axes, not recipes: those that an objective
-was published with are in its own config. Variants: configs/scales.py.
+240 of the 600 combinations work; the others are refused with the reason. All other settings are
+those of configs/mae.py for every combination, so this compares axes, not recipes: the published
+recipe of an objective is its own config. Variants: configs/scales.py.
 """
 
 from ml_collections import ConfigDict
 
-from configs.beit import SMALLEST_BLOCK, TOKENIZER
+from configs.beit import MIN_RECTANGLE, TOKENIZER
 from configs.cmae import HEADS
 from configs.pretraining import DECODER, pretraining
 from configs.scales import VARIANTS
 
 __all__ = ["VARIANTS", "get_config"]
 
-# Fewer steps need a faster copy, and fewer images fewer prototypes.
+# Fewer steps need a faster EMA, and fewer images fewer prototypes.
 MOMENTUM = {"imagenet": 0.996, "tiny_imagenet": 0.996, "quickstart": 0.99, "smoke": 0.9}
 PROTOTYPES = {"imagenet": 8192, "tiny_imagenet": 1024, "quickstart": 256, "smoke": 64}
-# A crop leaves out more than the image that `identity` shows, which is data.crop_scale of it.
+# A crop shows less than the image of `identity`, whose area is data.crop_scale.
 CROP_SCALE = {
     "imagenet": (0.08, 0.6),
     "tiny_imagenet": (0.08, 0.6),
@@ -45,7 +45,7 @@ def get_config(variant: str = "imagenet") -> ConfigDict:
         "similarity": "infonce",
         "mask_ratio": 0.75,
         "t2_mask_ratio": 0.25,
-        "min_rectangle": SMALLEST_BLOCK[variant],
+        "min_rectangle": MIN_RECTANGLE[variant],
         "crop_scale": CROP_SCALE[variant],
         "tokenizer": TOKENIZER[variant],
         "temperature": 0.2,

@@ -1,16 +1,17 @@
-"""iBOT: DINO, whose student also tells patches that it lacks as the teacher sees them.
+"""iBOT: DINO, and the student also predicts the teacher's output for its removed patches.
 
     occinv train --config configs/ibot.py --workdir runs/ibot
 
-The command published for ViT-S/16: batch 1024, lr 5e-4 · batch / 256, crops as DINO's, of half of
-the large ones 10 to 50 % of the patches removed in blocks. For ViT-B/16 the paper has 400 epochs
-(84.0 % after fine-tuning), and its code's help prototypes of length 1. Variants: configs/scales.py.
+The published command for ViT-S/16: batch 1024, lr 5e-4 · batch / 256, DINO's crops; in half of the
+large crops, 10 to 50 % of the patches are removed in rectangles. For ViT-B/16 the paper has 400
+epochs (84.0 % after fine-tuning), and its code recommends unit prototypes. Variants:
+configs/scales.py.
 """
 
 from ml_collections import ConfigDict
 
 from configs import dino
-from configs.beit import SMALLEST_BLOCK
+from configs.beit import MIN_RECTANGLE
 from configs.scales import VARIANTS
 
 __all__ = ["VARIANTS", "get_config"]
@@ -23,7 +24,7 @@ def get_config(variant: str = "imagenet") -> ConfigDict:
             "name": "ibot",
             "mask_probability": 0.5,
             "mask_ratio": (0.1, 0.5),
-            "min_rectangle": SMALLEST_BLOCK[variant],
+            "min_rectangle": MIN_RECTANGLE[variant],
         }
     )
     if variant == "imagenet":

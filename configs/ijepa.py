@@ -1,12 +1,12 @@
-"""I-JEPA: from one block of an image, a teacher's features of four others.
+"""I-JEPA: a teacher's features of four rectangles are predicted from the rest of the image.
 
     occinv train --config configs/ijepa.py --workdir runs/ijepa
     occinv train --config configs/linear.py --workdir runs/ijepa-linear \\
         --config.init_from=runs/ijepa --config.objective.pooling=mean
 
-The paper's ViT-B/16 on ImageNet-1k: 600 epochs (72.9 % by linear probing). Optimization is that of
-the official file for ViT-H/14, the smallest that there is: batch 2048, lr 1e-3, weight decay 0.04
-to 0.4, 40 epochs of warm-up, no color and no mirroring. Variants: configs/scales.py.
+The paper's ViT-B/16 on ImageNet-1k: 600 epochs (72.9 % by linear probing). The optimizer is that of
+the official file for ViT-H/14, the smallest published: batch 2048, lr 1e-3, weight decay 0.04 to
+0.4, 40 epochs of warm-up, no color jitter and no flips. Variants: configs/scales.py.
 """
 
 from ml_collections import ConfigDict
@@ -16,8 +16,8 @@ from configs.scales import VARIANTS
 
 __all__ = ["VARIANTS", "get_config"]
 
-# Four would leave next to nothing of a small grid.
-TARGET_BLOCKS = {"imagenet": 4, "tiny_imagenet": 3, "quickstart": 2, "smoke": 2}
+# Four targets would cover nearly all of a small grid.
+NUM_TARGETS = {"imagenet": 4, "tiny_imagenet": 3, "quickstart": 2, "smoke": 2}
 PREDICTOR = {
     "imagenet": {"predictor_width": 384, "predictor_depth": 6, "predictor_heads": 12},
     "tiny_imagenet": {"predictor_width": 96, "predictor_depth": 4, "predictor_heads": 3},
@@ -33,7 +33,7 @@ def get_config(variant: str = "imagenet") -> ConfigDict:
         "target_scale": 0.175,
         "target_aspect": 1.125,
         "context_scale": 0.925,
-        "target_blocks": TARGET_BLOCKS[variant],
+        "num_targets": NUM_TARGETS[variant],
         "momentum": 0.996,
         **PREDICTOR[variant],
     }
@@ -43,7 +43,7 @@ def get_config(variant: str = "imagenet") -> ConfigDict:
         config.train.update({"batch_size": 2048, "duration": {"epochs": 600}})
         config.optimizer.update({"warmup": {"epochs": 40}, "min_lr": 1e-6})
     else:
-        config.optimizer.base_lr = 4e-3  # at four times it digits fine-tune as from a random start
+        config.optimizer.base_lr = 4e-3  # at four times this, pretraining does not help on digits
     config.optimizer.update(
         {"betas": (0.9, 0.999), "weight_decay": 0.04, "final_weight_decay": 0.4}
     )

@@ -3,22 +3,21 @@
     occinv train --config configs/linear.py --workdir runs/mae-probed --config.init_from=runs/mae
 
 The settings of the official MAE (`main_linprobe.py`), which the paper shares. Table 4 has 54.5 %
-for MAE and 41.1 % for C-MAE after 100 epochs of pretraining; Table 8 is of encoders pretrained on
-1000 images, while the probe sees all of ImageNet: random features (no `init_from`) 6.1 %, MAE
-13.8 %, R-MAE 25.9 %, C-MAE 20.1 %.
+for MAE and 41.1 % for C-MAE after 100 epochs of pretraining. Table 8 is of encoders pretrained on
+1000 images, while the probe is trained on all of ImageNet: random features (no `init_from`) 6.1 %,
+MAE 13.8 %, R-MAE 25.9 %, C-MAE 20.1 %.
 
-An image costs a forward pass and no backward one, a third of what it costs in fine-tuning. A batch
-is 16384 images, which a few devices cannot hold at once: with `--config.train.batch_size=4096` the
-learning rate follows.
+An image costs one forward pass, a third of its cost in fine-tuning. A batch is 16384 images, which
+a few devices cannot hold; with `--config.train.batch_size=4096` the learning rate is scaled, too.
 
-Each of `lr_factors` is a head of its own at factor · learning rate, next to nothing beside the
-encoder. They are half decades around the official rate, which was found for one encoder, and most
-are below: a step of LARS is a share of a weight's own length, and nothing decays, so that at ten
-times the official rate weights can outgrow float32 in 7000 steps. `top1` is the best head's, chosen
-on the evaluation images.
+Each of `lr_factors` has its own head, trained at factor · learning rate; heads cost little beside
+the encoder. The factors are half decades around the official rate, which was tuned for one encoder,
+and most are below it: a step of LARS is a share of a weight's own norm, and nothing decays, so that
+at ten times the official rate weights can overflow float32 in 7000 steps. `top1` is that of the
+best head, chosen on the evaluation images.
 
-Variants: configs/scales.py. The small ones have few steps, so they take larger shares (the trust
-coefficient). On quickstart 61 % for random features, 81 % after configs/mae.py:quickstart.
+Variants: configs/scales.py. The small ones have few steps, so they take larger ones (the trust
+coefficient). On quickstart: 61 % for random features, 81 % after configs/mae.py:quickstart.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""MAE: 75 % of the patches removed, the removed pixels predicted.
+"""MAE: 75 % of the patches are removed, and their pixels are predicted.
 
     occinv train --config configs/mae.py --workdir runs/mae
     occinv train --config configs/mae.py:smoke --workdir runs/mae-smoke

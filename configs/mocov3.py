@@ -1,4 +1,4 @@
-"""MoCo v3: InfoNCE between the class tokens of two augmented crops, negatives the whole batch.
+"""MoCo v3: InfoNCE between the class tokens of two augmented crops; the batch is the negatives.
 
     occinv train --config configs/mocov3.py --workdir runs/mocov3
 

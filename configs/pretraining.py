@@ -1,4 +1,4 @@
-"""What MAE, R-MAE and C-MAE share: everything but the objective and its learning rate."""
+"""The settings that pretraining objectives share: everything but objective and learning rate."""
 
 from ml_collections import ConfigDict
 
@@ -13,7 +13,7 @@ DECODER = {
 
 
 def pretraining(variant: str, base_lr: float) -> ConfigDict:
-    """Every section but `objective`. `base_lr` is the objective's own on ImageNet."""
+    """Return every section but `objective`. `base_lr` is the objective's on ImageNet."""
     config = scale(variant)
     config.train = {
         "imagenet": {"batch_size": 1024, "duration": {"epochs": 100}},

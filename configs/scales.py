@@ -1,9 +1,9 @@
-"""The images and the encoder of each variant, the same for pretraining and fine-tuning.
+"""The data and the encoder of each variant, the same for pretraining and fine-tuning.
 
 imagenet        the paper's: ViT-B/16 on ImageNet at 224²
 tiny_imagenet   ViT-tiny with patch 8 on a folder of 64² images
 quickstart      four small blocks on scikit-learn's digits at 16², for two CPU cores
-smoke           the same for a handful of steps
+smoke           the same for a few steps
 """
 
 from ml_collections import ConfigDict
@@ -12,7 +12,7 @@ DIGITS = {
     "source": "digits",
     "image_size": 16,
     "resize_ratio": 1.0,
-    # A mirrored or severely cropped digit is another one, or none.
+    # A mirrored or severely cropped digit is another digit, or none.
     "crop_scale": (0.5, 1.0),
     "flip": False,
 }
@@ -32,5 +32,5 @@ VARIANTS = tuple(DATA)
 
 
 def scale(variant: str) -> ConfigDict:
-    """The sections `data` and `encoder`, and a seed."""
+    """Return the sections `data` and `encoder`, and a seed."""
     return ConfigDict({"seed": 0, "data": DATA[variant], "encoder": ENCODER[variant]})

@@ -1,9 +1,9 @@
-"""Supervised training from scratch: fine-tuning with nothing to start from.
+"""Supervised training from scratch: fine-tuning without a pretrained encoder.
 
     occinv train --config configs/supervised.py --workdir runs/supervised
 
 The settings are those of configs/finetune.py, as in the paper (Table 1, "Random Init": 80.9 % after
-100 epochs, 82.1 % after 300), but no layer learns slower than another. Variants: the same.
+100 epochs, 82.1 % after 300), but without layer-wise learning-rate decay. Variants: the same.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""A tokenizer of one's own, for BEiT and CAE: an autoencoder through a codebook.
+"""A tokenizer for BEiT and CAE, trained on your own images: an autoencoder through a codebook.
 
     occinv train --config configs/tokenizer.py:tiny_imagenet --workdir runs/tokenizer
     occinv train --config configs/beit.py:tiny_imagenet --workdir runs/beit \\
@@ -6,8 +6,8 @@
         --config.objective.tokenizer.encoder.name=tiny \\
         --config.objective.tokenizer.encoder.patch_size=8
 
-`used_codes` and `perplexity` of the evaluation say how much of the codebook is in use, and its
-pictures what the codes keep of an image. Variants: configs/scales.py.
+The evaluation's `used_codes` and `perplexity` show how much of the codebook is used, and its
+pictures what the codes preserve of an image. Variants: configs/scales.py.
 """
 
 from ml_collections import ConfigDict

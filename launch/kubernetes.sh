@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Trains on the nodes of a Kubernetes cluster as a JobSet (jobset.sigs.k8s.io), one process a node.
+# Train on a Kubernetes cluster as a JobSet (jobset.sigs.k8s.io), with one process per node.
 #
 #   NAME=mae IMAGE=registry.example/occinv HOSTS=4 CHIPS=4 TPU=tpu-v5-lite-podslice TOPOLOGY=4x4 \
 #     VOLUME=shared launch/kubernetes.sh [--dry-run] CONFIG WORKDIR [--config.field=value ...]
 #
-# For GPUs leave TPU and TOPOLOGY out: CHIPS are then those of nvidia.com/gpu. IMAGE has occinv
-# installed and this checkout as its working directory. VOLUME is a claim that every node can write
-# to, mounted at /shared, where WORKDIR lies. A lost node restarts all (RESTARTS times, 100 unless
-# told), and the run in WORKDIR continues. --dry-run prints the manifest.
+# For GPUs, leave TPU and TOPOLOGY out; CHIPS is then the number of nvidia.com/gpu. IMAGE has occinv
+# installed, and this checkout as its working directory. VOLUME is the name of a
+# PersistentVolumeClaim that every node can write to. It is mounted at /shared, and WORKDIR is a
+# folder below /shared. If a node is lost, all nodes restart, up to RESTARTS times (default: 100),
+# and the run in WORKDIR continues. --dry-run only prints the manifest. To see the logs:
 #   kubectl logs --follow --selector jobset.sigs.k8s.io/jobset-name=NAME --all-containers
 set -euo pipefail
 
@@ -18,22 +19,22 @@ if (($# < 2)); then
   exit 2
 fi
 if [[ $2 != /shared/* ]]; then
-  echo "$0: WORKDIR is $2, expected a folder below /shared, which is VOLUME" >&2
+  echo "$0: WORKDIR is $2, expected a folder below /shared, where VOLUME is mounted" >&2
   exit 2
 fi
 for setting in NAME IMAGE HOSTS CHIPS VOLUME; do
   if [[ -z ${!setting-} ]]; then
-    echo "$0: $setting is not set (see the head of this file)" >&2
+    echo "$0: $setting is not set. The comment at the top of this file explains it." >&2
     exit 2
   fi
 done
 if [[ -n ${TPU-} && -z ${TOPOLOGY-} ]]; then
-  echo "$0: TPU=$TPU without TOPOLOGY, such as 4x4" >&2
+  echo "$0: TPU=$TPU needs TOPOLOGY. Set it, for example TOPOLOGY=4x4." >&2
   exit 2
 fi
 
-# Pod 0 of the set is process 0; JobSet gives it this name. Inside the container the shell puts in
-# which pod it is.
+# Pod 0 of the JobSet is process 0, under this host name. The shell in the container expands
+# JOB_COMPLETION_INDEX, the number of its pod.
 occinv="occinv train --coordinator $NAME-workers-0-0.$NAME:8476 --num-processes $HOSTS \
 --process-id \$JOB_COMPLETION_INDEX $(printf '%q ' --config "$1" --workdir "$2" "${@:3}")"
 
@@ -45,7 +46,7 @@ if [[ -n ${TPU-} ]]; then
                 cloud.google.com/gke-tpu-accelerator: $TPU
                 cloud.google.com/gke-tpu-topology: $TOPOLOGY"
 fi
-# YAML takes a string in single quotes as it is, but for single quotes, which it wants twice.
+# In a YAML string in single quotes, only a single quote is special: it is written twice.
 manifest="apiVersion: jobset.x-k8s.io/v1alpha2
 kind: JobSet
 metadata:
@@ -65,7 +66,7 @@ spec:
           template:
             spec:$selector
               restartPolicy: Never
-              terminationGracePeriodSeconds: 300  # SIGTERM comes first, on which occinv saves
+              terminationGracePeriodSeconds: 300  # occinv saves when it gets SIGTERM
               containers:
                 - name: occinv
                   image: $IMAGE

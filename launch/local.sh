@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Trains on this machine, on all its accelerators (or on its CPU where it has none).
+# Train on all accelerators of this machine, or on its CPU if it has no accelerator.
 #
 #   launch/local.sh [--dry-run] CONFIG WORKDIR [--config.field=value ...]
 #
-# Run it again after an interruption: the run in WORKDIR continues.
+# After an interruption, run the same command again: the run in WORKDIR continues.
 set -euo pipefail
 
 dry_run=false
@@ -13,7 +13,7 @@ if (($# < 2)); then
   exit 2
 fi
 
-# The checkout's own environment where `make` has made one, else the one that is active.
+# Use the environment that `make` creates in the checkout, or else the active environment.
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 occinv=$root/.venv/bin/occinv
 [[ -x $occinv ]] || occinv=occinv

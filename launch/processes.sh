@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Trains with N processes on this machine: how several hosts behave, without them.
+# Train with N processes on this machine, to see how several hosts behave.
 #
 #   launch/processes.sh [--dry-run] N CONFIG WORKDIR [--config.field=value ...]
 #
-# Each has the devices that JAX gives it: on a CPU one of its own; for GPUs set CUDA_VISIBLE_DEVICES
-# in a wrapper of yours, or use local.sh, where one process drives all. SIGTERM and Ctrl-C go to
-# all. Run it again after an interruption, with any N: the run in WORKDIR continues.
+# On a CPU, each process has one device. For GPUs, use local.sh, where one process uses all GPUs, or
+# set CUDA_VISIBLE_DEVICES per process in a wrapper of occinv. SIGTERM and Ctrl-C reach all
+# processes. After an interruption, run the same command again, with any N: the run in WORKDIR
+# continues.
 set -euo pipefail
 
 dry_run=false
@@ -16,7 +17,7 @@ if (($# < 3)); then
 fi
 count=$1
 if ! [[ $count =~ ^[1-9][0-9]*$ ]]; then
-  echo "$0: N is $count, expected a number of processes, 1 or more" >&2
+  echo "$0: N is $count, expected a number of processes of 1 or more" >&2
   exit 2
 fi
 
@@ -24,7 +25,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 occinv=$root/.venv/bin/occinv
 [[ -x $occinv ]] || occinv=occinv
 
-# A port that nobody else has just taken, unless told.
+# By default, use a random port, so that two runs on this machine do not collide.
 port=${PORT:-$((20000 + RANDOM % 20000))}
 processes=()
 trap 'kill -TERM "${processes[@]}" 2> /dev/null || true' TERM INT
@@ -37,7 +38,7 @@ done
 
 status=0
 for process in ${processes[@]+"${processes[@]}"}; do
-  # A signal ends `wait` early: wait again for the same process.
+  # A signal ends `wait` early. Wait again for the same process.
   while true; do
     wait "$process" && code=0 || code=$?
     kill -0 "$process" 2> /dev/null || break

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU slice: creates it (or takes the one of that name), installs the committed
-# state of this checkout on every worker, and runs the same command on all of them.
+# Train on a Cloud TPU slice. Create the slice, unless one of this name exists. Install the
+# committed state of this checkout on every worker, and run the same command on all workers.
 #
 #   NAME=occinv ZONE=us-east5-b TYPE=v6e-32 VERSION=v2-alpha-tpuv6e PROJECT=my-project \
 #     launch/tpu_pod.sh [--dry-run] CONFIG WORKDIR [--config.field=value ...]
 #
-# QUEUE=1 waits in the queue for a slice, SPOT=1 takes one that may be preempted. A preempted slice
-# is deleted and made again, RESTARTS times (100 unless told), and the run in WORKDIR continues;
-# WORKDIR is a folder that every worker sees (NFS, or a mounted bucket). Run it again after an
-# interruption of your own. The slice costs money until you delete it:
+# QUEUE=1 waits for a queued slice. SPOT=1 uses a slice that may be preempted. A preempted slice is
+# deleted and created again, up to RESTARTS times (default: 100), and the run in WORKDIR continues.
+# WORKDIR is a folder on a file system that all workers share (NFS, or a mounted bucket). After an
+# interruption, run the same command again. The slice costs money until you delete it:
 #   gcloud compute tpus tpu-vm delete NAME --zone ZONE --project PROJECT
 set -euo pipefail
 
@@ -19,12 +19,12 @@ if (($# < 2)); then
   exit 2
 fi
 if [[ $2 != /* ]]; then
-  echo "$0: WORKDIR is $2, expected the whole path (/...) of a folder that every worker sees" >&2
+  echo "$0: WORKDIR is $2, expected an absolute path (/...) that all workers share" >&2
   exit 2
 fi
 for setting in NAME ZONE TYPE VERSION PROJECT; do
   if [[ -z ${!setting-} ]]; then
-    echo "$0: $setting is not set (see the head of this file)" >&2
+    echo "$0: $setting is not set. The comment at the top of this file explains it." >&2
     exit 2
   fi
 done
@@ -40,7 +40,7 @@ tpu() { run gcloud compute tpus tpu-vm "$1" "$NAME" "${where[@]}" "${@:2}"; }
 queue() { run gcloud compute tpus queued-resources "$1" "$NAME" "${where[@]}" "${@:2}"; }
 on_all_workers() { tpu ssh --worker=all --command "$1"; }
 
-# READY, PREEMPTED, …, or nothing where there is no such slice.
+# Print READY, PREEMPTED, …, or nothing if the slice does not exist.
 state() {
   $dry_run || gcloud compute tpus tpu-vm describe "$NAME" "${where[@]}" --format 'value(state)' \
     2> /dev/null || true
@@ -65,7 +65,7 @@ delete_slice() {
 install() {
   run gcloud compute tpus tpu-vm scp "$archive" "$NAME:occinv.tar.gz" --worker=all "${where[@]}" \
     || return
-  # The images of TPU VMs carry an older Python than occinv needs; uv brings one.
+  # The Python of TPU VM images is too old for occinv. uv installs a newer one.
   on_all_workers "mkdir -p occinv && tar -xzf occinv.tar.gz -C occinv && cd occinv && \
 python3 -m pip install --quiet --user uv && python3 -m uv venv --quiet --allow-existing --python 3.12 && \
 python3 -m uv pip install --quiet --python .venv/bin/python -e '.[tpu]'"
@@ -76,10 +76,10 @@ archive=$(mktemp -d)/occinv.tar.gz
 trap 'rm -r "$(dirname "$archive")"' EXIT
 run git archive --format=tar.gz --output "$archive" HEAD
 for ((attempt = 0; ; attempt++)); do
-  # Not `set -e`: a slice can be preempted at any of these.
+  # `set -e` does not apply in an `if`. The slice can be preempted during each of these steps.
   if make_slice && install && on_all_workers "cd occinv && .venv/bin/occinv train --distributed \
 $(printf '%q ' --config "$1" --workdir "$2" "${@:3}")"; then exit 0; else status=$?; fi
   if [[ $(state) != PREEMPTED ]] || ((attempt >= ${RESTARTS:-100})); then exit "$status"; fi
-  echo "$NAME was preempted: making it again"
+  echo "$NAME was preempted. Creating it again."
   delete_slice
 done

@@ -12,7 +12,7 @@ __all__ = ["load_encoder"]
 
 
 def __getattr__(name: str) -> Any:
-    # On first use, so that `occinv --help` and `import occinv` load no JAX.
+    # Import on first use, so that `occinv --help` and `import occinv` do not import JAX.
     if name == "load_encoder":
         from occinv.evaluators.encoder import load_encoder
 

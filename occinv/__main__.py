@@ -1,4 +1,4 @@
-"""`python -m occinv` is the command `occinv`."""
+"""Run the command `occinv` as `python -m occinv`."""
 
 import sys
 

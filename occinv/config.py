@@ -1,9 +1,9 @@
-"""From `--config configs/mae.py:smoke --config.seed=1` to a plain config."""
+"""Load a config from a Python file, and apply the overrides of the command line."""
 
 from __future__ import annotations
 
 import ast
-import importlib.util
+import runpy
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,14 +15,15 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 def load_config(spec: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """The config that `spec` names, with overrides applied, as plain dicts.
+    """Return the config of a file as plain dicts, with overrides applied in their order.
 
     Args:
-      spec: `PATH` or `PATH:VARIANT`; the file's `get_config(variant)` is called. If the file names
-        its `VARIANTS`, another one is an error.
-      overrides: arguments `--config.section.field=value`.
+      spec: `FILE` or `FILE:VARIANT`. The file's function `get_config(variant)` is called. Its
+        `VARIANTS`, if it has any, are the valid variants.
+      overrides: arguments of the form `--config.section.field=value`.
 
-    Raises UserError for a file, variant or override that cannot be used.
+    Raises:
+      UserError: The file, the variant or an override is not valid.
     """
     config = plain(_get_config(spec))
     for override in overrides:
@@ -30,32 +31,37 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
     return config
 
 
+def parse(text: str) -> Any:
+    """Return the value of a Python literal (3e-4, None, True, (0.2, 1.0)), else the string."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return {"true": True, "false": False}.get(text, text)
+
+
 def _get_config(spec: str) -> Any:
     name, _, variant = spec.partition(":")
     path = Path(name).expanduser()
     if not path.is_file():
-        known = sorted(str(p) for p in path.parent.glob("*.py")) or sorted(
-            f"configs/{p.name}" for p in CONFIGS.glob("*.py")
-        )
-        raise UserError(f"--config {name!r} is not a file{nearest(name, known)}")
-    module_spec = importlib.util.spec_from_file_location(f"occinv_config_{path.stem}", path)
-    if module_spec is None or module_spec.loader is None:
+        files = [str(p) for p in path.parent.glob("*.py")]
+        files = files or [f"configs/{p.name}" for p in CONFIGS.glob("*.py")]
+        raise UserError(f"--config {name!r} is not a file{nearest(name, files)}")
+    if path.suffix != ".py":
         raise UserError(f"--config {name!r} is not a Python file")
-    module = importlib.util.module_from_spec(module_spec)
-    # Configs import each other as `configs.other`; one's own modules are found where one stands.
+    # A config may import `configs.other` from its own checkout, and modules of the working
+    # directory. The working directory stays importable: an objective may be named `module:Class`.
     before, here = list(sys.path), str(Path.cwd())
     sys.path[:0] = [str(path.resolve().parent.parent), here]
     try:
-        module_spec.loader.exec_module(module)
+        module = runpy.run_path(str(path), run_name=f"occinv_config_{path.stem}")
     finally:
-        # What stands here stays importable: an objective may be named `module:Class`.
         sys.path[:] = before if here in before else [here, *before]
-    if not hasattr(module, "get_config"):
+    if "get_config" not in module:
         raise UserError(f"--config {name!r} has no function get_config")
-    variants = getattr(module, "VARIANTS", ())
+    variants = module.get("VARIANTS", ())
     if variant and variants and variant not in variants:
         raise UserError(f"--config {name!r} has no variant {variant!r}{nearest(variant, variants)}")
-    return module.get_config(variant) if variant else module.get_config()
+    return module["get_config"](variant) if variant else module["get_config"]()
 
 
 def _apply(config: dict[str, Any], override: str) -> None:
@@ -65,14 +71,6 @@ def _apply(config: dict[str, Any], override: str) -> None:
     *sections, field = path.split(".")
     for section in sections:
         config = config.setdefault(section, {})
-        if config is None or not isinstance(config, dict):
+        if not isinstance(config, dict):
             raise UserError(f"{override!r}: {section} is not a section but a field")
     config[field] = parse(text)
-
-
-def parse(text: str) -> Any:
-    """A value as Python writes it (3e-4, None, True, (0.2, 1.0)); anything else is a string."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return {"true": True, "false": False}.get(text, text)

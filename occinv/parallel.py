@@ -1,9 +1,9 @@
-"""The mesh of all accelerators, and how arrays lie on it.
+"""The mesh of all accelerators, and where arrays are placed on it.
 
-Programs are written for the global batch and compiled with `jax.jit`; the compiler parts the work
-along the mesh. A loss that couples the batch therefore sees all of it, however many devices there
-are. The mesh has two axes, `data` × `fsdp`: the images lie over both, and the train state, which
-each place along `data` holds once, over `fsdp` (Rajbhandari et al. 2020, ZeRO, arXiv:1910.02054).
+Programs are written for the global batch and compiled with `jax.jit`; the compiler partitions the
+work over the mesh. A loss that couples the batch therefore sees the whole batch on any number of
+devices. The mesh has two axes, `data` × `fsdp`: images are sharded over both. The train state is
+sharded over `fsdp` and replicated over `data` (Rajbhandari et al. 2020, ZeRO, arXiv:1910.02054).
 """
 
 from __future__ import annotations
@@ -21,28 +21,29 @@ from occinv.schema import UserError
 
 Tree = TypeVar("Tree")
 
+IMAGES = ("data", "fsdp")  # the mesh axes that the images of a batch are sharded over
+STACK = "scan"  # the name of the stacked parameters of transformer blocks
 
-IMAGES = ("data", "fsdp")  # the axes of the mesh along which the images of a batch are parted
-
-# Smaller arrays, biases for the most part, are not worth sending for: every device has them whole.
+# Smaller arrays (mostly biases) are not worth the communication: every device holds them whole.
 SHARDED_FROM = 2**15  # numbers
 
-# A process that has died is noticed after so many seconds, and then all others end.
+# A process that has died is noticed after this many seconds; then all others stop.
 PEER_TIMEOUT = 60
 
 
 def join(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
-    """Makes this process one of several, before anything else is done with JAX.
+    """Make this process one of several. Call it before anything else uses JAX.
 
-    Without arguments the cluster is asked who is there: SLURM, Cloud TPU, Kubernetes, Open MPI.
+    Without arguments the cluster is detected: SLURM, Cloud TPU, Kubernetes, Open MPI.
 
     Args:
-      coordinator: HOST:PORT of process 0, at which it listens.
-      num_processes, process_id: how many there are, and which this is, from 0.
+      coordinator: HOST:PORT where process 0 listens.
+      num_processes, process_id: The number of processes, and the number of this one from 0.
 
-    Raises UserError where no cluster is found and nothing was given, or only a part of it.
+    Raises:
+      UserError: No cluster is found and no arguments were given, or only some of them.
     """
     given = {
         "--coordinator": coordinator,
@@ -51,7 +52,7 @@ def join(
     }
     missing = [name for name, value in given.items() if value is None]
     if 0 < len(missing) < len(given):
-        raise UserError(f"{' and '.join(missing)} missing, expected all of {', '.join(given)}")
+        raise UserError(f"{' and '.join(missing)} missing; give all of {', '.join(given)}")
     if num_processes is not None and not 0 <= (process_id or 0) < num_processes:
         raise UserError(f"--process-id {process_id}, expected 0 to {num_processes - 1}")
     try:
@@ -60,44 +61,43 @@ def join(
         )
     except ValueError as error:
         raise UserError(
-            "--distributed found no cluster (SLURM, Cloud TPU, Kubernetes, Open MPI): give "
+            "--distributed found no cluster (SLURM, Cloud TPU, Kubernetes, Open MPI); give "
             f"--coordinator HOST:PORT, --num-processes and --process-id ({error})"
         ) from error
 
 
 def make_mesh(devices: list[jax.Device] | None = None, fsdp: int = 1) -> Mesh:
-    """The mesh `data` × `fsdp` over every device of every process (or over `devices`).
+    """Make the mesh `data` × `fsdp` over every device of every process (or over `devices`).
 
-    `fsdp` devices share one copy of the train state. Raises UserError if it is no divisor of them.
+    Raises:
+      UserError: `fsdp`, the number of devices that share one train state, does not divide them.
     """
-    # A process's devices are neighbors, so that it has consecutive images of the global batch:
-    # the i-th is the same image with the same draws on any number of processes.
+    # The devices of a process are neighbors, so that it holds consecutive images of the global
+    # batch: image i is the same image with the same draws on any number of processes.
     devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
     if len(devices) % fsdp:
         possible = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
         near = min(possible, key=lambda n: abs(n - fsdp))
-        raise UserError(
-            f"train.fsdp={fsdp}, expected a divisor of the {len(devices)} devices (nearest: {near})"
-        )
+        raise UserError(f"train.fsdp={fsdp} does not divide the {len(devices)} devices; use {near}")
     return Mesh(np.reshape(devices, (-1, fsdp)), IMAGES, axis_types=(AxisType.Auto,) * 2)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds the whole array."""
+    """Place the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def by_image(mesh: Mesh) -> NamedSharding:
-    """The leading axis, the images of the global batch, is parted over the devices."""
+    """Shard the leading axis, the images of the global batch, over all devices."""
     return NamedSharding(mesh, PartitionSpec(IMAGES))
 
 
 def of_state(mesh: Mesh, state: Any) -> Any:
-    """Where each array of a train state (arrays, or their shapes) lies: a tree of shardings.
+    """Return the sharding of each array of a train state (arrays, or their shapes).
 
-    The longest axis that the `fsdp` devices can share equally is parted among them (of equally long
-    ones the last, so that a stack of blocks is not parted by blocks), in arrays of SHARDED_FROM
-    numbers or more. Along `data` every device has the same.
+    In arrays of at least SHARDED_FROM numbers, the longest axis that the `fsdp` devices divide is
+    sharded over them (of equally long axes the last one, so that a stack of blocks is not split by
+    block). Over `data` every array is replicated.
     """
     count = mesh.shape["fsdp"]
 
@@ -111,46 +111,72 @@ def of_state(mesh: Mesh, state: Any) -> Any:
     return jax.tree.map(sharding, state)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def gathered(mesh: Mesh, params: Tree) -> Tree:
-    """Sharded `params` whole on every device; the gradient goes back the way that they lie.
+def is_sharded(mesh: Mesh | None) -> bool:
+    """Whether no device holds all parameters."""
+    return mesh is not None and mesh.shape["fsdp"] > 1
 
-    What the compiler would choose otherwise is to part the arithmetic as the parameters are
-    parted, and to send activations about.
+
+def gather(mesh: Mesh | None, tree: Tree) -> Tree:
+    """Gather sharded parameters for a forward pass, all but the stacks of blocks.
+
+    Each block gathers its own parameters (`gather_block`) when it is computed.
+    """
+    if mesh is None or not is_sharded(mesh):
+        return tree
+
+    def one(path: Any, x: jax.Array) -> jax.Array:
+        in_stack = any(getattr(key, "key", None) == STACK for key in path)
+        return x if in_stack else jax.lax.with_sharding_constraint(x, replicated(mesh))
+
+    return jax.tree.map_with_path(one, tree)
+
+
+def scatter(mesh: Mesh | None, gradient: Tree) -> Tree:
+    """Shard a gradient as the parameters are sharded."""
+    if mesh is None or not is_sharded(mesh):
+        return gradient
+    return jax.lax.with_sharding_constraint(gradient, of_state(mesh, gradient))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def gather_block(mesh: Mesh, params: Tree) -> Tree:
+    """Gather the sharded parameters of one block; their gradient is scattered again.
+
+    Without it the compiler would partition the arithmetic like the parameters, and send activations
+    between devices.
     """
     return jax.lax.with_sharding_constraint(params, replicated(mesh))
 
 
-def _scattered(mesh: Mesh, _: None, gradient: Tree) -> tuple[Tree]:
-    return (jax.lax.with_sharding_constraint(gradient, of_state(mesh, gradient)),)
-
-
-gathered.defvjp(lambda mesh, params: (gathered(mesh, params), None), _scattered)
+gather_block.defvjp(
+    lambda mesh, params: (gather_block(mesh, params), None),
+    lambda mesh, _, gradient: (scatter(mesh, gradient),),
+)
 
 
 def check_batch(mesh: Mesh, batch_size: int, path: str = "train.batch_size") -> None:
-    """Raises UserError unless the devices can share `batch_size` images equally."""
+    """Raise UserError unless the devices can share `batch_size` images equally."""
     if batch_size % mesh.size:
         below = batch_size // mesh.size * mesh.size
         choices = f"{below} or {below + mesh.size}" if below else str(mesh.size)
         raise UserError(
-            f"{path}={batch_size} is not divisible by the {mesh.size} devices (nearest: {choices})"
+            f"{path}={batch_size} is not divisible by the {mesh.size} devices; use {choices}"
         )
 
 
 def put_batch(mesh: Mesh, batch: Tree) -> Tree:
-    """This process's rows of a batch, as arrays of the global batch on the devices."""
+    """Put this process's rows of a batch on its devices, as arrays of the global batch."""
     sharding = by_image(mesh)
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)
 
 
 def fetch(tree: Any) -> Any:
-    """Replicated arrays as NumPy arrays, on every process."""
+    """Return replicated arrays as NumPy arrays, on every process."""
     return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), tree)
 
 
 def from_first_process(find: Callable[[], int | None]) -> int | None:
-    """`find()` as process 0 sees it, on every process; the others do not call it."""
+    """Call `find` on process 0 only and return its result on every process."""
     if jax.process_count() == 1:
         return find()
     found = find() if jax.process_index() == 0 else None
@@ -159,7 +185,7 @@ def from_first_process(find: Callable[[], int | None]) -> int | None:
 
 
 def compute_dtype(precision: str, mesh: Mesh | None = None) -> Any:
-    """The dtype of the computation: bfloat16 on accelerators unless told, float32 on CPU."""
+    """Return the dtype of the computation; `auto` is float32 on CPU and bfloat16 elsewhere."""
     if precision == "auto":
         platform = mesh.devices.flat[0].platform if mesh is not None else jax.default_backend()
         precision = "float32" if platform == "cpu" else "bfloat16"

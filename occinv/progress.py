@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a bar with the time left, or lines in a log file."""
+"""The progress of a run: a bar with the remaining time on a terminal, lines in a log file."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ Watch = Callable[[int, int, dict[str, float] | None], None]
 
 
 class Progress:
-    """A context in which stages show how far they are.
+    """A context manager that shows the progress of training stages.
 
-    On a terminal there is a bar for the stage and, with `total`, one for the whole; elsewhere each
-    logged set of metrics becomes a line.
+    A terminal shows a bar for the current stage and, with `total`, one for all stages. Other
+    outputs get one line for each logged set of metrics.
 
     Args:
-      total: the cost of all stages together, in any unit; 0 for a single stage.
+      total: The cost of all stages, in any unit; 0 for a single stage.
+      console: The output; None is standard output.
     """
 
     def __init__(self, total: float = 0.0, console: Console | None = None) -> None:
@@ -29,16 +30,15 @@ class Progress:
             TextColumn("{task.percentage:>3.0f} %"),
             TimeElapsedColumn(),
             TextColumn("left"),
-            # Stages differ in speed: judge by the last minutes, not the last seconds.
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=self.console,
             disable=not self.console.is_terminal,
-            speed_estimate_period=120,
+            speed_estimate_period=120,  # seconds, because stages differ in speed
         )
-        self._whole: TaskID | None = None
+        self._total: TaskID | None = None
         if total:
-            self._whole = self._bars.add_task("everything", total=total, note="")
+            self._total = self._bars.add_task("all stages", total=total, note="")
 
     def __enter__(self) -> Progress:
         self._bars.start()
@@ -48,16 +48,21 @@ class Progress:
         self._bars.stop()
 
     def say(self, line: str) -> None:
-        """Prints a line above the bars."""
+        """Print a line above the bars."""
         self.console.print(line, highlight=False)
 
     def done(self, cost: float) -> None:
-        """Counts `cost` of the whole as done at once."""
-        if self._whole is not None:
-            self._bars.advance(self._whole, cost)
+        """Add `cost` to the completed part of all stages."""
+        if self._total is not None:
+            self._bars.advance(self._total, cost)
 
     def stage(self, name: str, cost: float = 0.0) -> Watch:
-        """A function to call after every step of the stage `name`, which has `cost` in all."""
+        """Return the function to call after every step of a stage.
+
+        Args:
+          name: The text beside the bar.
+          cost: The cost of the whole stage.
+        """
         bar: TaskID | None = None
         seen = 0.0
         note = ""
@@ -67,7 +72,7 @@ class Progress:
             if metrics is not None:
                 note = f"loss {metrics['loss']:.3f}, {metrics['images_per_second']:.0f} images/s"
                 if not self.console.is_terminal:
-                    self.console.print(f"{name}: step {step} of {steps}, {note}", highlight=False)
+                    self.say(f"{name}: step {step} of {steps}, {note}")
             if bar is None:
                 bar = self._bars.add_task(name, total=steps, note=note)
             self._bars.update(bar, completed=step, note=note)

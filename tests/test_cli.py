@@ -1,14 +1,17 @@
-"""The command line: what it refuses, in one line and with nothing written, and what it lists.
+"""Tests of the command line: errors are one line and write nothing; `--help` lists the choices.
 
 The tests run on the eight devices of conftest.py.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -17,11 +20,10 @@ import pytest
 from tiny_runs import CONFIGS, make_images, overrides, tiny
 
 from occinv import schema
-from occinv.cli import main
+from occinv.cli import main, make_parser
 from occinv.config import load_config
-from occinv.models import vit
-from occinv.objectives import OBJECTIVES
-from occinv.objectives.base import Setting, make_objective
+from occinv.objectives import OBJECTIVES, forward
+from occinv.objectives.base import objective_of
 from occinv.train import workdir as files
 from occinv.train.checkpoints import Checkpoints
 
@@ -34,16 +36,15 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cmae_run(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
-    """The workdir of a C-MAE run as it lies on disk; all parameters are zeros."""
+    """The workdir of a C-MAE run. All its parameters are zeros."""
     workdir = tmp_path_factory.mktemp("runs") / "cmae"
     experiment = schema.resolve(load_config(*_spec(tiny("cmae", images))))
-    encoder = vit.make_vit(experiment.encoder, experiment.data.image_size)
-    objective = make_objective(experiment.objective, Setting(encoder, 2, 8))
-    params, _ = jax.eval_shape(objective.init, jax.random.key(0))
+    objective = objective_of(experiment)
+    params, _ = jax.eval_shape(lambda: forward.init(objective, jax.random.key(0)))
     files.claim(workdir, experiment, ("dark", "light"))
     with Checkpoints(workdir / files.CHECKPOINTS) as checkpoints:
         zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), params)
-        checkpoints.save(8, {"params": zeros}, {})
+        checkpoints.save(8, {"params": zeros})
     return workdir
 
 
@@ -52,7 +53,7 @@ def _spec(arguments: list[str]) -> tuple[str, list[str]]:
 
 
 def refusal(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
-    """What `occinv` says to arguments that are a mistake: one line, status 2, nothing else."""
+    """Returns the error for wrong arguments: one line, with exit status 2 and no output."""
     assert main(arguments) == 2
     shown = capsys.readouterr()
     assert not shown.out
@@ -71,37 +72,45 @@ MISTAKES = [
     ("cmae", ["objective.color.huw=0.5"], "'objective.color.huw' (did you mean 'hue'?)"),
     ("mae", ["seed.x=1"], "'--config.seed.x=1': seed is not a section"),
     # Types.
-    ("mae", ["train.batch_size=eight"], "train.batch_size='eight' is str, expected int"),
-    ("mae", ["train.batch_size=8.0"], "train.batch_size=8.0 is float, expected int"),
-    ("mae", ["objective.mask_ratio=most"], "objective.mask_ratio='most' is str, expected float"),
-    ("mae", ["objective.decoder_width=True"], "objective.decoder_width=True is bool"),
-    ("mae", ["data.crop_scale=0.2"], "data.crop_scale=0.2 is float, expected tuple[float, float]"),
+    ("mae", ["train.batch_size=eight"], "train.batch_size='eight', expected a valid integer"),
+    ("mae", ["train.batch_size=8.0"], "train.batch_size=8.0, expected a valid integer"),
+    ("mae", ["objective.mask_ratio=most"], "objective.mask_ratio='most', expected a valid number"),
+    (
+        "mae",
+        ["objective.decoder_width=True"],
+        "objective.decoder_width=True, expected a valid int",
+    ),
+    ("mae", ["data.crop_scale=0.2"], "data.crop_scale=0.2, expected a valid tuple"),
     # Choices.
-    ("mae", ["encoder.name=bas"], "encoder.name='bas' is not a choice (did you mean 'base'?)"),
+    ("mae", ["encoder.name=bas"], "'large' or 'huge' (did you mean 'base'?)"),
     ("mae", ["objective.name=mea"], "unknown objective.name='mea' (did you mean 'mae'?)"),
     ("mae", ["objective.name=nowhere:X"], "objective.name='nowhere:X' cannot be imported"),
     ("mae", ["objective.name=json:dumps"], "objective.name='json:dumps' is not a subclass"),
-    ("rmae", ["objective.t2=complemnt"], "objective.t2='complemnt' is not a choice (did you mean"),
-    ("cmae", ["objective.tokens=patches"], "objective.tokens='patches' is not a choice"),
-    ("mae", ["train.precision=float16"], "train.precision='float16' is not a choice"),
-    ("mae", ["data.source=photo"], "'photo': expected photos, photos:TILE, digits"),
+    ("rmae", ["objective.t2=complemnt"], "objective.t2='complemnt', expected 'complement', 'indep"),
+    (
+        "cmae",
+        ["objective.tokens=patches"],
+        "objective.tokens='patches', expected 'patch', 'class'",
+    ),
+    ("mae", ["train.precision=float16"], "train.precision='float16', expected 'auto', 'float32'"),
+    ("mae", ["data.source=photo"], "'photo', expected photos, photos:TILE, digits"),
     ("mae", ["data.source=photo"], "(did you mean 'photos'?)"),
     # Values.
     *(
         ("mae", [f"objective.mask_ratio={ratio}"], f"mask ratio {float(ratio)}, expected a number")
         for ratio in ("-1", "1", "1.5", "-0.75")
     ),
-    ("mae", ["objective.mask_ratio=0.9"], "mask ratio 0.9 leaves none of the 4 patches visible"),
+    ("mae", ["objective.mask_ratio=0.9"], "mask ratio 0.9 leaves none of 4 patches visible"),
     ("mae", ["data.image_size=30"], "data.image_size=30 is not divisible by encoder.patch_size=8"),
-    ("mae", ["train.batch_size=12"], "=12 is not divisible by the 8 devices (nearest: 8 or 16)"),
-    ("mae", ["train.batch_size=4"], "=4 is not divisible by the 8 devices (nearest: 8)"),
+    ("mae", ["train.batch_size=12"], "=12 is not divisible by the 8 devices; use 8 or 16"),
+    ("mae", ["train.batch_size=4"], "=4 is not divisible by the 8 devices; use 8"),
     (
         "mae",
         ["encoder.heads=3"],
         "encoder.width=16, expected a multiple of 4 and of encoder.heads=3",
     ),
-    ("mae", ["train.keep=0"], "train.keep=0, expected 1 or more"),
-    ("mae", ["seed=-1"], "seed=-1, expected 0 or more"),
+    ("mae", ["train.keep=0"], "train.keep=0, expected a number greater than or equal to 1"),
+    ("mae", ["seed=-1"], "seed=-1, expected a number greater than or equal to 0"),
     # Combinations.
     ("mae", ["train.duration.epochs=3"], "train.duration.steps=8 and train.duration.epochs=3.0"),
     ("mae", ["train.duration.steps=None"], "train.duration has no length"),
@@ -110,7 +119,7 @@ MISTAKES = [
     ("mae", ["data.per_class=3", "data.fraction=0.5"], "data.per_class=3 and data.fraction=0.5"),
     ("mae", ["data.list=x", "data.fraction=0.5"], "data.list=x and data.fraction=0.5 are both"),
     ("mae", ["data.classes=drak"], "has no class 'drak' (did you mean 'dark'?)"),
-    ("mae", ["data.per_class=13"], "per_class is 13, expected 1 to 12: class 'dark'"),
+    ("mae", ["data.per_class=13"], "data.per_class=13: class 'dark' of"),
     ("mae", ["train.accumulate=3"], "train.accumulate=3, expected a divisor of"),
     ("mae", ["train.accumulate=2"], "train.batch_size / train.accumulate=4 is not divisible by"),
     (
@@ -119,7 +128,7 @@ MISTAKES = [
         "train.accumulate=2: cmae mixes the images of a batch",
     ),
     ("cmae", ["objective.mask_token=False"], "objective.tokens='patch' with objective.mask_token"),
-    # Data and starting points that are not there.
+    # Missing data and missing runs.
     ("mae", ["data.source=folder:nowhere/images"], "there is no folder nowhere/images"),
     ("mae", ["data.eval_source=digits"], "has other classes (10) than"),
     ("finetune", ["init_from=nowhere"], "nowhere is not the workdir of a run"),
@@ -129,7 +138,7 @@ MISTAKES = [
 @pytest.mark.parametrize(
     ("config", "fields", "said"), MISTAKES, ids=lambda x: "-".join(x) if isinstance(x, list) else ""
 )
-def test_a_mistake_is_one_line_and_writes_nothing(
+def test_a_wrong_field_gives_one_line_and_writes_nothing(
     config: str,
     fields: list[str],
     said: str,
@@ -143,15 +152,15 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_accepted_config_is_the_one_that_the_mistakes_spoil(images: Path) -> None:
-    """Else each refusal above might be of something else."""
-    from occinv.train.loop import prepare
+def test_the_configs_without_the_wrong_fields_are_accepted(images: Path) -> None:
+    """Otherwise another error could hide behind each error above."""
+    from occinv.train.prepare import prepare
 
     for config in ("mae", "rmae", "cmae", "finetune", "supervised"):
         prepare(schema.resolve(load_config(*_spec(tiny(config, images)))))
 
 
-def test_a_data_set_that_is_not_prepared_says_how(
+def test_the_error_for_an_unprepared_data_set_gives_the_command(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workdir, empty = tmp_path / "run", tmp_path / "empty"
@@ -162,7 +171,7 @@ def test_a_data_set_that_is_not_prepared_says_how(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_folder_names_its_nearest_neighbor(
+def test_the_error_for_a_missing_folder_gives_the_nearest_name(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = overrides(f"data.source=folder:{images.parent / 'imagse'}")
@@ -175,18 +184,18 @@ def test_a_missing_folder_names_its_nearest_neighbor(
     ("fields", "said"),
     [
         (["encoder.width=32"], "init_from: "),
-        (["encoder.depth=2"], "init_from: blocks of that encoder is"),
+        (["encoder.depth=2"], "init_from: blocks of that encoder has shapes"),
         (
             ["encoder.heads=4"],
-            "init_from: that encoder has heads=2, here it is 4; give",
+            "init_from: that encoder has heads=2, this run 4; set",
         ),
-        (["encoder.gelu=tanh"], "init_from: that encoder has gelu=erf, here it is tanh"),
-        (["encoder.layer_scale=0.1"], "that encoder has layer_scale=None, here it is 0.1; give"),
-        (["encoder.relative_position=block"], "that encoder has relative_position=None, here it"),
-        (["encoder.patch_size=4"], "give encoder.* the values of that run"),
+        (["encoder.gelu=tanh"], "init_from: that encoder has gelu=erf, this run tanh"),
+        (["encoder.layer_scale=0.1"], "that encoder has layer_scale=None, this run 0.1; set"),
+        (["encoder.relative_position=block"], "that encoder has relative_position=None, this run"),
+        (["encoder.patch_size=4"], "set encoder.* to the values of that run"),
     ],
 )
-def test_an_encoder_of_another_shape(
+def test_init_from_refuses_an_encoder_of_another_shape(
     fields: list[str],
     said: str,
     cmae_run: Path,
@@ -212,7 +221,13 @@ CONFIG = ["--config", str(CONFIGS / "mae.py:smoke")]
         (["train", "--workdir", "W"], "required: --config"),
         (["train", *CONFIG, "--workdir"], "--workdir: expected one argument"),
         (["train", *CONFIG, "--workdir", "W", "--workdri=V"], "'--workdri=V' (did you mean '--wo"),
-        (["train", *CONFIG, "--workdir", "W", "--sed", "1"], "'--sed' (did you mean '--seed'?)"),
+        (["evaluate", "cka", "--workdir", "W", "--sed", "1"], "'--sed' (did you mean '--seed'?)"),
+        (
+            ["train", *CONFIG, "--workdir", "W", "--seed=1"],
+            "set a field of the config with --config.",
+        ),
+        (["weights", "import", "--from", "mae", "f", "--to", "W", "--hads=2"], "mean '--heads'?)"),
+        (["list", "--config.seed=1"], "unknown argument '--config.seed=1'"),
         (["train", *CONFIG, "--workdir", "W", "extra"], "unknown argument 'extra'"),
         (["train", *CONFIG, "--workdir", "W", "--config.seed"], "unknown argument '--config.seed'"),
         (["train", *CONFIG, "--workdir", "W", "--config.seed", "1"], "unknown argument '1'"),
@@ -231,7 +246,7 @@ CONFIG = ["--config", str(CONFIGS / "mae.py:smoke")]
             "unknown argument '--config.seed",
         ),
         (["reproduce", "quickstrat", "--workdir", "W"], "no table 'quickstrat' (did you mean 'qu"),
-        (["reproduce", "table3", "--workdir", "W"], "--scale is missing: give one of smoke, qui"),
+        (["reproduce", "table3", "--workdir", "W"], "--scale is missing. Give one of smoke, qui"),
         (
             ["reproduce", "table3", "--workdir", "W", "--scale", "samll"],
             "--scale 'samll' (did you mean 'small'?)",
@@ -258,7 +273,7 @@ CONFIG = ["--config", str(CONFIGS / "mae.py:smoke")]
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )
-def test_arguments_that_are_a_mistake(
+def test_wrong_arguments_give_one_line_and_write_nothing(
     arguments: list[str],
     said: str,
     tmp_path: Path,
@@ -270,7 +285,7 @@ def test_arguments_that_are_a_mistake(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_workdir_that_is_a_file(
+def test_a_file_is_not_a_workdir(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "notes.txt"
@@ -280,11 +295,11 @@ def test_a_workdir_that_is_a_file(
     assert path.read_text() == "notes"
 
 
-@pytest.mark.parametrize("measure", ["psnr", "reconstruct"])
-def test_an_objective_without_pixels_has_no_reconstruction(
-    measure: str, cmae_run: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("evaluator", ["psnr", "reconstruct"])
+def test_an_objective_without_a_decoder_has_no_reconstruction(
+    evaluator: str, cmae_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = refusal(capsys, ["evaluate", measure, "--workdir", str(cmae_run)])
+    said = refusal(capsys, ["evaluate", evaluator, "--workdir", str(cmae_run)])
     assert "CMAE does not reconstruct pixels" in said
     assert not (cmae_run / "evaluate").exists()
 
@@ -300,7 +315,7 @@ def test_an_objective_without_pixels_has_no_reconstruction(
         (["optimizer.base_lr=1e-3", "seed=2"], "use another --workdir"),
     ],
 )
-def test_a_workdir_belongs_to_its_config(
+def test_a_workdir_keeps_its_config(
     fields: list[str],
     said: str,
     cmae_run: Path,
@@ -316,7 +331,9 @@ def test_a_workdir_belongs_to_its_config(
     assert content() == before
 
 
-def test_a_workdir_takes_changes_that_cannot_matter(cmae_run: Path, images: Path) -> None:
+def test_a_workdir_accepts_fields_that_do_not_change_the_result(
+    cmae_run: Path, images: Path
+) -> None:
     free = [
         "train.log_every.steps=3",
         "train.evaluate_every.steps=2",
@@ -329,6 +346,39 @@ def test_a_workdir_takes_changes_that_cannot_matter(cmae_run: Path, images: Path
     files.claim(cmae_run, experiment, ("dark", "light"))
     stored = json.loads((cmae_run / files.CONFIG).read_text())["experiment"]
     assert stored["train"]["keep"] == 9
+
+
+def parsers_of(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """A parser and the parsers of its subcommands."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for subparser in action.choices.values():
+                yield from parsers_of(subparser)
+
+
+def test_every_option_and_subcommand_has_a_sentence_as_help() -> None:
+    for parser in parsers_of(make_parser()):
+        for action in parser._actions:
+            texts = [action.help]
+            if isinstance(action, argparse._SubParsersAction):
+                texts = [choice.help for choice in action._choices_actions]
+            elif isinstance(action, argparse._HelpAction):
+                continue
+            for text in texts:
+                assert re.fullmatch(r"[A-Z].*\.", text or ""), (parser.prog, action.dest, text)
+
+
+def test_train_imports_no_other_subcommand() -> None:
+    code = (
+        "import sys\n"
+        "from occinv.cli import make_parser\n"
+        "make_parser(['train']).parse_args(['train', '--config', 'C', '--workdir', 'W'])\n"
+        "others = {'jax', 'reproduce', 'report', 'weights', 'evaluators', 'plan'}\n"
+        "loaded = others & {word for name in sys.modules for word in name.split('.')[:2]}\n"
+        "assert not loaded, loaded\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_help_lists_the_choices_within_a_second_and_without_jax() -> None:

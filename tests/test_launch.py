@@ -1,4 +1,4 @@
-"""The launch scripts: they parse, a dry run says what would be run, and a mistake is one line."""
+"""Tests of the launch scripts: syntax, dry runs, and one-line errors."""
 
 import os
 import shlex
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from occinv.arguments import make_parser
+from occinv.cli import make_parser
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(p for p in (REPOSITORY / "launch").iterdir() if p.is_file())
@@ -18,7 +18,7 @@ ARGUMENTS = ["configs/cmae.py", "/shared/run 1", "--config.seed=3"]
 
 
 def launch(script: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Runs a launch script with no settings of the user's but `variables`."""
+    """Run a launch script with `variables` as its only settings."""
     return subprocess.run(
         ["bash", str(REPOSITORY / "launch" / script), *arguments],
         env={"PATH": os.environ["PATH"]} | variables,
@@ -29,7 +29,7 @@ def launch(script: str, *arguments: str, **variables: str) -> subprocess.Complet
     )
 
 
-def test_the_scripts_are_there() -> None:
+def test_these_scripts_exist() -> None:
     assert [script.name for script in SCRIPTS] == [
         "kubernetes.sh",
         "local.sh",
@@ -63,8 +63,8 @@ def test_local_runs_the_train_command() -> None:
     assert command[1:] == expected
 
 
-def test_local_hands_the_exit_status_on(tmp_path: Path) -> None:
-    """Not a dry run: a stand-in for occinv, in a checkout of its own, sees the arguments."""
+def test_local_returns_the_exit_status(tmp_path: Path) -> None:
+    """Run a fake occinv in another checkout. It prints its arguments."""
     script = tmp_path / "launch" / "local.sh"
     script.parent.mkdir()
     script.write_text((REPOSITORY / "launch" / "local.sh").read_text())
@@ -81,7 +81,7 @@ def test_local_hands_the_exit_status_on(tmp_path: Path) -> None:
     ]
 
 
-def test_slurm_gives_a_process_every_gpu_of_its_node() -> None:
+def test_slurm_gives_a_process_all_gpus_of_its_node() -> None:
     shown = launch("slurm.sbatch", "--dry-run", *ARGUMENTS, SLURM_GPUS_ON_NODE="4")
     assert shown.returncode == 0, shown.stderr
     devices, command = shown.stdout.splitlines()
@@ -100,7 +100,7 @@ def test_slurm_gives_a_process_every_gpu_of_its_node() -> None:
     assert words[-len(expected) :] == expected
 
 
-def test_slurm_asks_for_one_task_a_node_and_a_warning_in_time() -> None:
+def test_slurm_requests_one_task_per_node_and_sigterm_in_time() -> None:
     text = (REPOSITORY / "launch" / "slurm.sbatch").read_text()
     header = [line.removeprefix("#SBATCH ") for line in text.splitlines() if "#SBATCH " in line]
     assert {"--ntasks-per-node=1", "--signal=TERM@300", "--requeue"} <= set(header)
@@ -133,7 +133,7 @@ def test_tpu_pod_runs_the_train_command_on_all_workers() -> None:
     ]
 
 
-def test_tpu_pod_waits_in_the_queue_for_what_may_be_preempted() -> None:
+def test_tpu_pod_queues_for_a_spot_slice() -> None:
     shown = launch("tpu_pod.sh", "--dry-run", *ARGUMENTS, **POD, QUEUE="1", SPOT="1")
     assert shown.returncode == 0, shown.stderr
     words = shlex.split(shown.stdout.splitlines()[1])
@@ -143,8 +143,8 @@ def test_tpu_pod_waits_in_the_queue_for_what_may_be_preempted() -> None:
     assert words[words.index("--runtime-version") + 1] == POD["VERSION"]
 
 
-def test_tpu_pod_makes_a_preempted_slice_again(tmp_path: Path) -> None:
-    """With a stand-in for gcloud: the first training ends with the slice, the second is done."""
+def test_tpu_pod_creates_a_preempted_slice_again(tmp_path: Path) -> None:
+    """Run a fake gcloud: the slice is preempted in the first training; the second one succeeds."""
     gcloud = tmp_path / "gcloud"
     gcloud.write_text(
         "#!/bin/bash\n"
@@ -165,8 +165,8 @@ def test_tpu_pod_makes_a_preempted_slice_again(tmp_path: Path) -> None:
     assert calls == ["create", "train", "delete", "create", "train"]
 
 
-def test_tpu_pod_hands_a_failure_on(tmp_path: Path) -> None:
-    """A run that fails by itself is not begun again."""
+def test_tpu_pod_returns_a_failure(tmp_path: Path) -> None:
+    """A run that fails on a healthy slice is not started again."""
     gcloud = tmp_path / "gcloud"
     gcloud.write_text(
         '#!/bin/bash\ncase "$*" in *describe*) echo READY;; *train*) echo once; exit 2;; esac\n'
@@ -179,7 +179,7 @@ def test_tpu_pod_hands_a_failure_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", sorted(POD))
-def test_tpu_pod_names_the_setting_that_is_missing(missing: str) -> None:
+def test_tpu_pod_names_the_missing_setting(missing: str) -> None:
     given = {name: value for name, value in POD.items() if name != missing}
     shown = launch("tpu_pod.sh", "--dry-run", *ARGUMENTS, **given)
     assert shown.returncode == 2
@@ -188,7 +188,7 @@ def test_tpu_pod_names_the_setting_that_is_missing(missing: str) -> None:
 
 
 @pytest.mark.parametrize("workdir", ["gs://bucket/run", "runs/cmae"])
-def test_tpu_pod_refuses_a_folder_of_one_worker(workdir: str) -> None:
+def test_tpu_pod_refuses_a_workdir_that_is_not_shared(workdir: str) -> None:
     shown = launch("tpu_pod.sh", "--dry-run", "configs/mae.py", workdir, **POD)
     assert shown.returncode == 2
     assert workdir in shown.stderr
@@ -196,7 +196,7 @@ def test_tpu_pod_refuses_a_folder_of_one_worker(workdir: str) -> None:
 
 
 @pytest.mark.parametrize("chips", ["nvidia.com/gpu", "google.com/tpu"])
-def test_a_jobset_is_one_process_a_node(chips: str) -> None:
+def test_a_jobset_has_one_process_per_node(chips: str) -> None:
     given = [ARGUMENTS[0], "/shared/it's 1", "--config.objective.color={}"]
     tpu = {"TPU": "tpu-v5-lite-podslice", "TOPOLOGY": "4x8"} if "tpu" in chips else {}
     shown = launch("kubernetes.sh", "--dry-run", *given, **JOBSET, **tpu)
@@ -226,14 +226,14 @@ def test_a_jobset_is_one_process_a_node(chips: str) -> None:
 
 
 @pytest.mark.parametrize("missing", sorted(JOBSET))
-def test_kubernetes_names_the_setting_that_is_missing(missing: str) -> None:
+def test_kubernetes_names_the_missing_setting(missing: str) -> None:
     given = {name: value for name, value in JOBSET.items() if name != missing}
     shown = launch("kubernetes.sh", "--dry-run", *ARGUMENTS, **given)
     assert (shown.returncode, shown.stdout) == (2, "")
     assert missing in shown.stderr
 
 
-def test_kubernetes_refuses_a_folder_of_one_node() -> None:
+def test_kubernetes_refuses_a_workdir_that_is_not_shared() -> None:
     shown = launch("kubernetes.sh", "--dry-run", "configs/mae.py", "/runs/mae", **JOBSET)
     assert (shown.returncode, shown.stdout) == (2, "")
     assert "/runs/mae" in shown.stderr
@@ -250,14 +250,14 @@ def test_processes_are_numbered_and_share_a_coordinator() -> None:
 
 
 @pytest.mark.parametrize("count", ["0", "two", "-1"])
-def test_processes_refuses_a_number_that_is_none(count: str) -> None:
+def test_processes_refuses_a_wrong_number(count: str) -> None:
     shown = launch("processes.sh", "--dry-run", count, *ARGUMENTS)
     assert (shown.returncode, shown.stdout) == (2, "")
     assert f"N is {count}" in shown.stderr
 
 
 @pytest.mark.parametrize(("failing", "status"), [("none", 0), ("1", 7)])
-def test_processes_hands_the_exit_status_on(failing: str, status: int, tmp_path: Path) -> None:
+def test_processes_returns_the_exit_status(failing: str, status: int, tmp_path: Path) -> None:
     script = tmp_path / "launch" / "processes.sh"
     script.parent.mkdir()
     script.write_text((REPOSITORY / "launch" / "processes.sh").read_text())

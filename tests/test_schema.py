@@ -49,9 +49,9 @@ def test_a_tuple_may_have_any_length() -> None:
     for given in ((), (1,), [1, 0.5, 2]):
         values = from_mapping(Several, {"values": given}, "").values
         assert values == tuple(given) and all(isinstance(value, float) for value in values)
-    with pytest.raises(UserError, match=r"^values\[1\]='b' is str, expected float$"):
+    with pytest.raises(UserError, match=r"^values\[1\]='b', expected a valid number$"):
         from_mapping(Several, {"values": (1.0, "b")}, "")
-    with pytest.raises(UserError, match=r"^values=1.0 is float, expected tuple\[float, \.\.\.\]$"):
+    with pytest.raises(UserError, match=r"^values=1.0, expected a valid tuple$"):
         from_mapping(Several, {"values": 1.0}, "")
 
 
@@ -67,48 +67,80 @@ def test_an_experiment_survives_its_own_fields() -> None:
         ("sede", 1, "unknown field 'sede' (did you mean 'seed'?)"),
         ("train.batch_sise", 8, "unknown field 'train.batch_sise' (did you mean 'batch_size'?)"),
         ("train.duration", {"step": 8}, "'train.duration.step' (did you mean 'steps'?)"),
-        ("train.batch_size", "eight", "train.batch_size='eight' is str, expected int"),
-        ("train.batch_size", 8.0, "train.batch_size=8.0 is float, expected int"),
-        ("train.batch_size", True, "train.batch_size=True is bool, expected int"),
-        ("train.batch_size", None, "train.batch_size=None is NoneType, expected int"),
-        ("train.batch_size", 0, "train.batch_size=0, expected 1 or more"),
+        ("train.batch_size", "eight", "train.batch_size='eight', expected a valid integer"),
+        ("train.batch_size", 8.0, "train.batch_size=8.0, expected a valid integer"),
+        ("train.batch_size", True, "train.batch_size=True, expected a valid integer"),
+        ("train.batch_size", None, "train.batch_size=None, expected a valid integer"),
+        ("train.batch_size", 0, "train.batch_size=0, expected a number >= 1"),
         ("train.accumulate", 3, "train.accumulate=3, expected a divisor of train.batch_size=16"),
         ("train.accumulate", 0, "train.accumulate=0"),
-        ("train.keep", 0, "train.keep=0, expected 1 or more"),
-        ("train.max_nonfinite", -1, "train.max_nonfinite=-1, expected 0 or more"),
-        ("train.precision", "float16", "train.precision='float16' is not a choice (did you mean"),
-        ("train.duration", 8, "train.duration=8 is int, expected Duration"),
+        ("train.keep", 0, "train.keep=0, expected a number >= 1"),
+        (
+            "train.max_nonfinite",
+            -1,
+            "train.max_nonfinite=-1, expected a number >= 0",
+        ),
+        (
+            "train.precision",
+            "float16",
+            "expected 'auto', 'float32' or 'bfloat16' (did",
+        ),
+        ("train.duration", 8, "train.duration=8, expected a section with fields of Duration"),
         ("train.duration", {"steps": 8, "epochs": 2.0}, "train.duration.steps=8 and"),
-        ("train.duration", {}, "train.duration has no length: set one of train.duration.steps"),
+        ("train.duration", {}, "train.duration has no length; set one of train.duration.steps"),
         ("train.duration", {"steps": -8}, "-8 steps, expected a length of 0 or more"),
         ("train.evaluate_every", {"steps": 1, "examples": 2}, "train.evaluate_every.examples=2"),
         ("optimizer.warmup", {"steps": 1, "epochs": 1.0}, "optimizer.warmup.epochs=1.0"),
-        ("optimizer.betas", (0.9,), "optimizer.betas=(0.9,) is tuple, expected tuple[float"),
-        ("optimizer.betas", (0.9, 1.0), "optimizer.betas=(0.9, 1.0), expected two rates in [0, 1)"),
-        ("optimizer.betas", (0.9, "b"), "optimizer.betas[1]='b' is str, expected float"),
-        ("optimizer.base_lr", -1e-3, "optimizer.base_lr=-0.001, expected 0 or more"),
-        ("optimizer.base_lr", float("nan"), "optimizer.base_lr=nan, expected 0 or more"),
-        ("optimizer.weight_decay", -0.1, "optimizer.weight_decay=-0.1, expected 0 or more"),
-        ("optimizer.clip_norm", 0.0, "optimizer.clip_norm=0.0, expected a norm above 0"),
-        ("optimizer.layer_decay", 1.5, "optimizer.layer_decay=1.5, expected a factor in (0, 1]"),
+        ("optimizer.betas", (0.9,), "optimizer.betas=(0.9,), expected more values"),
+        ("optimizer.betas", (0.9, 1.0), "optimizer.betas[1]=1.0, expected a number < 1"),
+        ("optimizer.betas", (0.9, "b"), "optimizer.betas[1]='b', expected a valid number"),
+        (
+            "optimizer.base_lr",
+            -1e-3,
+            "optimizer.base_lr=-0.001, expected a number >= 0",
+        ),
+        ("optimizer.base_lr", float("nan"), "optimizer.base_lr=nan, expected a finite number"),
+        (
+            "optimizer.weight_decay",
+            -0.1,
+            "optimizer.weight_decay=-0.1, expected a number >= 0",
+        ),
+        ("optimizer.clip_norm", 0.0, "optimizer.clip_norm=0.0, expected a number > 0"),
+        (
+            "optimizer.layer_decay",
+            1.5,
+            "optimizer.layer_decay=1.5, expected a number <= 1",
+        ),
         ("data.image_size", 30, "data.image_size=30 is not divisible by encoder.patch_size=8"),
-        ("data.image_size", 0, "data.image_size=0, expected 1 or more"),
-        ("data.crop_scale", (0.0, 1.0), "data.crop_scale=(0.0, 1.0), expected 0 < smallest"),
-        ("data.crop_scale", (0.9, 0.5), "data.crop_scale=(0.9, 0.5)"),
-        ("data.fraction", 0.0, "data.fraction=0.0, expected a number in (0, 1]"),
+        ("data.image_size", 0, "data.image_size=0, expected a number >= 1"),
+        ("data.crop_scale", (0.0, 1.0), "data.crop_scale[0]=0.0, expected a number > 0"),
+        ("data.crop_scale", (0.9, 0.5), "data.crop_scale=(0.9, 0.5), expected smallest <= largest"),
+        ("data.fraction", 0.0, "data.fraction=0.0, expected a number > 0"),
         ("data.fraction", 1.5, "data.fraction=1.5"),
-        ("data.num_threads", -1, "data.num_threads=-1, expected 0 or more"),
-        ("data.max_corrupt", -1, "data.max_corrupt=-1, expected 0 or more"),
-        ("encoder.patch_size", 0, "encoder.patch_size=0, expected 1 or more"),
-        ("encoder.depth", 0, "encoder.depth=0, expected 1 or more"),
-        ("encoder.width", -16, "encoder.width=-16, expected 1 or more"),
-        ("encoder.heads", 0, "encoder.heads=0, expected 1 or more"),
-        ("encoder.name", "bas", "encoder.name='bas' is not a choice (did you mean 'base'?)"),
-        ("encoder.drop_path", 1.0, "encoder.drop_path=1.0, expected a rate in [0, 1)"),
-        ("encoder", "base", "encoder='base' is str, expected Encoder"),
-        ("objective", "mae", "objective='mae' is str, expected"),
-        ("init_from", 3, "init_from=3 is int, expected str"),
-        ("seed", -1, "seed=-1, expected 0 or more"),
+        (
+            "data.num_threads",
+            -1,
+            "data.num_threads=-1, expected a number >= 0",
+        ),
+        (
+            "data.max_corrupt",
+            -1,
+            "data.max_corrupt=-1, expected a number >= 0",
+        ),
+        (
+            "encoder.patch_size",
+            0,
+            "encoder.patch_size=0, expected a number >= 1",
+        ),
+        ("encoder.depth", 0, "encoder.depth=0, expected a number >= 1"),
+        ("encoder.width", -16, "encoder.width=-16, expected a number >= 1"),
+        ("encoder.heads", 0, "encoder.heads=0, expected a number >= 1"),
+        ("encoder.name", "bas", "(did you mean 'base'?)"),
+        ("encoder.drop_path", 1.0, "encoder.drop_path=1.0, expected a number < 1"),
+        ("encoder", "base", "encoder='base', expected a section with fields of Encoder"),
+        ("objective", "mae", "objective='mae', expected a valid dictionary"),
+        ("init_from", 3, "init_from=3, expected a valid string"),
+        ("seed", -1, "seed=-1, expected a number >= 0"),
     ],
 )
 def test_a_mistake_is_quoted(path: str, value: object, said: str) -> None:
@@ -152,7 +184,7 @@ def test_nearest_names_one_or_lists_all() -> None:
     assert nearest("xyz", ["b", "a"]) == " (expected one of: a, b)"
 
 
-def test_build_keeps_what_the_program_sets_from_the_config() -> None:
+def test_a_config_cannot_set_what_the_program_sets() -> None:
     @dataclasses.dataclass(frozen=True)
     class Section:
         setting: int
@@ -164,7 +196,7 @@ def test_build_keeps_what_the_program_sets_from_the_config() -> None:
 
 
 def test_every_field_has_a_type_that_can_be_checked() -> None:
-    """A field whose type `build` does not know would refuse every value."""
+    """A field whose type cannot be checked would refuse every value."""
     experiment = resolve(SMALL)
     for section in (experiment.data, experiment.encoder, experiment.optimizer, experiment.train):
         assert from_mapping(type(section), dataclasses.asdict(section), "section") == section

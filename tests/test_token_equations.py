@@ -1,6 +1,6 @@
 """The losses of BEiT and CAE against loops in float64, written from the papers.
 
-The loops get what the papers take as given, tokens of the encoder and the views that were drawn.
+The loops get what the papers take as given: tokens of the encoder, and the views that were drawn.
 """
 
 from __future__ import annotations
@@ -13,10 +13,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy_vit import erf_gelu, norm, softmax
-from test_equations import COUNT, IMAGES, PATCH, SIDE, make, make_batch, run, start
+from small_objectives import (
+    COUNT,
+    IMAGES,
+    PATCH,
+    SIDE,
+    Found,
+    make,
+    make_batch,
+    rngs_of,
+    run,
+    start,
+)
 
 from occinv.models.position import sincos
-from occinv.rng import image_rngs
+from occinv.objectives import forward
 
 NUM_IDS, HEADS = 5, 2
 FIELDS: dict[str, Any] = {
@@ -26,7 +37,7 @@ FIELDS: dict[str, Any] = {
 
 
 def ids_of(image: np.ndarray, means: np.ndarray) -> list[int]:
-    """The nearest mean of each patch of one uint8 image."""
+    """Return the number of the nearest mean of each patch of one uint8 image."""
     found = []
     for row in range(SIDE):
         for column in range(SIDE):
@@ -36,31 +47,31 @@ def ids_of(image: np.ndarray, means: np.ndarray) -> list[int]:
     return found
 
 
-def surprise(logits: np.ndarray, right: int) -> float:
+def cross_entropy(logits: np.ndarray, right: int) -> float:
     return math.log(sum(math.exp(v) for v in logits)) - float(logits[right])
 
 
-def check(found: dict[str, Any], logits: np.ndarray, extra: np.ndarray) -> None:
-    """Loss and accuracy, from the logits [B, R, num_ids] of the removed patches in raster order."""
-    means = found["before"]["tokenizer"]["means"].astype(float)
+def check(found: Found, logits: np.ndarray, extra: np.ndarray) -> None:
+    """Check loss and accuracy by logits [B, R, num_ids] of the removed patches in raster order."""
+    means = found.before["tokenizer"]["means"].astype(float)
     used = set()
     for b in range(IMAGES):
-        ids, removed = ids_of(found["image"][b], means), np.flatnonzero(~found["visible"][0][b])
+        ids, removed = ids_of(found.image[b], means), np.flatnonzero(~found.visible[0][b])
         used |= {ids[n] for n in removed}
-        terms = [surprise(logits[b, r], ids[n]) for r, n in enumerate(removed)]
+        terms = [cross_entropy(logits[b, r], ids[n]) for r, n in enumerate(removed)]
         right = [logits[b, r].argmax() == ids[n] for r, n in enumerate(removed)]
-        assert found["loss"][b] == pytest.approx(np.mean(terms) + extra[b], rel=1e-4)
-        assert found["metrics"]["accuracy"][b] == pytest.approx(np.mean(right))
-    assert len(used) > 2  # else the ids say nothing
+        assert found.loss[b] == pytest.approx(np.mean(terms) + extra[b], rel=1e-4)
+        assert found.metrics["accuracy"][b] == pytest.approx(np.mean(right))
+    assert len(used) > 2  # with fewer ids the test would show little
 
 
 def test_beit() -> None:
     objective = make("beit", mask_ratio=0.375, color=None, **FIELDS)
-    found = run(objective, lambda params, state, views: objective.encode(params, views[0]).tokens)
-    first, second = found["visible"]
+    found = run(objective, lambda net, views, ctx: net.encode(views[0]).tokens)
+    first, second = found.visible
     assert (first.sum(1) == 10).all() and second.all()
-    head = {name: value.astype(float) for name, value in found["params"]["head"].items()}
-    removed = np.stack([z[1:][~seen] for z, seen in zip(found["rest"], first, strict=True)])
+    head = {name: value.astype(float) for name, value in found.params["head"].items()}
+    removed = np.stack([z[1:][~seen] for z, seen in zip(found.given, first, strict=True)])
     check(found, removed.astype(float) @ head["kernel"] + head["bias"], np.zeros(IMAGES))
 
 
@@ -69,7 +80,7 @@ def linear(x: np.ndarray, layer: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Of [m, D] to [n, D], head by head."""
+    """Compute the attention of queries [m, D] to keys and values [n, D], head by head."""
     size = q.shape[1] // HEADS
     parts = []
     for h in range(HEADS):
@@ -83,7 +94,7 @@ def mlp(x: np.ndarray, block: dict[str, Any]) -> np.ndarray:
 
 
 def layers(tree: Any) -> list[Any]:
-    """The blocks of a stack, one after the other, in float64."""
+    """Return the parameters of each block of a stack, in order, in float64."""
     if isinstance(tree, dict):
         parts = {name: layers(value) for name, value in tree.items()}
         count = len(next(iter(parts.values())))
@@ -92,7 +103,7 @@ def layers(tree: Any) -> list[Any]:
 
 
 def regressed(w: Any, context: np.ndarray, shown: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Latents and logits of one image's removed patches, from tokens [n, D] of the others."""
+    """Return latents and logits of one image's removed patches, from tokens [n, D] of the rest."""
     position = sincos(SIDE, context.shape[1])[1:].astype(float)
     of_context, of_rest = position[shown], position[~shown]
     x = np.tile(w["mask_token"].astype(float), (len(of_rest), 1))
@@ -118,15 +129,14 @@ def regressed(w: Any, context: np.ndarray, shown: np.ndarray) -> tuple[np.ndarra
     return latents, linear(norm(x, **w["decoder_norm"]), w["head"])
 
 
-def test_no_gradient_flows_through_what_cae_compares_its_latents_with() -> None:
+def test_no_gradient_flows_through_the_latents_that_cae_regresses() -> None:
     objective = make("cae", regressor_depth=1, decoder_depth=1, **FIELDS)
     params, state = start(objective)
-    batch = make_batch()
+    batch, at = make_batch(), jnp.int32(0)
 
     def total(params: Any) -> jax.Array:
-        keys = image_rngs(jax.random.key(7), jnp.int32(0), IMAGES)
-        _, view = objective.transform(batch.image / np.float32(255), keys)
-        return objective.target(params, state, view, batch, None).latents.sum()
+        _, (_, latents) = forward.represent(objective, params, state, batch, rngs_of(0), at)
+        return latents.sum()
 
     gradient = jax.jit(jax.grad(total))(params)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
@@ -137,19 +147,17 @@ def test_cae() -> None:
     objective = make(
         "cae", regressor_depth=2, decoder_depth=2, align_weight=weight, layer_scale=0.1, **FIELDS
     )
-
-    def rest(params: Any, state: Any, views: Any) -> Any:
-        return [objective.encode(params, view).tokens[:, 1:] for view in views]
-
-    found = run(objective, rest)
-    first, second = found["visible"]
+    found = run(objective, lambda net, views, ctx: [net.encode(v).tokens[:, 1:] for v in views])
+    first, second = found.visible
     assert (first.sum(1) == COUNT // 2).all()
     np.testing.assert_array_equal(first, ~second)
-    contexts, others = found["rest"]
+    contexts, others = found.given
     logits, alignment = [], []
     for b in range(IMAGES):
-        latents, said = regressed(found["params"]["regressor"], contexts[b].astype(float), first[b])
-        logits.append(said)
+        latents, predicted = regressed(
+            found.params["regressor"], contexts[b].astype(float), first[b]
+        )
+        logits.append(predicted)
         alignment.append(((latents - others[b].astype(float)) ** 2).mean())
-    np.testing.assert_allclose(found["metrics"]["alignment"], alignment, rtol=1e-4)
+    np.testing.assert_allclose(found.metrics["alignment"], alignment, rtol=1e-4)
     check(found, np.stack(logits), weight * np.array(alignment))

@@ -17,13 +17,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from flax.traverse_util import unflatten_dict
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 from occinv import schema
 from occinv.config import load_config
-from occinv.objectives.base import Axes, Objective, Params, State
+from occinv.objectives.base import Axes, Context, Objective, Terms
+from occinv.objectives.ema import EMA
 from occinv.train import workdir as files
 from occinv.train.checkpoints import Checkpoints
 from occinv.train.loop import Outcome, train
@@ -39,11 +41,32 @@ DECODER = tuple(
 HEADS = ("objective.head_hidden=16", "objective.head_out=8")
 
 
+class Scale(nn.Module):
+    """An encoder of one factor for each channel."""
+
+    @nn.compact
+    def __call__(self, color: jax.Array) -> jax.Array:
+        """Scale [B, 3]."""
+        return color * self.param("scale", nn.initializers.normal(1.0), (3,))
+
+
+def near_identity(key: jax.Array, shape: tuple[int, int], dtype: Any) -> jax.Array:
+    """A kernel that starts near the identity."""
+    return jnp.eye(3, dtype=dtype) + 0.1 * jax.random.normal(key, shape, dtype)
+
+
+class ToyNetworks(nn.Module):
+    """f and a linear head."""
+
+    encoder: Scale
+    head: nn.Dense
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Toy(Objective):
-    """Compiles in no time, and notices everything that going on after a stop could get wrong.
+    """Compiles quickly, and its result changes with every fault that resuming could have.
 
-    The loss depends on the images and their order, the keys, the step and a state of its own.
+    The loss depends on the images and their order, the PRNG keys, the step and an EMA.
 
     Attributes:
       nan_steps: numbers of steps, counted from 1, whose loss is NaN.
@@ -55,36 +78,27 @@ class Toy(Objective):
     def axes(self) -> Axes:
         return Axes("noise", "noise", "average", "L2")
 
-    def init(self, key: jax.Array, encoder: Params | None = None) -> tuple[Params, State]:
-        scale = jax.random.normal(key, (3,))
-        head = {"kernel": jnp.eye(3) + 0.1 * jax.random.normal(key, (3, 3))}
-        return {"encoder": encoder or {"scale": scale}, "head": head}, {"average": scale}
+    @property
+    def state(self) -> dict[str, Any]:
+        return {"target": EMA(("encoder",), 0.5)}
 
-    def advance(self, params: Params, state: State, step: jax.Array) -> State:
-        return {"average": 0.5 * state["average"] + 0.5 * params["encoder"]["scale"]}
+    @property
+    def networks(self) -> Any:
+        return ToyNetworks(Scale(), nn.Dense(3, use_bias=False, kernel_init=near_identity))
 
-    def transform(self, pixels: jax.Array, keys: jax.Array) -> tuple[View, ...]:
-        noise = jax.vmap(lambda key: jax.random.normal(key, (3,)))(keys)
-        noisy = pixels + 0.1 * noise[:, None, None]
-        return whole(noisy, self.encoder.num_patches), whole(pixels, self.encoder.num_patches)
+    def views(self, pixels: jax.Array, rng: jax.Array) -> tuple[View, ...]:
+        noise = jax.vmap(lambda key: jax.random.normal(key, (3,)))(rng)
+        noisy, count = pixels + 0.1 * noise[:, None, None], self.setting.encoder.num_patches
+        return whole(noisy, count), whole(pixels, count)
 
-    def encode(self, params: Params, view: View, keys: Any = None) -> Any:
-        return view.pixels.mean((1, 2)) * params["encoder"]["scale"] @ params["head"]["kernel"]
+    def features(self, net: Any, views: tuple[View, ...], ctx: Context) -> Any:
+        first, second = (view.pixels.mean((1, 2)) for view in views)
+        return net.head(net.encoder(first)), ctx.target.encoder(second) + 1
 
-    def target(self, params: Params, state: State, view: View, batch: Any, keys: Any) -> Any:
-        return view.pixels.mean((1, 2)) * state["average"] + 1
-
-    def measure(
-        self, params: Params, state: State, z1: Any, z2: Any, view1: View, view2: View
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        return ((z1 - z2) ** 2).sum(-1), {}
-
-    def loss(
-        self, params: Params, state: State, batch: Any, keys: jax.Array, step: jax.Array
-    ) -> tuple[jax.Array, Any]:
-        loss, rest = super().loss(params, state, batch, keys, step)
-        is_bad = (step + 1 == self.nan_steps[0]) | (step + 1 == self.nan_steps[1])
-        return jnp.where(is_bad, jnp.nan, loss), rest
+    def loss(self, net: Any, z: Any, views: tuple[View, ...], ctx: Context) -> Terms:
+        number = ctx.step + 1
+        is_bad = (number == self.nan_steps[0]) | (number == self.nan_steps[1])
+        return Terms(jnp.where(is_bad, jnp.nan, ((z[0] - z[1]) ** 2).sum(-1)), {})
 
 
 def make_images(folder: Path) -> Path:
@@ -211,9 +225,9 @@ def state_of(workdir: Path) -> dict[str, np.ndarray]:
     """Every array of the newest checkpoint, by its path."""
     with Checkpoints(workdir / files.CHECKPOINTS, read_only=True) as checkpoints:
         step = checkpoints.latest()
-        layout = checkpoints._about(step)["layout"]
+        layout = checkpoints._layout(step)
         template: dict[str, Any] = {
-            item: {"/".join(names): np.zeros(shape, dtype) for names, shape, dtype in leaves}
+            item: {"/".join(path): np.zeros(x.shape, x.dtype) for path, x in leaves.items()}
             for item, leaves in layout.items()
         }
         nested = {

@@ -1,4 +1,4 @@
-"""Images from where they lie to batches: sources, the order of samples, decoding, crops, loaders.
+"""From stored images to batches: sources, the order of samples, decoding, crops and loaders.
 
-Read `loader.py` first. Import names from the module that defines them.
+Read `loader.py` first. Import a name from the module that defines it.
 """

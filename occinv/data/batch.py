@@ -1,4 +1,4 @@
-"""What the host hands to the device."""
+"""The batch that the host hands to the device."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import flax.struct
 
 @flax.struct.dataclass
 class Batch:
-    """Decoded and cropped images with what is known about them; a pytree.
+    """Decoded and cropped images with their labels; a pytree.
 
-    image:  uint8 [B, H, W, 3], RGB, 0..255.
-    label:  int32 [B], the number of the class; -1 where there is none.
-    index:  int32 [B], the number of the image in its source (of the parent, for a subset);
-            -1 for padding.
-    weight: float32 [B], 1 for an image and 0 for padding, so that sums over a padded last batch
-            are exact.
-    crops:  further random crops of the same images, uint8 [B, h, w, 3] each, where the objective
-            asks for them (two views, multi-crop).
+    Attributes:
+      image: uint8 [B, H, W, 3], RGB, 0..255.
+      label: int32 [B], number of the class; -1 for an image without a label.
+      index: int32 [B], number of the image in its source (in the parent, for a subset); -1 for
+        padding.
+      weight: float32 [B], 1 for an image and 0 for padding, so that sums over a padded last batch
+        are exact.
+      crops: further random crops of the same images, uint8 [B, h, w, 3] each, for objectives with
+        two views or multi-crop.
     """
 
     image: Any

@@ -1,8 +1,7 @@
-"""Crops on the host. Only RandAugment is random after them and not on the device."""
+"""Crops on the host. All later random changes are made on the device, except RandAugment."""
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import threading
 from collections.abc import Sequence
@@ -11,30 +10,34 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
+try:
+    import cykooz_resizer as fast
+except ImportError:  # there is no wheel for Linux on ARM
+    fast = None
 
-# No wheel of it: Linux on ARM.
-HAS_VECTORIZED_RESIZE = importlib.util.find_spec("cykooz_resizer") is not None
+ASPECT_RATIO = (3 / 4, 4 / 3)  # range of width / height of a random crop, as in torchvision
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 
 
 class Crop(NamedTuple):
-    """A further random crop that an objective asks of each image."""
+    """A random crop: pixels a side, and the range of its area as a fraction of the image."""
 
-    size: int  # pixels a side
-    scale: tuple[float, float] | None = None  # of area; None: that of the first crop
+    size: int
+    scale: tuple[float, float] | None = None  # None is `data.crop_scale`
 
 
-def _crop_box(
-    width: int,
-    height: int,
-    rng: np.random.Generator,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
+def crop_box(
+    width: int, height: int, rng: np.random.Generator, scale: tuple[float, float]
 ) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of the crop that torchvision's RandomResizedCrop would draw."""
-    low, high = math.log(ratio[0]), math.log(ratio[1])
+    """Draw (left, top, right, bottom) in pixels as torchvision's RandomResizedCrop does.
+
+    The area is uniform in `scale`, as a fraction of the image, and the aspect ratio is log-uniform
+    in ASPECT_RATIO. After ten boxes that do not fit, the box is the largest central one.
+    """
+    low, high = math.log(ASPECT_RATIO[0]), math.log(ASPECT_RATIO[1])
     for _ in range(10):
-        # Only rng.random: it is by far the fastest way to one number.
+        # rng.random is by far the fastest way to draw one number.
         area = width * height * (scale[0] + (scale[1] - scale[0]) * rng.random())
         aspect = math.exp(low + (high - low) * rng.random())
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
@@ -42,54 +45,54 @@ def _crop_box(
             left = int(rng.random() * (width - w + 1))
             top = int(rng.random() * (height - h + 1))
             return left, top, left + w, top + h
-    # No luck in ten tries: the largest central crop whose aspect is allowed.
-    w = min(width, max(1, round(height * ratio[1])))
-    h = min(height, max(1, round(width / ratio[0])))
+    w = min(width, max(1, round(height * ASPECT_RATIO[1])))
+    h = min(height, max(1, round(width / ASPECT_RATIO[0])))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
 
 
 class _Resizer(threading.local):
-    """Resizes with vector instructions. One for each thread: it keeps its work space."""
+    """Resizes with vector instructions. Each thread has its own, because it keeps a work space."""
 
     def __init__(self) -> None:
-        import cykooz_resizer as fast
-
         catmull_rom = fast.ResizeAlg.convolution(fast.FilterType.catmull_rom)  # Pillow's BICUBIC
         self._options = fast.ResizeOptions(catmull_rom, use_alpha=False)
         self._resize = fast.Resizer().resize
-        self._image = fast.ImageData
-        self._box = fast.CropBox
-        self._rgb = fast.PixelType.U8x3
 
     def __call__(self, image: np.ndarray, width: int, height: int, box: Box) -> np.ndarray:
         rows, columns = image.shape[:2]
         left, top, right, bottom = box
-        whole = self._image(columns, rows, self._rgb, image.tobytes())
-        narrow = self._image(width, rows, self._rgb)
-        resized = self._image(width, height, self._rgb)
-        # The width first, in a call of its own, as Pillow up to 12 does. The other order cuts off
-        # what overshoots 0..255 in between elsewhere: 20 levels at sharp edges.
-        self._options.crop_box = self._box(left, 0, right - left, rows)
+        whole = fast.ImageData(columns, rows, fast.PixelType.U8x3, image.tobytes())
+        narrow = fast.ImageData(width, rows, fast.PixelType.U8x3)
+        resized = fast.ImageData(width, height, fast.PixelType.U8x3)
+        # Resize the width first, in a call of its own, as Pillow up to 12 does. The other order
+        # clips values outside 0..255 at another point: 20 levels of difference at sharp edges.
+        self._options.crop_box = fast.CropBox(left, 0, right - left, rows)
         self._resize(whole, narrow, self._options)
-        self._options.crop_box = self._box(0, top, width, bottom - top)
+        self._options.crop_box = fast.CropBox(0, top, width, bottom - top)
         self._resize(narrow, resized, self._options)
         return np.frombuffer(resized.get_buffer(), np.uint8).reshape(height, width, 3)
 
 
-_resizer = _Resizer() if HAS_VECTORIZED_RESIZE else None
+_resizer = _Resizer() if fast else None
 
 
 def resize(image: np.ndarray, width: int, height: int, box: Box | None = None) -> np.ndarray:
-    """The image at another size: Pillow's bicubic resize with antialiasing, several times faster.
+    """Resize an image [H, W, 3] as Pillow does (bicubic, antialiased), several times faster.
 
-    At most 2 levels of 255 from that of Pillow up to 12 in any value, 0.02 in the mean. (Pillow 13
-    resizes the height before the width where that is faster, which shows at sharp edges.) Where
-    the faster library has no wheel, Pillow does the work, in the same order.
+    Each value differs by at most 2 of 255 levels from Pillow up to 12, and by 0.02 in the mean.
+    (Pillow 13 resizes the height before the width where that is faster, which shows at sharp
+    edges.) Pillow itself resizes, in the same order, where the faster library has no wheel.
 
-    image: uint8 [H, W, 3].  Returns: uint8 [height, width, 3].
-    box: what of the image is shown, its edges perhaps between two pixels; None: all of it. The
-      filter sees pixels outside of it too.
+    Args:
+      image: uint8 [H, W, 3].
+      width: width of the result.
+      height: height of the result.
+      box: part of the image to show, whose edges may lie between pixels; None is the whole image.
+        The filter also reads pixels outside the box.
+
+    Returns:
+      uint8 [height, width, 3].
     """
     rows, columns = image.shape[:2]
     left, top, right, bottom = box = box or (0, 0, columns, rows)
@@ -101,7 +104,7 @@ def resize(image: np.ndarray, width: int, height: int, box: Box | None = None) -
 
 
 def _mirrored(image: np.ndarray) -> np.ndarray:
-    # A channel at a time: NumPy copies image[:, ::-1] six times more slowly.
+    # Copy channel by channel: NumPy copies image[:, ::-1] six times more slowly.
     mirrored = np.empty_like(image)
     for channel in range(3):
         mirrored[..., channel] = image[:, ::-1, channel]
@@ -109,10 +112,17 @@ def _mirrored(image: np.ndarray) -> np.ndarray:
 
 
 class RandomCrops:
-    """Random crops of one image, each drawn as by random_resized_crop, before it is decoded.
+    """Random square crops of one image, drawn before it is decoded.
 
-    Where they lie depends on the image's own size and on `rng`, never on how many times smaller
-    it is then decoded.
+    They equal torchvision's RandomResizedCrop and RandomHorizontalFlip on PIL images in
+    distribution (bicubic, antialiased). The boxes depend on the stored size of the image and on
+    `rng`, never on the size at which it is decoded.
+
+    Args:
+      crops: sizes and scales.
+      rng: fresh generator.
+      scale: range of the area of a crop without a `scale` of its own.
+      flip: probability of mirroring a crop.
     """
 
     def __init__(
@@ -120,38 +130,33 @@ class RandomCrops:
         crops: Sequence[Crop],
         rng: np.random.Generator,
         scale: tuple[float, float],
-        ratio: tuple[float, float],
         flip: float,
     ):
         self._crops = crops
         self._rng = rng
         self._scale = scale
-        self._ratio = ratio
         self._flip = flip
         self._size: tuple[int, int] | None = None
         self._reduction = 1
         self._placed: list[tuple[int, tuple[int, int, int, int], bool]] = []
 
     def reduction(self, width: int, height: int) -> int:
-        """Draws the crops of an image of this size, which may then be decoded smaller.
+        """Draw the crops of an image of this size.
 
-        Returns: how many times: the largest of 1, 2, 4 and 8 that leaves each crop the pixels it
-        needs.
+        Returns:
+          The largest of 1, 2, 4 and 8 by which the image can shrink without enlarging a crop.
         """
         self._size = width, height
         spare = math.inf
         for crop in self._crops:
-            box = _crop_box(width, height, self._rng, crop.scale or self._scale, self._ratio)
+            box = crop_box(width, height, self._rng, crop.scale or self._scale)
             self._placed.append((crop.size, box, self._rng.random() < self._flip))
             spare = min(spare, (box[2] - box[0]) / crop.size, (box[3] - box[1]) / crop.size)
         self._reduction = max(factor for factor in (1, 2, 4, 8) if factor <= max(1, spare))
         return self._reduction
 
     def cut(self, image: np.ndarray) -> list[np.ndarray]:
-        """The crops of the image, whether it comes whole or as much smaller as was allowed.
-
-        image: uint8 [H, W, 3].  Returns: uint8 [size, size, 3] for each crop.
-        """
+        """Cut the crops [size, size, 3] out of an image [H, W, 3], decoded whole or reduced."""
         size = image.shape[1], image.shape[0]
         if self._size is None:
             self.reduction(*size)
@@ -159,7 +164,7 @@ class RandomCrops:
         crops = []
         for side, box, is_mirrored in self._placed:
             left, top, right, bottom = (edge / factor for edge in box)
-            # Crop first, so that the filter sees no pixel outside the box.
+            # Cut before resizing, so that the filter sees no pixel outside the box.
             x, y = int(left), int(top)
             part = image[y : math.ceil(bottom), x : math.ceil(right)]
             crop = resize(part, side, side, (left - x, top - y, right - x, bottom - y))
@@ -167,40 +172,16 @@ class RandomCrops:
         return crops
 
 
-def random_resized_crop(
-    image: np.ndarray,
-    size: int,
-    rng: np.random.Generator,
-    scale: tuple[float, float] = (0.2, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-    flip: float = 0.5,
-) -> np.ndarray:
-    """A random part of the image, resized to a square and perhaps mirrored.
+def center_crop(image: np.ndarray, size: int, resize_ratio: float) -> np.ndarray:
+    """Cut the center out of an image, for evaluation.
 
-    The behavior is that of torchvision's RandomResizedCrop and RandomHorizontalFlip on PIL
-    images: the part's area is uniform in `scale` (a fraction of the image's), its aspect ratio
-    log-uniform in `ratio`, ten tries, then the largest central crop of an allowed aspect; bicubic
-    with antialiasing. With scale (1, 1) and flip 0, an image that is already size x size comes
-    back unchanged.
+    The short side is resized (bicubic, antialiased) to int(size / resize_ratio), which is 256 for
+    224 and 0.875, and the central square of `size` is cut out. A ratio of 1 keeps the whole short
+    side. This equals MAE's util/datasets.py, hence torchvision's Resize and CenterCrop.
 
-    image: uint8 [H, W, 3].  Returns: uint8 [size, size, 3].
+    Returns:
+      uint8 [size, size, 3], from an image uint8 [H, W, 3].
     """
-    (crop,) = RandomCrops([Crop(size)], rng, scale, ratio, flip).cut(image)
-    return crop
-
-
-def center_crop(image: np.ndarray, size: int, resize_ratio: float = 0.875) -> np.ndarray:
-    """The middle of the image at a fixed size, for evaluation.
-
-    The short side is resized (bicubic, antialiased) to int(size / resize_ratio), 256 for the usual
-    224 and 0.875, and the central square of `size` is cut out; 1.0 keeps the whole short side.
-    The behavior is that of MAE's util/datasets.py, so of torchvision's Resize and CenterCrop.
-
-    image: uint8 [H, W, 3].  Returns: uint8 [size, size, 3].
-    Raises: ValueError when `resize_ratio` is not in (0, 1].
-    """
-    if not 0 < resize_ratio <= 1:
-        raise ValueError(f"resize_ratio is {resize_ratio}, expected a number in (0, 1]")
     short, shortest = int(size / resize_ratio), min(image.shape[:2])
     height, width = (short * side // shortest for side in image.shape[:2])
     left, top = round((width - size) / 2), round((height - size) / 2)

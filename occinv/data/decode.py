@@ -1,50 +1,47 @@
-"""From a file or encoded bytes to RGB pixels."""
+"""Decodes images to RGB pixels."""
 
 from __future__ import annotations
 
 import io
 import logging
 import math
-import os
-from collections.abc import Callable
-from pathlib import Path
-from typing import IO
 
 import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from occinv.data.source import Reduction
+
 logger = logging.getLogger("occinv.data")
 
-# What libjpeg says of pixels that it had to invent. What else it complains of (bytes left over
-# before a marker, an unknown version) is found in sound files too, some of ImageNet's among them.
+# Messages of libjpeg about pixels that it had to invent. Its other messages (extra bytes before a
+# marker, an unknown version) also come for intact files, among them some of ImageNet.
 LOSSES = ("premature end", "bad huffman code", "bad arithmetic code", "instead of rst")
 
-# From an image's width and height to how many times smaller it may come: 1, 2, 4 or 8.
-Reduction = Callable[[int, int], int]
 
+def decode_rgb(encoded: bytes, name: str, reduction: Reduction | None = None) -> np.ndarray:
+    """Decode a whole image to RGB, upright.
 
-def decode_rgb(
-    file: str | os.PathLike[str] | IO[bytes],
-    name: str | None = None,
-    reduction: Reduction | None = None,
-) -> np.ndarray:
-    """Decodes an image wholly: uint8 [H, W, 3], RGB, upright.
+    The EXIF orientation is applied. Gray is repeated, 16-bit gray is scaled to 8 bits, palettes
+    are looked up, CMYK is converted, and an alpha channel is dropped (not blended), as in
+    torchvision's loader. The pixels are Pillow's, but truncated or inconsistent JPEG data are an
+    error, where Pillow would invent the missing pixels. Other messages of the decoder are logged.
 
-    The EXIF orientation is applied. Gray is repeated, 16-bit gray is scaled to 8, palettes are
-    looked up, CMYK is converted, and an alpha channel is dropped (not blended), as torchvision's
-    loader does. The pixels are Pillow's, but a JPEG whose data end early or make no sense is an
-    error, where Pillow would invent the rest. Lesser complaints of the decoder are logged, with
-    `name` if `file` is no path.
+    Args:
+      encoded: content of the file.
+      name: name of the image in the log.
+      reduction: called with the size of a JPEG before it is decoded. Returns the factor by which
+        it is decoded smaller (sides rounded up), with an inverse cosine transform of fewer
+        coefficients: faster than resizing, and with other pixels. Images that are not plain JPEGs
+        (rotated, CMYK, with messages of the decoder) are decoded whole.
 
-    reduction: is asked before a JPEG is decoded, which then comes so many times smaller, sides
-      rounded up, by an inverse cosine transform of fewer coefficients: faster, and other pixels
-      than resizing gives. What is no plain JPEG (turned, CMYK, complained of) comes whole.
+    Returns:
+      uint8 [H, W, 3].
 
-    Raises: whatever the decoders raise for a file that is missing, damaged or no image (OSError,
-    SyntaxError, ValueError, struct.error ...); a Source names the file in a DecodeError.
+    Raises:
+      Exception: whatever the decoders raise for bytes that are damaged or not an image (OSError,
+        SyntaxError, ValueError, struct.error ...). Sources turn it into a DecodeError.
     """
-    encoded = Path(file).read_bytes() if isinstance(file, str | os.PathLike) else file.read()
     try:
         if size := _plain_jpeg_size(encoded):
             factor = reduction(*size) if reduction else 1
@@ -53,15 +50,15 @@ def decode_rgb(
     except ValueError as complaint:
         if any(loss in str(complaint).lower() for loss in LOSSES):
             raise
-        logger.warning("%s: %s", name or file, complaint)  # and see what Pillow can do
+        logger.warning("%s: %s", name, complaint)  # Pillow decodes it below, if it can
     try:
         with Image.open(io.BytesIO(encoded)) as opened:
             opened.load()
             image = ImageOps.exif_transpose(opened)
-    except UnidentifiedImageError:  # whose message is the address of the BytesIO
+    except UnidentifiedImageError:  # its message is the address of the BytesIO
         raise ValueError(f"no image: {len(encoded)} bytes, the first {encoded[:8]!r}") from None
     if image.mode.startswith("I"):
-        # Pillow opens a 16-bit gray PNG as "I;16" or "I", and would clip, not scale, to 8 bits.
+        # Pillow opens a 16-bit gray PNG as "I;16" or "I", and would clip instead of scale.
         wide = np.clip(np.asarray(image, np.int64), 0, 65535)
         image = Image.fromarray((wide // 257).astype(np.uint8))
     elif image.mode == "P" and "transparency" in image.info:
@@ -70,20 +67,20 @@ def decode_rgb(
 
 
 def _plain_jpeg_size(encoded: bytes) -> tuple[int, int] | None:
-    """Width and height of a JPEG to be shown as it is stored: neither turned nor CMYK, no bomb.
+    """Return the width and height of a JPEG that is upright, not CMYK, and not too large.
 
-    Raises: ValueError for a header that libjpeg does not understand.
+    A header that libjpeg does not understand raises ValueError.
     """
-    if not encoded.startswith(b"\xff\xd8\xff") or _is_turned(encoded):
+    if not encoded.startswith(b"\xff\xd8\xff") or _is_rotated(encoded):
         return None
     height, width, colors, _ = simplejpeg.decode_jpeg_header(encoded)
-    limit = Image.MAX_IMAGE_PIXELS or math.inf  # above it Pillow warns, and above twice it refuses
+    limit = Image.MAX_IMAGE_PIXELS or math.inf  # above it Pillow warns, above twice it refuses
     is_plain = colors in ("YCbCr", "RGB", "Gray") and height * width <= limit
     return (width, height) if is_plain else None
 
 
-def _is_turned(encoded: bytes) -> bool:
-    # Pillow knows, but reading a header takes it ten times longer than this, under the GIL.
+def _is_rotated(encoded: bytes) -> bool:
+    # Pillow can tell, but takes ten times longer to read a header, and holds the GIL.
     header = _before_the_pixels(encoded)
     if b"Exif\0\0" not in header and b"tiff:Orientation" not in header:
         return False
@@ -92,8 +89,8 @@ def _is_turned(encoded: bytes) -> bool:
 
 
 def _before_the_pixels(encoded: bytes) -> bytes:
-    """The segments of a JPEG up to its first scan; all of it where they are not plain to see."""
+    """Return the segments of a JPEG before its first scan, or all of it if they are irregular."""
     end = 2
     while encoded[end : end + 1] == b"\xff" and encoded[end + 1 : end + 2] not in b"\xda\xff":
-        end += 2 + int.from_bytes(encoded[end + 2 : end + 4])  # the marker, and the rest's length
+        end += 2 + int.from_bytes(encoded[end + 2 : end + 4])  # the marker, then its length
     return encoded[:end] if encoded[end : end + 2] == b"\xff\xda" else encoded

@@ -1,7 +1,8 @@
-"""Data sets that come inside Python packages: nothing to download, nothing on disk to prepare."""
+"""Data sets inside Python packages, which need no download: photographs and digits."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.resources
 from collections.abc import Sequence
@@ -9,11 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from occinv.data.decode import Reduction, decode_rgb
-from occinv.data.source import Sample
+from occinv.data.decode import decode_rgb
+from occinv.data.source import Reduction, Sample
 from occinv.schema import UserError
 
-# Class name -> file in the wheel of scikit-image. Only photographs (and micrographs): no drawings,
+# Class name -> file in the wheel of scikit-image. Only photographs and micrographs: no drawings,
 # no test patterns, and one of the two nearly equal views of the motorcycle.
 PHOTOGRAPHS = {
     "astronaut": "astronaut.png",
@@ -36,47 +37,41 @@ PHOTOGRAPHS = {
     "text": "text.png",
 }
 TRAIN_TILES, TEST_TILES = 100, 40  # per class
-BLOCKS_ACROSS = 6  # coarse blocks along the short side of a photograph; a block is 2 x 2 tiles
+REGIONS_ACROSS = 6  # square regions along the short side of a photograph; a region is 2 x 2 tiles
 
 
+@dataclasses.dataclass(eq=False)
 class EmbeddedSource:
-    """Labeled images of one size, held in memory. See occinv.data.source.Source.
+    """Labeled images of one size in memory, read-only. See occinv.data.source.Source."""
 
-    images: uint8 [len, H, W, 3].  labels: int32 [len].
-    """
+    name: str
+    classes: tuple[str, ...]
+    images: np.ndarray  # uint8 [len, H, W, 3]
+    labels: np.ndarray  # int32 [len]
+    names: Sequence[str] = ()
 
-    names = ()
-
-    def __init__(self, name: str, classes: tuple[str, ...], images: np.ndarray, labels: np.ndarray):
-        self.name = name
-        self.classes = classes
-        self.images = images
-        self.labels = labels
+    def __post_init__(self) -> None:
+        self.images.setflags(write=False)  # the source is cached and shared
+        self.labels.setflags(write=False)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def where(self, index: int) -> str:
-        """Nothing: the number says it all."""
-        return ""
-
-    def expect(self, indices: Sequence[int]) -> None:
-        """Nothing: the images are here."""
+    def prefetch(self, indices: Sequence[int]) -> None:
+        """Do nothing: the images are in memory."""
 
     def read(self, index: int, reduction: Reduction | None = None) -> Sample:
-        """The image as uint8 [H, W, 3]; cannot fail for 0 <= index < len."""
+        """Return the sample."""
         return Sample(self.images[index], int(self.labels[index]), index)
 
 
-def block_boxes(width: int, height: int, train: bool) -> list[tuple[int, int, int, int]]:
-    """The coarse blocks of a photograph that belong to training, or to testing, as pixel boxes.
+def region_boxes(width: int, height: int, train: bool) -> list[tuple[int, int, int, int]]:
+    """Return the regions of a photograph for training or testing: (left, top, right, bottom).
 
-    A photograph is cut into square blocks, BLOCKS_ACROSS along its short side. Every third block,
-    along diagonals so that each row and column has some, is for testing; the others for training.
-
-    Returns: (left, top, right, bottom) in pixels of the photograph; no two boxes overlap.
+    A photograph is cut into disjoint square regions, REGIONS_ACROSS along its short side. Every
+    third region, along diagonals, is for testing; the others are for training.
     """
-    side = min(width, height) / BLOCKS_ACROSS
+    side = min(width, height) / REGIONS_ACROSS
     boxes = []
     for row in range(int(height / side + 1e-6)):
         for column in range(int(width / side + 1e-6)):
@@ -88,20 +83,21 @@ def block_boxes(width: int, height: int, train: bool) -> list[tuple[int, int, in
 
 
 def cut_tiles(photograph: Image.Image, tile: int, train: bool) -> np.ndarray:
-    """The train or test tiles of one photograph.
+    """Cut the train or test tiles out of one photograph.
 
-    Each block is cut out BEFORE it is resized to 2 x 2 tiles, so no filter carries a test pixel
-    into a train tile, and no crop of a train tile can see one. Test tiles do not overlap each
-    other; train tiles are cut at half a tile's stride. Of all these, TRAIN_TILES or TEST_TILES
-    evenly spaced ones are kept. A tile shows 1/12 of the photograph's short side at any `tile`.
+    Each region is cut out BEFORE it is resized to 2 x 2 tiles, so the filter carries no test pixel
+    into a train tile. Test tiles do not overlap; train tiles are cut at a stride of half a tile.
+    TRAIN_TILES or TEST_TILES of them, evenly spaced, are kept. A tile shows 1/12 of the short side
+    of the photograph for any `tile`.
 
-    Returns: uint8 [TRAIN_TILES or TEST_TILES, tile, tile, 3].
+    Returns:
+      uint8 [TRAIN_TILES or TEST_TILES, tile, tile, 3].
     """
     starts = (0, tile // 2, tile) if train else (0, tile)
     tiles = []
-    for box in block_boxes(*photograph.size, train):
-        block = photograph.crop(box).resize((2 * tile, 2 * tile), Image.Resampling.BICUBIC)
-        pixels = np.asarray(block)
+    for box in region_boxes(*photograph.size, train):
+        region = photograph.crop(box).resize((2 * tile, 2 * tile), Image.Resampling.BICUBIC)
+        pixels = np.asarray(region)
         tiles += [pixels[top : top + tile, left : left + tile] for top in starts for left in starts]
     count = TRAIN_TILES if train else TEST_TILES
     return np.stack([tiles[i * len(tiles) // count] for i in range(count)])
@@ -109,57 +105,48 @@ def cut_tiles(photograph: Image.Image, tile: int, train: bool) -> np.ndarray:
 
 @functools.lru_cache(maxsize=4)
 def photos(train: bool, tile: int = 32) -> EmbeddedSource:
-    """Tiles of the photographs in scikit-image's wheel; the label is the photograph.
+    """Open tiles of the photographs in scikit-image's wheel; the label is the photograph.
 
-    18 classes, 100 train and 40 test tiles each, from disjoint regions (`block_boxes`). The same
-    on every machine; reads no network.
+    There are 18 classes with 100 train and 40 test tiles each, from disjoint regions
+    (`region_boxes`), the same on every machine.
 
-    Raises: UserError when `tile` is odd or not in 8..128, or the wheel lacks a photograph.
+    Raises:
+      UserError: `tile` is not an even number of 8 to 128, or the wheel lacks a photograph.
     """
     if not 8 <= tile <= 128 or tile % 2:
-        raise UserError(f"photos:{tile}: expected an even tile size from 8 to 128, as in photos:32")
+        raise UserError(f"photos:{tile}, expected an even tile size from 8 to 128, as in photos:32")
     folder = importlib.resources.files("skimage").joinpath("data")
     tiles = []
     for name, file in PHOTOGRAPHS.items():
         try:
-            with folder.joinpath(file).open("rb") as stream:
-                photograph = Image.fromarray(decode_rgb(stream))
+            photograph = decode_rgb(folder.joinpath(file).read_bytes(), file)
         except OSError as error:
             raise UserError(
-                f"photos: the installed scikit-image has no photograph {name!r} ({error}); "
-                "expected the wheel of version 0.24 or newer"
+                f"photos: the installed scikit-image has no photograph {name!r} ({error}). "
+                "Install the wheel of version 0.24 or newer."
             ) from error
-        tiles.append(cut_tiles(photograph, tile, train))
+        tiles.append(cut_tiles(Image.fromarray(photograph), tile, train))
     images = np.concatenate(tiles)
     labels = np.repeat(np.arange(len(tiles), dtype=np.int32), len(tiles[0]))
     name = f"photos:{tile} ({'train' if train else 'test'} regions)"
-    return _frozen(EmbeddedSource(name, tuple(PHOTOGRAPHS), images, labels))
+    return EmbeddedSource(name, tuple(PHOTOGRAPHS), images, labels)
 
 
 @functools.lru_cache(maxsize=2)
 def digits(train: bool) -> EmbeddedSource:
-    """scikit-learn's 1,797 handwritten digits of 8 x 8, enlarged to 32 x 32 RGB (bicubic).
+    """Open scikit-learn's 1,797 handwritten digits of 8 x 8, enlarged to 32 x 32 RGB (bicubic).
 
-    Every fifth image of each class, in the package's order, is for testing (so both parts hold
-    images of the same writers); the others for training.
+    Every fifth image of each class, in the order of the package, is for testing; the others are
+    for training. Both parts contain digits of the same writers.
     """
-    from sklearn.datasets import load_digits  # slow to import, and only needed here
+    from sklearn.datasets import load_digits  # slow to import
 
     loaded = load_digits()
     labels = loaded.target.astype(np.int32)
-    rank = np.zeros_like(labels)  # of each image within its class
-    for label in range(10):
-        rank[labels == label] = np.arange(np.count_nonzero(labels == label))
+    rank = np.tril(labels[:, None] == labels, -1).sum(1)  # of each image within its class
     chosen = np.flatnonzero((rank % 5 == 4) != train)
-    gray = np.round(loaded.images[chosen] * (255 / 16)).astype(np.uint8)  # the package's 0..16
+    gray = np.round(loaded.images[chosen] * (255 / 16)).astype(np.uint8)  # from 0..16
     large = [Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC) for image in gray]
     images = np.repeat(np.stack([np.asarray(image) for image in large])[..., None], 3, axis=-1)
     name = f"digits ({'train' if train else 'test'})"
-    return _frozen(EmbeddedSource(name, tuple("0123456789"), images, labels[chosen]))
-
-
-def _frozen(source: EmbeddedSource) -> EmbeddedSource:
-    # The source is cached and shared: nobody may write into it.
-    source.images.setflags(write=False)
-    source.labels.setflags(write=False)
-    return source
+    return EmbeddedSource(name, tuple("0123456789"), images, labels[chosen])

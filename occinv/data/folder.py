@@ -1,106 +1,88 @@
-"""Images in a folder on disk."""
+"""Images in a folder on disk: `folder:PATH`."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from occinv.data.decode import Reduction, decode_rgb
-from occinv.data.source import DecodeError, Sample
+from occinv.data.decode import decode_rgb
+from occinv.data.source import Reduction, Sample, decoding
 from occinv.schema import UserError, nearest
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # in any case
-HELD_OUT = ("val", "validation", "test")  # beside `train`; the first that exists is taken
+VALIDATION = ("val", "validation", "test")  # beside `train`; the first that exists is used
 
 
+@dataclasses.dataclass(eq=False)
 class FolderSource:
-    """The images below a folder, in the order of their sorted paths. See occinv.data.source.Source.
+    """The images below a folder, in the order of their sorted paths. See Source."""
 
-    paths: relative to `folder`.  labels: int32 [len].
-    """
+    folder: str
+    classes: tuple[str, ...]
+    names: list[str]  # paths relative to `folder`
+    labels: np.ndarray  # int32 [len]
 
-    def __init__(
-        self, folder: Path, classes: tuple[str, ...], paths: list[str], labels: np.ndarray
-    ):
-        self.name = f"folder:{folder}"
-        self.folder = str(folder)
-        self.classes = classes
-        self.paths = paths
-        self.labels = labels
+    def __post_init__(self) -> None:
+        self.name = f"folder:{self.folder}"
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.names)
 
-    @property
-    def names(self) -> list[str]:
-        """The paths below the folder."""
-        return self.paths
-
-    def where(self, index: int) -> str:
-        """The path below the folder."""
-        return self.paths[index]
-
-    def expect(self, indices: Sequence[int]) -> None:
-        """Nothing: the images are here."""
+    def prefetch(self, indices: Sequence[int]) -> None:
+        """Do nothing: a disk needs no announcement."""
 
     def read(self, index: int, reduction: Reduction | None = None) -> Sample:
-        """The decoded image. Raises DecodeError naming the file."""
-        path = os.path.join(self.folder, self.paths[index])
-        try:
-            image = decode_rgb(path, reduction=reduction)
-        except MemoryError:
-            raise
-        except Exception as error:  # for bad bytes Pillow raises many types, even struct.error
-            raise DecodeError(path, index, error) from error
-        return Sample(image, int(self.labels[index]), index)
+        """Decode the image. Raises DecodeError with the path of the file."""
+        path = os.path.join(self.folder, self.names[index])
+        with decoding(path, index):
+            image = decode_rgb(Path(path).read_bytes(), path, reduction)
+            return Sample(image, int(self.labels[index]), index)
 
 
 def open_folder(path: str, *, train: bool) -> FolderSource:
-    """Opens `folder:PATH`.
+    """Open `folder:PATH`.
 
     PATH holds either one sub-folder per class (labels by sorted name, images at any depth within)
-    or images alone, which then have no label. If PATH holds a sub-folder `train`, training takes
-    that and evaluation its neighbor `val`, `validation` or `test`, whose classes must be among
-    those of `train`. Where nothing is held out, both have the same images and `name`. Hidden files
-    and folders are ignored.
+    or only images, which then have no labels. If PATH holds a sub-folder `train`, training uses
+    that one, and evaluation uses its neighbor `val`, `validation` or `test`, whose classes must be
+    among those of `train`. Without such a neighbor, both have the same images and the same `name`.
+    Hidden files and folders are ignored.
 
-    Raises: UserError naming the folder that is missing, unreadable, empty or ambiguous.
+    Raises:
+      UserError: the folder is missing, unreadable, empty or ambiguous.
     """
     root = Path(path).expanduser()
     _check_folder(root)
     try:
         if not (root / "train").is_dir():
             return _labeled(root, _classes(root))
-        held_out = [root / name for name in HELD_OUT if (root / name).is_dir()]
+        validation = [root / name for name in VALIDATION if (root / name).is_dir()]
         classes = _classes(root / "train")
-        if train or not held_out:
+        if train or not validation:
             return _labeled(root / "train", classes)
-        for name in _classes(held_out[0]):
+        for name in _classes(validation[0]):
             if classes and name not in classes:
                 raise UserError(
-                    f"{held_out[0]} has a class {name!r} that {root / 'train'} has not"
+                    f"{validation[0]} has a class {name!r} that {root / 'train'} does not have"
                     + nearest(name, classes)
                 )
-        return _labeled(held_out[0], classes)
+        return _labeled(validation[0], classes)
     except OSError as error:
         raise UserError(f"cannot list {error.filename}: {error.strerror}") from error
 
 
 def _check_folder(root: Path) -> None:
-    if root.is_dir():
-        return
-    if root.exists():
+    if root.exists() and not root.is_dir():
         raise UserError(f"{root} is a file, expected a folder of images")
-    message = f"there is no folder {root}"
-    if root.parent.is_dir():
+    if not root.parent.is_dir():
+        raise UserError(f"there is no folder {root}, because there is no {root.parent}")
+    if not root.exists():
         siblings = [child.name for child in root.parent.iterdir() if child.is_dir()]
-        message += nearest(root.name, siblings) if siblings else f": {root.parent} has no folders"
-    else:
-        message += f": there is no {root.parent} either"
-    raise UserError(message)
+        raise UserError(f"there is no folder {root}{nearest(root.name, siblings)}")
 
 
 def _is_image(name: str) -> bool:
@@ -108,21 +90,21 @@ def _is_image(name: str) -> bool:
 
 
 def _classes(root: Path) -> tuple[str, ...]:
-    """The class names: sorted sub-folders, or none where images lie in `root` itself."""
+    """Return the sorted sub-folders of `root`, or none if it holds images."""
     entries = [entry for entry in os.scandir(root) if not entry.name.startswith(".")]
     folders = sorted(entry.name for entry in entries if entry.is_dir())
     images = sorted(entry.name for entry in entries if entry.is_file() and _is_image(entry.name))
     if folders and images:
         raise UserError(
-            f"{root} holds both images ({images[0]} ...) and folders ({folders[0]} ...): expected "
-            "one folder per class, or images alone"
+            f"{root} holds both images ({images[0]} ...) and folders ({folders[0]} ...), expected "
+            "one folder per class or only images"
         )
     return tuple(folders)
 
 
 def _walk(root: Path, top: Path) -> Iterator[str]:
     def stop(error: OSError) -> None:
-        raise error  # os.walk would skip an unreadable folder in silence
+        raise error  # os.walk would silently skip an unreadable folder
 
     for folder, children, files in os.walk(top, onerror=stop, followlinks=True):
         children[:] = [child for child in children if not child.startswith(".")]
@@ -134,12 +116,12 @@ def _labeled(root: Path, classes: tuple[str, ...]) -> FolderSource:
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes) if classes else [(-1, "")]:
-        # A class of `train` may lack from `val`, but an empty folder is a mistake.
+        # Validation images may lack a class of `train`, but an empty folder is a mistake.
         found = sorted(_walk(root, root / name)) if (root / name).is_dir() else []
         if not found and (root / name).is_dir():
-            raise UserError(f"{root / name} holds no image: expected {', '.join(SUFFIXES)} files")
+            raise UserError(f"{root / name} holds no image, expected {', '.join(SUFFIXES)} files")
         paths += found
         labels += [label] * len(found)
     if not paths:
-        raise UserError(f"{root} holds no image: expected {', '.join(SUFFIXES)} files")
-    return FolderSource(root, classes, paths, np.asarray(labels, np.int32))
+        raise UserError(f"{root} holds no image, expected {', '.join(SUFFIXES)} files")
+    return FolderSource(str(root), classes, paths, np.asarray(labels, np.int32))

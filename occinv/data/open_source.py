@@ -1,12 +1,8 @@
-"""`data.source`: from what the config says to a Source."""
+"""Opens the image source that `data.source` names."""
 
 from __future__ import annotations
 
-from occinv.data.embedded import digits, photos
-from occinv.data.folder import open_folder
 from occinv.data.source import Source
-from occinv.data.subset import of_classes
-from occinv.data.tfds.source import open_tensorflow_datasets
 from occinv.schema import UserError, nearest
 
 KINDS = ("photos", "digits", "folder", "tfds")
@@ -15,29 +11,43 @@ KINDS = ("photos", "digits", "folder", "tfds")
 def open_source(
     spec: str, *, train: bool, data_dir: str | None = None, classes: str | None = None
 ) -> Source:
-    """Opens `photos[:TILE]`, `digits`, `folder:PATH` or `tfds:NAME[:SPLIT]`.
+    """Open `photos[:TILE]`, `digits`, `folder:PATH` or `tfds:NAME[:SPLIT]`.
 
-    train: the part to train on, else the held-out part, where the data set has both.
-    data_dir: where tensorflow_datasets keeps its data sets; only for `tfds:`.
-    classes: which of its classes; None: all. See selection.of_classes.
-    Raises: UserError for anything that cannot be opened; see the functions of each kind.
+    Args:
+      spec: as in `data.source`.
+      train: open the images for training; else those for validation, if the data set has both.
+      data_dir: folder of tensorflow_datasets; only for `tfds:`.
+      classes: which classes to keep, see `selections.of_classes`; None keeps all.
+
+    Raises UserError if the source cannot be opened; see the function of each kind.
     """
-    opened = _open(spec, train, data_dir)
-    return opened if classes is None else of_classes(opened, classes)
-
-
-def _open(spec: str, train: bool, data_dir: str | None) -> Source:
+    # Each kind is imported only if it is used: tensorflow_datasets alone takes seconds.
     kind, colon, rest = spec.partition(":")
+    source: Source
     if kind == "photos" and (not colon or rest.isdecimal()):
-        return photos(train, int(rest) if colon else 32)
-    if spec == "digits":
-        return digits(train)
-    if kind == "folder" and rest:
-        return open_folder(rest, train=train)
-    if kind == "tfds" and rest:
-        return open_tensorflow_datasets(rest, train=train, data_dir=data_dir)
-    hint = "" if kind in KINDS else nearest(kind, KINDS)
-    raise UserError(
-        f"data source {spec!r}: expected photos, photos:TILE, digits, folder:PATH or "
-        f"tfds:NAME[:SPLIT]{hint}"
-    )
+        from occinv.data.embedded import photos
+
+        source = photos(train, int(rest) if colon else 32)
+    elif spec == "digits":
+        from occinv.data.embedded import digits
+
+        source = digits(train)
+    elif kind == "folder" and rest:
+        from occinv.data.folder import open_folder
+
+        source = open_folder(rest, train=train)
+    elif kind == "tfds" and rest:
+        from occinv.data.tfds.source import open_tensorflow_datasets
+
+        source = open_tensorflow_datasets(rest, train=train, data_dir=data_dir)
+    else:
+        hint = "" if kind in KINDS else nearest(kind, KINDS)
+        raise UserError(
+            f"data source {spec!r}, expected photos, photos:TILE, digits, folder:PATH or "
+            f"tfds:NAME[:SPLIT]{hint}"
+        )
+    if classes is None:
+        return source
+    from occinv.data.selections import of_classes
+
+    return of_classes(source, classes)

@@ -1,4 +1,4 @@
-"""The order of samples: an endless stream that depends on the seed and nothing else."""
+"""The order of samples: an endless stream that depends on the seed alone."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 
 @functools.lru_cache(maxsize=4)
 def _permutation(seed: int, num_examples: int, epoch: int) -> np.ndarray:
-    # Sorting raw bits instead of Generator.permutation: NumPy promises the bits of Philox and
-    # SeedSequence for ever, but lets the algorithms of Generator change between releases, and a
+    # Sort raw bits instead of calling Generator.permutation: NumPy guarantees the bits of Philox
+    # and SeedSequence for ever, but the algorithms of Generator may change between releases, and a
     # run resumed after an upgrade must see the same order.
     bits = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(num_examples)
     order = np.argsort(bits, kind="stable")
@@ -19,15 +19,14 @@ def _permutation(seed: int, num_examples: int, epoch: int) -> np.ndarray:
 
 
 def sample_indices(seed: int, num_examples: int, first: int, count: int) -> np.ndarray:
-    """Which images the samples number `first` .. `first + count - 1` of the stream are.
+    """Return the images of the samples `first` to `first + count - 1` of the stream.
 
-    Sample number i belongs to epoch i // num_examples, and every epoch is a permutation of all
-    images that depends on (seed, epoch) only. So every image comes exactly once per epoch even
-    when the batch does not divide the epoch, a batch larger than the data holds several epochs,
-    and sample 10**9 costs what sample 0 does: the permutation of its own epoch.
+    Sample i belongs to epoch i // num_examples. Every epoch is a permutation of all images that
+    depends on (seed, epoch) alone. So every image comes once per epoch even if the batch size does
+    not divide the epoch, a batch may span epochs, and sample 10**9 costs as much as sample 0.
 
-    Returns: int64 [count], 0 <= index < num_examples.
-    Raises: ValueError for a negative argument or `num_examples` 0.
+    Returns:
+      int64 [count], 0 <= index < num_examples.
     """
     if min(seed, first, count) < 0 or num_examples < 1:
         raise ValueError(

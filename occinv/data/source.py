@@ -1,32 +1,47 @@
-"""What every source of images gives: numbered samples."""
+"""The interface of an image source: numbered samples that can be read in any order."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 
-from occinv.data.decode import Reduction
 from occinv.schema import UserError
+
+# Maps the width and height of a JPEG to the factor by which it may be decoded smaller: 1, 2, 4, 8.
+Reduction = Callable[[int, int], int]
 
 
 class DecodeError(UserError):
-    """An image that cannot be read. `name` says which: a path, or a record of a data set."""
+    """An image that cannot be read. `name` is its path, or its record and data set."""
 
     def __init__(self, name: str, index: int, reason: object):
         super().__init__(f"cannot read image {index}, {name}: {reason}")
         self.name = name
 
 
+@contextlib.contextmanager
+def decoding(name: str, index: int) -> Iterator[None]:
+    """Turn any error of a decoder into a DecodeError that names the image."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # for bad bytes Pillow raises many types, even struct.error
+        raise DecodeError(name, index, error) from error
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sample:
     """One image before cropping.
 
-    image: uint8 [H, W, 3], RGB; of fewer pixels than are stored if `read` was so asked.
-    label: the number of the class, -1 where there is none.
-    index: the number of the image in its source; a subset keeps its parent's.
+    Attributes:
+      image: uint8 [H, W, 3], RGB; smaller than stored if `read` was given a reduction.
+      label: number of the class, -1 for an image without a label.
+      index: number of the image in its source; a subset keeps the index of its parent.
     """
 
     image: np.ndarray
@@ -35,38 +50,32 @@ class Sample:
 
 
 class Source(Protocol):
-    """Images that can be read in any order, from several threads at once.
+    """Images that can be read in any order and from several threads at once.
 
-    name:    for messages and logs: what was opened, and which part of it.
-    classes: the names of the classes by label, empty when unlabeled.
+    Attributes:
+      name: what was opened and which part of it, for messages and logs.
+      classes: names of the classes by label, empty for unlabeled images.
+      labels: int32 [len], all -1 for unlabeled images. Slow at first use for `tfds:` sources.
+      names: file names by index, empty for images that have no file names.
     """
 
     name: str
     classes: tuple[str, ...]
 
     @property
-    def names(self) -> Sequence[str]:
-        """What the files are or were called, by index; empty where there never were files."""
-        ...
+    def labels(self) -> np.ndarray: ...
 
     @property
-    def labels(self) -> np.ndarray:
-        """int32 [len], all -1 when unlabeled. Slow at first use for `tfds:` sources."""
-        ...
+    def names(self) -> Sequence[str]: ...
 
     def __len__(self) -> int: ...
 
-    def where(self, index: int) -> str:
-        """The file or record that sample number `index` is, as a person would look it up."""
-        ...
-
-    def expect(self, indices: Sequence[int]) -> None:
-        """Is told which samples will be read next: a source far away may begin to fetch them."""
-        ...
+    def prefetch(self, indices: Sequence[int]) -> None:
+        """Announce the samples that are read next; a remote source begins to fetch them."""
 
     def read(self, index: int, reduction: Reduction | None = None) -> Sample:
-        """Sample number `index`, 0 <= index < len. Raises DecodeError.
+        """Read sample `index`, 0 <= index < len. Raises DecodeError.
 
-        reduction: see decode_rgb; a source whose images are not JPEGs need not ask it.
+        A source of JPEGs passes `reduction` to `decode_rgb`; others ignore it.
         """
         ...

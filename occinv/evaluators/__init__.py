@@ -1,1 +1,1 @@
-"""What a trained model is worth: occlusion invariance, reconstruction, features."""
+"""Evaluators: measurements and pictures of trained encoders."""

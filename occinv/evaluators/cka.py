@@ -1,20 +1,19 @@
-"""Occlusion invariance, Figure 1: linear CKA between the full image and the same image occluded.
+"""Occlusion invariance (Figure 1): linear CKA between features of full and occluded images.
 
     CKA = Σ_b HSIC₁(K_b, L_b) / sqrt(Σ_b HSIC₁(K_b, K_b) · Σ_b HSIC₁(L_b, L_b))
 
 over minibatches b, with K = X Xᵀ and L = Y Yᵀ. HSIC₁ is the unbiased estimator of Song et al.
-(2012, Eq. 5), so that the value does not grow as batches shrink, and the sums of Nguyen et al.
-(2021, "Do wide and deep networks learn the same things?", Eq. 3) need one pass and no memory of
-the images gone by.
+(2012, Eq. 5), so that the value does not grow as batches shrink. The sums over minibatches are those
+of Nguyen et al. (2021, "Do wide and deep networks learn the same things?", Eq. 3). They need one
+pass, and no memory of earlier images.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -28,62 +27,32 @@ from occinv.models.vit import ViT
 from occinv.parallel import fetch, make_mesh, put_batch, replicated
 from occinv.schema import UserError, nearest
 from occinv.transforms.masking import kept_patches, visible_ids
-from occinv.transforms.view import normalize, unit_range
+from occinv.transforms.view import unit_range
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-FEWEST = 4  # images in a batch: HSIC₁ divides by n - 3
+MIN_BATCH = 4  # HSIC₁ divides by n - 3
 
 Tokens = Literal["visible", "mean", "class"]
 Removed = Literal["drop", "mask_token"]
 
-log = logging.getLogger("occinv.evaluators")
+logger = logging.getLogger("occinv.evaluators")
 
 
-@dataclasses.dataclass(frozen=True)
-class Curves:
+class Curves(NamedTuple):
     """CKA between the features of full and occluded images.
 
     Attributes:
-      ratios: the R fractions of patches that were removed.
-      blocks: 1 .. depth.
+      ratios: The R shares of removed patches.
+      blocks: 1 to depth.
       values: float64 [R, depth], 1 where the features are alike. NaN where features do not vary
         over the images. An unbiased estimate can be slightly below 0.
-      images: how many images were measured.
+      images: The number of measured images.
     """
 
     ratios: tuple[float, ...]
     blocks: tuple[int, ...]
     values: np.ndarray
     images: int
-
-    def as_json(self) -> dict[str, Any]:
-        """The attributes in JSON's types; NaN becomes None."""
-        values = [[v if np.isfinite(v) else None for v in row] for row in self.values.tolist()]
-        return {
-            "ratios": list(self.ratios),
-            "blocks": list(self.blocks),
-            "values": values,
-            "images": self.images,
-        }
-
-
-def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
-    """Plain linear CKA of all images at once (Kornblith et al. 2019, Eqs. 3 and 4), in float64.
-
-    Biased upwards where there are few images for the number of features; kept as the reference.
-
-    Args:
-      x, y: features [n, ...] of the same n images, flattened per image.
-    """
-    first, second = (_flat_centered(features) for features in (x, y))
-    cross = (first * second).sum()
-    return float(cross / np.sqrt((first * first).sum() * (second * second).sum()))
-
-
-def _flat_centered(features: np.ndarray) -> np.ndarray:
-    flat = np.asarray(features, np.float64).reshape(len(features), -1)
-    flat = flat - flat.mean(0)
-    return flat @ flat.T
 
 
 def cka_curves(
@@ -97,58 +66,63 @@ def cka_curves(
     seed: int = 0,
     mesh: Mesh | None = None,
 ) -> Curves:
-    """Linear CKA between full and occluded images after each block, in one pass over `batches`.
+    """Measure linear CKA between full and occluded images after each block.
 
-    Which patches are removed follows from (seed, ratio, the image's index) alone. Padding, images
-    of weight 0, counts nowhere. A batch of fewer than 4 images has no unbiased estimate: it is
-    left out, with a warning. A smaller last batch weighs as much as it has images.
+    The removed patches depend on (seed, ratio, the image's index) alone. Padding does not count. A
+    batch of fewer than 4 images has no unbiased estimate; it is left out with a warning. A smaller
+    last batch is weighted by its number of images.
 
     Args:
-      encoder, params: f and its own parameters (`Trained.params["encoder"]`).
-      batches: of images of the encoder's size; this process's rows of the global batches.
-      ratios: fractions of patches to remove, in (0, 1).
-      tokens: what the features of an image are. `visible`: the patch tokens seen in the occluded
-        image, side by side, and the same positions of the full one. `mean`: the mean of the patch
-        tokens that the encoder returns, all of them for the full image. `class`: the class token.
-      removed: whether removed patches are dropped (for every model), or replaced by the mask token
-        of an encoder that was trained with one.
-      mesh: the devices that share a batch; None: the first one.
+      encoder: f.
+      params: The parameters of f alone.
+      batches: This process's rows of the global batches, which are read once.
+      ratios: Shares of patches to remove, in (0, 1).
+      tokens: The features of an image. `visible`: the patch tokens that are visible in the occluded
+        image, concatenated, and the same positions of the full image. `mean`: the mean of all patch
+        tokens that the encoder returns. `class`: the class token.
+      removed: Whether removed patches are dropped (possible for every model), or replaced by the
+        mask token of an encoder that was trained with one.
+      seed: The seed of the masks.
+      mesh: The devices that share a batch; None: the first one.
 
     Raises:
-      UserError: an unknown choice, a ratio outside (0, 1) or without patches left, no mask token,
-        or no batch of 4 images.
+      UserError: A choice is unknown, a ratio is outside (0, 1) or leaves no patch, the encoder has
+        no mask token, or no batch has 4 images.
     """
     _check(encoder, ratios, tokens, removed)
     mesh = mesh or make_mesh(jax.local_devices()[:1])
-    # One form for all, so that models of one size share one compiled program: norm and drop path
-    # have no part in the blocks' outputs, and a mask token none where patches are dropped.
+    # The features of the blocks depend on none of these options, nor on the mask token where patches
+    # are dropped. With equal options, models of one size share one compiled program.
     plain = encoder.clone(
         final_norm=False,
         drop_path=0.0,
         train_position=False,
+        freeze_patch_embed=False,
         mask_token=removed == "mask_token",
-        layout=Layout(unroll=1),  # there is a program part for each ratio, which a loop keeps short
+        layout=Layout(unroll=1),  # the blocks are compiled once for each ratio; a loop is short
     )
     unused = {"norm"} if plain.mask_token else {"norm", "mask_token"}
     used = {name: value for name, value in params.items() if name not in unused}
-    used, key = jax.device_put((used, jax.random.key(seed)), replicated(mesh))
+    used, rng = jax.device_put((used, jax.random.key(seed)), replicated(mesh))
 
     sums = np.zeros((3, len(ratios), encoder.depth))
     images = left_out = 0
     for batch in batches:
         values, number = fetch(
-            _hsic(used, put_batch(mesh, batch), key, plain, tuple(ratios), tokens, mesh)
+            _hsic(used, put_batch(mesh, batch), rng, plain, tuple(ratios), tokens, mesh)
         )
         count = round(number.item())
-        if count < FEWEST:
+        if count < MIN_BATCH:
             left_out += count
             continue
         sums += count * values.astype(np.float64)
         images += count
     if left_out:
-        log.warning("CKA leaves out %d images of batches with fewer than %d", left_out, FEWEST)
+        logger.warning(
+            "CKA leaves out %d images of batches with fewer than %d", left_out, MIN_BATCH
+        )
     if not images:
-        raise UserError(f"CKA needs a batch of {FEWEST} images or more, found {left_out} images")
+        raise UserError(f"found {left_out} images, but CKA needs a batch of at least {MIN_BATCH}")
     between, of_full, of_occluded = sums
     scale = np.sqrt(of_full * of_occluded)
     values = np.divide(between, scale, out=np.full_like(scale, np.nan), where=scale > 0)
@@ -156,19 +130,20 @@ def cka_curves(
 
 
 def _check(encoder: ViT, ratios: Sequence[float], tokens: str, removed: str) -> None:
+    """Raise UserError for an impossible argument of `cka_curves`."""
     for name, value, choices in (
         ("tokens", tokens, get_args(Tokens)),
         ("removed", removed, get_args(Removed)),
     ):
         if value not in choices:
-            raise UserError(f"{name}={value!r} is not a choice{nearest(str(value), choices)}")
+            raise UserError(f"unknown {name}={value!r}{nearest(value, choices)}")
     if removed == "mask_token" and not encoder.mask_token:
         raise UserError(
-            "removed='mask_token': this encoder was trained without a mask token; use "
+            "removed='mask_token', but the encoder was trained without a mask token; use "
             "removed='drop'"
         )
     if not ratios:
-        raise UserError("no drop ratio given, expected one or more in (0, 1)")
+        raise UserError("ratios is empty, expected one or more shares of patches in (0, 1)")
     for ratio in ratios:
         kept_patches(encoder.num_patches, ratio)
 
@@ -177,20 +152,29 @@ def _check(encoder: ViT, ratios: Sequence[float], tokens: str, removed: str) -> 
 def _hsic(
     params: Any,
     batch: Batch,
-    key: jax.Array,
+    rng: jax.Array,
     encoder: ViT,
     ratios: tuple[float, ...],
     tokens: Tokens,
     mesh: Mesh,
 ) -> tuple[jax.Array, jax.Array]:
-    """HSIC₁ of (full, occluded), (full, full), (occluded, occluded): [3, R, depth]; and n []."""
-    pixels = normalize(unit_range(batch.image))
+    """Return HSIC₁ of (full, occluded), (full, full), (occluded, occluded), and n.
+
+    Returns:
+      float32 [3, R, depth], and the number of images [].
+    """
+    pixels = unit_range(batch.image)
     real = (batch.weight > 0).astype(jnp.float32)
-    full = encoder.apply({"params": params}, pixels).blocks  # type: ignore[union-attr]
-    visible, kept = draw_visible(key, batch.index, encoder.num_patches, ratios)
+
+    def blocks_of(*visible: Any) -> jax.Array:
+        found: Any = encoder.apply({"params": params}, pixels, *visible)
+        return found.blocks
+
+    full = blocks_of()
+    visible, kept = draw_visible(rng, batch.index, encoder.num_patches, ratios)
     grams = []
     for seen, count in zip(visible, kept, strict=True):
-        occluded = encoder.apply({"params": params}, pixels, seen, count).blocks  # type: ignore[union-attr]
+        occluded = blocks_of(seen, count)
         ids = visible_ids(seen, count)
         grams += [gram(features(blocks, ids, tokens), real) for blocks in (full, occluded)]
     centered = u_centered(jnp.stack(grams), real)
@@ -199,12 +183,12 @@ def _hsic(
 
 
 def features(blocks: jax.Array, ids: jax.Array, tokens: Tokens) -> jax.Array:
-    """The features of each image after each block: float32 [depth, B, F].
+    """Return the features of each image after each block: float32 [depth, B, F].
 
     Args:
-      blocks: [depth, B, 1 + n, D], with n = N tokens, or only the K visible ones.
+      blocks: [depth, B, 1 + n, D], with all n = N patches, or only the K visible ones.
       ids: int32 [B, K], the visible patches in raster order.
-      tokens: see `cka_curves`.
+      tokens: As in `cka_curves`.
     """
     blocks = jnp.asarray(blocks, jnp.float32)
     if tokens == "class":
@@ -218,11 +202,12 @@ def features(blocks: jax.Array, ids: jax.Array, tokens: Tokens) -> jax.Array:
 
 
 def gram(x: jax.Array, real: jax.Array) -> jax.Array:
-    """X Xᵀ of features [depth, B, F] less their mean: [depth, B, B], 0 for padding.
+    """Return X Xᵀ of features [depth, B, F] minus their mean: [depth, B, B], 0 for padding.
 
-    HSIC₁ does not see the mean; without it float32 keeps its digits for what varies.
+    HSIC₁ does not depend on the mean. Without it, float32 has more digits for the variation.
 
     Args:
+      x: Features.
       real: float32 [B], 1 for an image and 0 for padding.
     """
     mean = (x * real[:, None]).sum(1, keepdims=True) / real.sum()
@@ -231,10 +216,10 @@ def gram(x: jax.Array, real: jax.Array) -> jax.Array:
 
 
 def u_centered(grams: jax.Array, real: jax.Array) -> jax.Array:
-    """U-center Gram matrices [..., B, B]: rows sum to 0 and so does the diagonal, entry by entry.
+    """U-center Gram matrices [..., B, B]: rows sum to 0, and entries of the diagonal are 0.
 
-    HSIC₁ of two such is a mere product (Székely and Rizzo 2014), which float32 bears, where Song's
-    three terms nearly cancel.
+    HSIC₁ of two such matrices is one sum of products (Székely and Rizzo 2014), which is accurate in
+    float32. The three terms of Song et al. nearly cancel.
     """
     count = real.sum()
     pairs = real[:, None] * real[None, :] * (1 - jnp.eye(len(real)))
@@ -248,7 +233,12 @@ def u_centered(grams: jax.Array, real: jax.Array) -> jax.Array:
 def hsic(
     first: jax.Array, second: jax.Array, real: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """HSIC₁ of (first, second), (first, first), (second, second), U-centered [..., B, B]: [...]."""
+    """Return HSIC₁ of (first, second), (first, first), (second, second): [...] each.
+
+    Args:
+      first, second: U-centered Gram matrices [..., B, B].
+      real: float32 [B], 1 for an image and 0 for padding.
+    """
     count = real.sum()
     scale = jnp.maximum(count * (count - 3), 1)
     pairs = ((first, second), (first, first), (second, second))

@@ -1,8 +1,8 @@
-"""Weighted nearest neighbors: how well frozen features tell classes apart, without training.
+"""Weighted nearest neighbors: how well frozen features separate classes, without training.
 
 The protocol of the official DINO (`eval_knn.py`): features of the training images under the central
-crop, scaled to length 1; each of the k nearest of a held-out image votes for its label with weight
-exp(cosine / τ).
+crop, scaled to length 1. Each of the k nearest neighbors of a validation image votes for its own
+label with weight exp(cosine / τ).
 """
 
 from __future__ import annotations
@@ -17,72 +17,89 @@ import numpy as np
 from jax.sharding import Mesh
 
 from occinv.data.batch import Batch
-from occinv.losses.losses import unit
+from occinv.losses.contrastive import unit
 from occinv.models.vit import ViT
 from occinv.parallel import fetch, put_batch, replicated
 from occinv.schema import UserError, nearest
-from occinv.transforms.view import normalize, unit_range
+from occinv.transforms.view import unit_range
 
 Pooling = Literal["class", "mean"]
-CHUNK = 65536  # training features compared at once: bounds the memory of the similarities
+QUERIES = 1024  # validation images compared at once
+CHUNK = 65536  # training images that they are compared with at once, which bounds the memory
 
 
 class Labeled(NamedTuple):
-    """Features with their labels."""
+    """Features with their labels.
 
-    features: np.ndarray  # float32 [n, D], of length 1
-    labels: np.ndarray  # int32 [n]
+    Attributes:
+      features: float32 [n, D], of length 1.
+      labels: int32 [n].
+    """
+
+    features: np.ndarray
+    labels: np.ndarray
 
 
 class Knn(NamedTuple):
-    """Accuracies in [0, 1], and what they were measured with."""
+    """The accuracy of nearest neighbors, and its settings.
+
+    Attributes:
+      top1, top5: The share of images whose label has most votes, or is among the best five.
+      neighbors, temperature: k and τ.
+      pooling: As in `extract`.
+      images, training_images: The numbers of validation and of training images.
+    """
 
     top1: float
     top5: float
     neighbors: int
     temperature: float
-    pooling: str
-    images: int  # held out
+    pooling: Pooling
+    images: int
     training_images: int
 
 
-def knn(training: Labeled, held_out: Labeled, neighbors: int, temperature: float) -> Any:
-    """(top1, top5): shares of held-out images whose label has most votes, or is among five.
+def knn(
+    training: Labeled, validation: Labeled, neighbors: int, temperature: float
+) -> tuple[float, float]:
+    """Return top-1 and top-5 accuracy of the votes of training images on validation images.
 
-    Raises UserError for a number of neighbors that there are not, and a temperature of 0 or less.
+    Raises:
+      UserError: `neighbors` is not in 1 to the number of training images, or `temperature` not
+        above 0.
     """
     count = len(training.labels)
     if not 1 <= neighbors <= count:
-        raise UserError(f"--neighbors {neighbors}, expected 1 to {count}, the training images")
+        raise UserError(
+            f"--neighbors {neighbors}, expected 1 to {count}, the number of training images"
+        )
     if not temperature > 0:
         raise UserError(f"--temperature {temperature}, expected a number above 0")
-    classes = int(max(training.labels.max(), held_out.labels.max())) + 1
+    classes = int(max(training.labels.max(), validation.labels.max())) + 1
     hits = np.zeros(2)
-    for start in range(0, len(held_out.labels), 1024):
-        queries = jnp.asarray(held_out.features[start : start + 1024])
-        similarity, label = _nearest(training, queries, neighbors)
+    for start in range(0, len(validation.labels), QUERIES):
+        part = slice(start, start + QUERIES)
+        similarity, label = _nearest(training, jnp.asarray(validation.features[part]), neighbors)
         votes = _votes(similarity, label, temperature, classes)
-        own = held_out.labels[start : start + 1024, None]
-        for_own = np.take_along_axis(votes, own, 1)
-        # Classes with as many votes come first, so that a class without any is never an answer.
+        for_own = np.take_along_axis(votes, validation.labels[part, None], 1)
+        # Classes with equally many votes rank first, so that a class without votes never counts.
         better = (votes >= for_own).sum(1) - 1
         hits += [((better < first) & (for_own[:, 0] > 0)).sum() for first in (1, 5)]
-    return tuple(hits / len(held_out.labels))
+    top1, top5 = (hits / len(validation.labels)).tolist()
+    return top1, top5
 
 
 def _nearest(training: Labeled, queries: jax.Array, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Similarities and labels of the `count` nearest of each query, [B, count] each."""
-    best = np.empty((len(queries), 0), np.float32)
-    label = np.empty((len(queries), 0), np.int32)
+    """Return similarities and labels of the `count` nearest neighbors of each query: [B, count]."""
+    similarities, labels = [], []
     for start in range(0, len(training.labels), CHUNK):
-        chunk = training.features[start : start + CHUNK]
-        found, index = _top(queries, jnp.asarray(chunk), min(count, len(chunk)))
-        best = np.concatenate([best, found], axis=1)
-        label = np.concatenate([label, training.labels[start:][np.asarray(index)]], axis=1)
-        order = np.argsort(-best, axis=1, kind="stable")[:, :count]
-        best = np.take_along_axis(best, order, axis=1)
-        label = np.take_along_axis(label, order, axis=1)
-    return best, label
+        chunk = jnp.asarray(training.features[start : start + CHUNK])
+        found, index = _top(queries, chunk, min(count, len(chunk)))
+        similarities.append(np.asarray(found))
+        labels.append(training.labels[start:][np.asarray(index)])
+    similarity, label = (np.concatenate(parts, axis=1) for parts in (similarities, labels))
+    order = np.argsort(-similarity, axis=1, kind="stable")[:, :count]
+    return np.take_along_axis(similarity, order, 1), np.take_along_axis(label, order, 1)
 
 
 @functools.partial(jax.jit, static_argnames="count")
@@ -93,7 +110,7 @@ def _top(queries: jax.Array, keys: jax.Array, count: int) -> Any:
 def _votes(
     similarity: np.ndarray, label: np.ndarray, temperature: float, classes: int
 ) -> np.ndarray:
-    """float64 [B, classes]: the votes for each class, in units of the nearest neighbor's."""
+    """Return the votes for each class in units of the nearest neighbor's: float64 [B, classes]."""
     weight = np.exp((similarity - similarity[:, :1]).astype(np.float64) / temperature)
     votes = np.zeros((len(label), classes))
     np.add.at(votes, (np.arange(len(label))[:, None], label), weight)
@@ -103,19 +120,23 @@ def _votes(
 def extract(
     encoder: ViT, params: Any, batches: Iterable[Batch], mesh: Mesh, pooling: Pooling
 ) -> Labeled:
-    """Features of every image, in order, on every process; padding is left out.
+    """Return features of every image, in order, on every process. Padding is left out.
 
     Args:
-      pooling: the `class` token, or the `mean` of the patch tokens.
+      encoder: f.
+      params: The parameters of f alone.
+      batches: This process's rows of the global batches.
+      mesh: The devices that share a batch.
+      pooling: The `class` token, or the `mean` of the patch tokens.
 
-    Raises UserError for another pooling and for images without labels.
+    Raises:
+      UserError: The pooling is unknown, or images have no labels.
     """
     if pooling not in get_args(Pooling):
-        raise UserError(f"--pooling {pooling!r}{nearest(pooling, get_args(Pooling))}")
+        raise UserError(f"unknown --pooling {pooling!r}{nearest(pooling, get_args(Pooling))}")
 
     def pooled(params: Any, batch: Batch) -> Any:
-        pixels = normalize(unit_range(batch.image))
-        found: Any = encoder.apply({"params": params}, pixels)
+        found: Any = encoder.apply({"params": params}, unit_range(batch.image))
         tokens = found.tokens
         feature = tokens[:, 0] if pooling == "class" else tokens[:, 1:].mean(1)
         return unit(feature), batch.label, batch.weight
@@ -129,5 +150,8 @@ def extract(
         labels.append(label[weight > 0])
     found = Labeled(np.concatenate(features), np.concatenate(labels))
     if (found.labels < 0).any():
-        raise UserError("images without labels: nearest neighbors vote for classes")
+        raise UserError(
+            "the images have no labels, but nearest neighbors vote for classes; use a folder with "
+            "a sub-folder for each class"
+        )
     return found

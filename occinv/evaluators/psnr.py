@@ -13,11 +13,9 @@ from jax.sharding import Mesh
 
 from occinv.data.batch import Batch
 from occinv.evaluators.occlusion import draw_visible
-from occinv.losses.losses import mean_over
+from occinv.losses.reconstruction import mean_over
 from occinv.models.patches import patchify
-from occinv.models.vit import ViT
-from occinv.objectives.base import Objective
-from occinv.objectives.mae import Reconstruction
+from occinv.objectives.base import Objective, Reconstructs, Setting
 from occinv.parallel import fetch, make_mesh, put_batch, replicated
 from occinv.schema import UserError
 from occinv.transforms.view import unit_range
@@ -26,31 +24,32 @@ SMALLEST_MSE = 1e-10
 
 
 @runtime_checkable
-class Reconstructs(Protocol):
-    """An objective that can show what it believes lies under the removed patches."""
+class ReconstructsMasked(Reconstructs, Protocol):
+    """An objective that reconstructs an image from the patches that its masking keeps."""
 
+    setting: Setting
     mask_ratio: float
     normalize_target: bool
 
-    @property
-    def encoder(self) -> ViT:
-        """f."""
-
-    def reconstruct(self, params: Any, pixels: jax.Array, visible: jax.Array) -> Reconstruction:
-        """As `MAE.reconstruct`."""
-
 
 class Psnr(NamedTuple):
-    """Mean PSNR of the images, in dB, and what it was measured on.
+    """Mean PSNR over images.
 
-    `whole` and `removed` are defined in `reconstruction_psnr`.
+    Attributes:
+      whole, removed: In dB, as defined in `reconstruction_psnr`.
+      images: The number of images.
+      mask_ratio: The share of removed patches.
+      normalized_target: Whether the model predicts normalized patches. The true mean and deviation
+        of each patch are then used to reconstruct it.
+      seed: The seed of the masks.
     """
 
     whole: float
     removed: float
     images: int
     mask_ratio: float
-    normalized_target: bool  # then the true mean and deviation of each patch are given back to it
+    normalized_target: bool
+    seed: int
 
 
 def reconstruction_psnr(
@@ -61,43 +60,44 @@ def reconstruction_psnr(
     seed: int = 0,
     mesh: Mesh | None = None,
 ) -> Psnr:
-    """PSNR of the objective's reconstructions at its own mask ratio, in one pass over `batches`.
+    """Measure the PSNR of an objective's reconstructions at its own mask ratio.
 
     The mean over images of 10 · log10(1 / MSE), with pixels in [0, 1] and predictions clipped to
     that range. The MSE of an image is taken
 
-    - `whole`: over all its pixels, with the visible patches pasted (as MAE's demo shows it);
-    - `removed`: over the pixels of removed patches only, which is lower by 10 · log10 of N over
+    - `whole`: over all its pixels, with the visible patches pasted, as MAE's demo shows it;
+    - `removed`: over the pixels of removed patches only. This PSNR is lower by 10 · log10 of N over
       the number of removed patches.
 
-    An MSE below 1e-10 counts as 1e-10, so that a perfect image has 100 dB and not infinitely many.
-    Masks follow from (seed, the image's index); padding counts nowhere.
+    An MSE below 1e-10 counts as 1e-10, so that a perfect image has 100 dB instead of infinitely
+    many. The masks depend on (seed, the image's index) alone. Padding does not count.
 
     Raises:
-      UserError: the objective does not reconstruct pixels, or there is no image.
+      UserError: The objective does not reconstruct pixels, or there is no image.
     """
     model = reconstructing(objective)
     mesh = mesh or make_mesh(jax.local_devices()[:1])
-    params, key = jax.device_put((params, jax.random.key(seed)), replicated(mesh))
+    params, rng = jax.device_put((params, jax.random.key(seed)), replicated(mesh))
     total = np.zeros(3)
     for batch in batches:
-        total += fetch(_sums(params, put_batch(mesh, batch), key, model, mesh))
+        total += fetch(_sums(params, put_batch(mesh, batch), rng, model, mesh))
     whole, removed, count = total.tolist()
     if not count:
-        raise UserError("PSNR needs an image or more, found none")
-    return Psnr(
-        whole / count, removed / count, round(count), model.mask_ratio, model.normalize_target
-    )
+        raise UserError("found no image, but PSNR needs at least 1")
+    means = whole / count, removed / count
+    return Psnr(*means, round(count), model.mask_ratio, model.normalize_target, seed)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "mesh"))
-def _sums(params: Any, batch: Batch, key: jax.Array, model: Reconstructs, mesh: Mesh) -> jax.Array:
-    """Over the images of a batch: PSNR of the whole and of removed patches, and their number."""
+def _sums(
+    params: Any, batch: Batch, rng: jax.Array, model: ReconstructsMasked, mesh: Mesh
+) -> jax.Array:
+    """Sum both PSNRs over the images of a batch, and count these: [3]."""
     pixels = unit_range(batch.image)
-    ratios = (model.mask_ratio,)
-    (visible,), _ = draw_visible(key, batch.index, model.encoder.num_patches, ratios)
+    encoder, ratios = model.setting.encoder, (model.mask_ratio,)
+    (visible,), _ = draw_visible(rng, batch.index, encoder.num_patches, ratios)
     shown = model.reconstruct(params, pixels, visible).reconstructed
-    squared = patchify(jnp.square(shown - pixels), model.encoder.patch_size).mean(-1)
+    squared = patchify(jnp.square(shown - pixels), encoder.patch_size).mean(-1)
     decibels = [psnr(squared.mean(1)), psnr(mean_over(squared, ~visible))]
     real = batch.weight > 0
     sums = [jnp.where(real, value, 0.0).sum() for value in (*decibels, jnp.float32(1))]
@@ -105,15 +105,15 @@ def _sums(params: Any, batch: Batch, key: jax.Array, model: Reconstructs, mesh: 
 
 
 def psnr(mse: jax.Array) -> jax.Array:
-    """10 · log10(1 / mse) in dB for pixels in [0, 1], at most 100."""
+    """Return 10 · log10(1 / mse) in dB for pixels in [0, 1], at most 100."""
     return -10 * jnp.log10(jnp.maximum(mse, SMALLEST_MSE))
 
 
-def reconstructing(objective: Objective) -> Reconstructs:
-    """The objective itself. Raises UserError if it does not reconstruct pixels."""
-    if not isinstance(objective, Reconstructs):
+def reconstructing(objective: Objective) -> ReconstructsMasked:
+    """Return the objective itself; raise UserError if it does not reconstruct masked images."""
+    if not isinstance(objective, ReconstructsMasked):
         raise UserError(
-            f"the objective {type(objective).__name__} does not reconstruct pixels; expected one "
-            "with a decoder, such as mae or rmae"
+            f"the objective {type(objective).__name__} does not reconstruct pixels of masked "
+            "patches; use a run with a decoder, such as one of mae or rmae"
         )
     return objective

@@ -1,4 +1,4 @@
-"""Pictures of what a model believes lies under the removed patches."""
+"""Pictures of original, masked and reconstructed images."""
 
 from __future__ import annotations
 
@@ -13,56 +13,63 @@ from PIL import Image, ImageDraw, ImageFont
 
 from occinv.data.batch import Batch
 from occinv.evaluators.occlusion import draw_visible
-from occinv.evaluators.psnr import Reconstructs, reconstructing
-from occinv.objectives.base import Objective
-from occinv.objectives.mae import Reconstruction
+from occinv.evaluators.pictures import resized
+from occinv.evaluators.psnr import ReconstructsMasked, reconstructing
+from occinv.objectives.base import Objective, Reconstruction
 from occinv.transforms.view import unit_range
 
 GAP, HEADER = 4, 18  # pixels of the grid
 
 
 class Triple(NamedTuple):
-    """Three pictures of one image, uint8 [H, W, 3]."""
+    """Three pictures of one image, uint8 [H, W, 3].
+
+    Attributes:
+      original: The image.
+      masked: The image with gray patches where they were removed.
+      reconstructed: The decoder's image; visible patches are pasted.
+    """
 
     original: np.ndarray
-    masked: np.ndarray  # removed patches are gray
-    reconstructed: np.ndarray  # visible patches are pasted
+    masked: np.ndarray
+    reconstructed: np.ndarray
 
 
 def triples(objective: Objective, params: Any, batch: Batch, seed: int = 0) -> list[Triple]:
-    """A triple for each image of `batch` that is not padding, at the objective's mask ratio.
+    """Return a triple for each image of `batch` that is not padding.
 
-    Masks are those of `reconstruction_psnr` with the same seed: they follow from (seed, the image's
-    index).
+    The masks are those of `reconstruction_psnr` with the same seed.
 
     Raises:
-      UserError: the objective does not reconstruct pixels.
+      UserError: The objective does not reconstruct pixels.
     """
     model = reconstructing(objective)
-    shown = _show(params, batch, jax.random.key(seed), model)
+    shown = _reconstruct(params, batch, jax.random.key(seed), model)
     pictures = [np.rint(np.asarray(x) * 255).astype(np.uint8) for x in shown]
     rows = np.flatnonzero(np.asarray(batch.weight) > 0)
     return [Triple(*(picture[row] for picture in pictures)) for row in rows]
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _show(params: Any, batch: Batch, key: jax.Array, model: Reconstructs) -> Reconstruction:
+def _reconstruct(
+    params: Any, batch: Batch, rng: jax.Array, model: ReconstructsMasked
+) -> Reconstruction:
     ratios = (model.mask_ratio,)
-    (visible,), _ = draw_visible(key, batch.index, model.encoder.num_patches, ratios)
+    (visible,), _ = draw_visible(rng, batch.index, model.setting.encoder.num_patches, ratios)
     return model.reconstruct(params, unit_range(batch.image), visible)
 
 
 def save_grid(path: Path, triples: Sequence[Triple], scale: int = 1) -> None:
-    """Writes one PNG: a line for each triple, its columns labeled, pixels `scale` times as big.
+    """Write one PNG with a row for each triple and labeled columns, pixels enlarged by `scale`.
 
     Raises:
-      ValueError: no triple, or a scale below 1.
+      ValueError: There is no triple, or the scale is below 1.
     """
     if not triples or scale < 1:
-        raise ValueError(f"{len(triples)} triples at scale {scale}, expected 1 or more of both")
+        raise ValueError(f"{len(triples)} triples at scale {scale}, expected at least 1 of each")
     font = ImageFont.load_default(size=12)
     height, width = (scale * side for side in triples[0].original.shape[:2])
-    # Small images need columns as broad as their labels.
+    # Columns of small images must be as wide as their labels.
     column = max(width, *(round(font.getlength(name)) for name in Triple._fields)) + GAP
     size = (GAP + len(Triple._fields) * column, HEADER + GAP + len(triples) * (height + GAP))
     grid = Image.new("RGB", size, "white")
@@ -72,28 +79,5 @@ def save_grid(path: Path, triples: Sequence[Triple], scale: int = 1) -> None:
         draw.text((left, GAP), name, fill="black", font=font)
         for line, triple in enumerate(triples):
             top = HEADER + GAP + line * (height + GAP)
-            grid.paste(_enlarged(triple[place], scale), (left, top))
+            grid.paste(resized(triple[place], width, height), (left, top))
     grid.save(path)
-
-
-def save_triples(folder: Path, triples: Sequence[Triple], scale: int = 1) -> list[dict[str, Path]]:
-    """Writes `0_original.png`, `0_masked.png`, … into `folder`, which is made.
-
-    Returns:
-      For each triple its files by the name of the picture.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for number, triple in enumerate(triples):
-        files = {name: folder / f"{number}_{name}.png" for name in Triple._fields}
-        for name, file in files.items():
-            _enlarged(getattr(triple, name), scale).save(file)
-        written.append(files)
-    return written
-
-
-def _enlarged(picture: np.ndarray, scale: int) -> Image.Image:
-    height, width = picture.shape[:2]
-    return Image.fromarray(picture).resize(
-        (scale * width, scale * height), Image.Resampling.NEAREST
-    )

@@ -1,30 +1,78 @@
-"""What the `evaluate` commands do: a run's checkpoint in, numbers and pictures in files out."""
+"""From workdirs to result files: the functions behind `occinv evaluate`."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from occinv.data.batch import Batch
-from occinv.data.loader import EvalLoader
+from occinv.data.loader import EvalLoader, LoaderSpec
 from occinv.data.open_source import open_source
 from occinv.data.source import Source
 from occinv.data.subset import Subset
-from occinv.evaluators import attention
-from occinv.evaluators.cka import RATIOS, Removed, Tokens, cka_curves
-from occinv.evaluators.knn import Knn, Pooling, extract, knn
-from occinv.evaluators.psnr import reconstructing, reconstruction_psnr
-from occinv.evaluators.reconstructions import save_grid, save_triples, triples
+from occinv.evaluators import attention, reconstructions
+from occinv.evaluators.cka import RATIOS, Curves, Removed, Tokens, cka_curves
+from occinv.evaluators.knn import Knn, Labeled, Pooling, extract, knn
+from occinv.evaluators.pictures import save_pictures
+from occinv.evaluators.psnr import Psnr, reconstructing, reconstruction_psnr
 from occinv.parallel import make_mesh
 from occinv.schema import UserError
-from occinv.train.workdir import CONFIG, TrainedRun, load_run, write_json
+from occinv.train.workdir import CONFIG, load_run, write_json
 
 BATCH = 128  # images at once, rounded up to a multiple of the devices
+
+Result = TypeVar("Result", Curves, Psnr, Knn)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured(Generic[Result]):
+    """A result, with the run and the images that it was measured on.
+
+    Attributes:
+      workdir: The run, as it was given.
+      objective: `objective.name` of its config.
+      step: The step of its checkpoint.
+      source: The name of the images' source.
+      result: The numbers and their settings.
+    """
+
+    workdir: str
+    objective: str
+    step: int
+    source: str
+    result: Result
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the content of the result file: all fields on one level."""
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[:-1]}
+        return own | {name: _as_json(value) for name, value in self.result._asdict().items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasuredCka:
+    """CKA curves of several runs, with their common settings.
+
+    Attributes:
+      tokens, removed, seed: As in `cka_curves`.
+      batch_size: The requested number of images in a batch.
+      models: The curves of each run.
+    """
+
+    tokens: Tokens
+    removed: Removed
+    seed: int
+    batch_size: int
+    models: list[Measured[Curves]]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the content of the result file."""
+        return {**vars(self), "models": [model.as_json() for model in self.models]}
 
 
 def evaluate_cka(
@@ -38,43 +86,39 @@ def evaluate_cka(
     seed: int = 0,
     batch_size: int = BATCH,
     out: str | Path | None = None,
-) -> dict[str, Any]:
-    """Occlusion invariance of each run's encoder: see `cka_curves`.
+) -> MeasuredCka:
+    """Measure the occlusion invariance of each run's encoder, and write a JSON file.
 
     Args:
-      workdirs: runs, each as `occinv.train.workdir.load_run` takes it.
-      source: images to measure on, as `data.source`; None: each run's own held-out images.
-      num_images: measure on so many, spread evenly over the source; None: all.
-      batch_size: of the minibatch estimator; rounded up to a multiple of the devices.
-      out: file for all models together; None: `evaluate/cka.json` in the first run's workdir.
-
-    Returns:
-      What is written: the settings, and under `models` for each run its workdir, objective, step,
-      source and `ratios`, `blocks`, `values`, `images` of `Curves`.
+      workdirs: Runs, each as `occinv.train.workdir.load_run` takes it.
+      source: The images, as in `data.source`; None: each run's own validation images.
+      num_images: The number of images, spread evenly over the source; None: all.
+      ratios, tokens, removed, seed: As in `cka_curves`.
+      batch_size: The batch of the estimator, rounded up to a multiple of the devices.
+      out: The file, one for all runs; None: `evaluate/cka.json` in the first workdir.
 
     Raises:
-      UserError: no run given, or one that cannot be read or measured.
+      UserError: No run is given, or one cannot be read or measured.
     """
     if not workdirs:
         raise UserError("no workdir given, expected one or more")
-    mesh = make_mesh()
     models = []
-    for path in workdirs:
-        trained = load_run(path)
-        images = choose_images(trained, source, num_images)
+    for workdir in workdirs:
+        run = _Evaluation(workdir, source, num_images)
         curves = cka_curves(
-            trained.objective.encoder,
-            trained.params["encoder"],
-            batches(trained, images, mesh, batch_size),
+            run.encoder,
+            run.params,
+            run.batches(batch_size),
             ratios,
             tokens=tokens,
             removed=removed,
             seed=seed,
-            mesh=mesh,
+            mesh=run.mesh,
         )
-        models.append(_about(path, trained, images) | curves.as_json())
-    settings = {"tokens": tokens, "removed": removed, "seed": seed, "batch_size": batch_size}
-    return _write(out or folder(workdirs[0]) / "cka.json", {**settings, "models": models})
+        models.append(run.measured(curves))
+    found = MeasuredCka(tokens, removed, seed, batch_size, models)
+    _write(out or folder(workdirs[0]) / "cka.json", found)
+    return found
 
 
 def evaluate_psnr(
@@ -85,30 +129,23 @@ def evaluate_psnr(
     seed: int = 0,
     batch_size: int = BATCH,
     out: str | Path | None = None,
-) -> dict[str, Any]:
-    """How well a run's model reconstructs removed patches: see `reconstruction_psnr`.
+) -> Measured[Psnr]:
+    """Measure how well a run reconstructs masked patches, and write a JSON file.
 
-    Arguments as `evaluate_cka`; `out` defaults to `evaluate/psnr.json` in the workdir.
-
-    Returns:
-      What is written: workdir, objective, step, source, seed, and the fields of `Psnr`.
+    The arguments are those of `evaluate_cka`; `out` defaults to `evaluate/psnr.json`.
 
     Raises:
-      UserError: the run cannot be read, or its objective does not reconstruct pixels.
+      UserError: The run cannot be read, or its objective does not reconstruct pixels.
     """
-    mesh = make_mesh()
-    trained = load_run(workdir)
-    reconstructing(trained.objective)  # or else its images need not be there either
-    images = choose_images(trained, source, num_images)
-    result = reconstruction_psnr(
-        trained.objective,
-        trained.params,
-        batches(trained, images, mesh, batch_size),
-        seed=seed,
-        mesh=mesh,
+    run = _Evaluation(workdir, source, num_images)
+    objective = run.trained.objective
+    reconstructing(objective)  # fails before the images are opened
+    batches = run.batches(batch_size)
+    found = run.measured(
+        reconstruction_psnr(objective, run.trained.params, batches, seed=seed, mesh=run.mesh)
     )
-    content = _about(workdir, trained, images) | {"seed": seed} | result._asdict()
-    return _write(out or folder(workdir) / "psnr.json", content)
+    _write(out or folder(workdir) / "psnr.json", found)
+    return found
 
 
 def evaluate_knn(
@@ -121,32 +158,32 @@ def evaluate_knn(
     pooling: Pooling = "mean",
     batch_size: int = BATCH,
     out: str | Path | None = None,
-) -> dict[str, Any]:
-    """Accuracy of weighted nearest neighbors among the run's frozen features: see `knn`.
+) -> Measured[Knn]:
+    """Measure the accuracy of weighted nearest neighbors on frozen features; write a JSON file.
 
-    The neighbors are the training images of the run's source, or of `source`. Other arguments as
-    `evaluate_cka`; `out` defaults to `evaluate/knn.json` in the workdir.
+    The neighbors are the training images of the run's source, or of `source`. The other arguments
+    are those of `evaluate_cka` and `knn`; `out` defaults to `evaluate/knn.json`.
 
-    Returns:
-      What is written: workdir, objective, step, source, and the fields of `Knn`.
+    Raises:
+      UserError: The run cannot be read, or the images do not have the same classes.
     """
-    mesh = make_mesh()
-    trained = load_run(workdir)
-    images = choose_images(trained, source, num_images)
-    data = trained.experiment.data
-    classes = None if source else data.classes
-    known = open_source(source or data.source, train=True, data_dir=data.data_dir, classes=classes)
-    if tuple(known.classes) != tuple(images.classes):
-        raise UserError(f"{known.name} and {images.name} have other classes")
-    encoder, params = trained.objective.encoder, trained.params["encoder"]
-    training, held_out = (
-        extract(encoder, params, batches(trained, part, mesh, batch_size), mesh, pooling)
-        for part in (known, images)
-    )
-    top1, top5 = knn(training, held_out, neighbors, temperature)
-    settings = (neighbors, temperature, pooling, len(held_out.labels), len(training.labels))
-    content = _about(workdir, trained, images) | Knn(top1, top5, *settings)._asdict()
-    return _write(out or folder(workdir) / "knn.json", content)
+    run = _Evaluation(workdir, source, num_images)
+    known = run.open_source(train=True)
+    if tuple(known.classes) != tuple(run.images.classes):
+        raise UserError(
+            f"{known.name} and {run.images.name} have different classes, expected the same"
+        )
+
+    def features(images: Source) -> Labeled:
+        batches = run.batches(batch_size, images)
+        return extract(run.encoder, run.params, batches, run.mesh, pooling)
+
+    training, validation = features(known), features(run.images)
+    top1, top5 = knn(training, validation, neighbors, temperature)
+    settings = neighbors, temperature, pooling, len(validation.labels), len(training.labels)
+    found = run.measured(Knn(top1, top5, *settings))
+    _write(out or folder(workdir) / "knn.json", found)
+    return found
 
 
 def evaluate_reconstruct(
@@ -158,33 +195,33 @@ def evaluate_reconstruct(
     scale: int | None = None,
     out: str | Path | None = None,
 ) -> Path:
-    """Pictures of `count` images, original, masked and reconstructed, spread over the source.
+    """Draw `count` images, spread over the source: original, masked and reconstructed.
 
     Args:
-      scale: by which pixels are enlarged; None: so that images have about 128 pixels a side.
-      out: the grid; None: `evaluate/reconstructions.png` in the workdir. The single pictures go
-        into a folder beside it, of its name without the suffix.
+      workdir, source: As in `evaluate_cka`.
+      count: The number of images.
+      seed: The seed of the masks.
+      scale: The enlargement of pixels; None: about 128 pixels a side.
+      out: The grid; None: `evaluate/reconstructions.png` in the workdir. Single pictures are
+        written to a folder beside it, with the same name without the suffix.
 
     Returns:
       The path of the grid.
 
     Raises:
-      UserError: as `evaluate_psnr`, or a count or scale below 1.
+      UserError: As `evaluate_psnr`, or count or scale is below 1.
     """
-    trained = load_run(workdir)
-    reconstructing(trained.objective)
-    images = choose_images(trained, source, count)
-    size = trained.experiment.data.image_size
-    scale = max(1, round(128 / size)) if scale is None else scale
+    run = _Evaluation(workdir, source, count)
+    objective = run.trained.objective
+    reconstructing(objective)  # fails before the images are opened
+    scale = run.scale if scale is None else scale
     if scale < 1:
         raise UserError(f"scale={scale}, expected 1 or more")
-    # On one device: pictures are few.
-    loader = _loader(trained, images, len(images))
-    found = triples(trained.objective, trained.params, loader.batch(0), seed)
+    found = reconstructions.triples(objective, run.trained.params, run.one_batch(), seed)
     path = Path(out) if out else folder(workdir) / "reconstructions.png"
     if jax.process_index() == 0:
-        save_triples(path.with_suffix(""), found, scale)
-        save_grid(path, found, scale)
+        save_pictures(path.with_suffix(""), [triple._asdict() for triple in found], scale)
+        reconstructions.save_grid(path, found, scale)
     return path
 
 
@@ -196,100 +233,121 @@ def evaluate_attention(
     block: int = -1,
     out: str | Path | None = None,
 ) -> Path:
-    """Pictures of what the class token attends to in `count` images, spread over the source.
+    """Draw the attention of the class token in `count` images, spread over the source.
 
     Args:
-      block: 1 to depth, as in the curves of CKA, or -1 for the last, -2 for the one before it, ….
-      out: the grid; None: `evaluate/attention.png` in the workdir. The single pictures go into a
-        folder beside it, of its name without the suffix.
+      workdir, count, source: As in `evaluate_reconstruct`.
+      block: The transformer block, from 1 to depth, or from -1 (the last) to -depth.
+      out: As in `evaluate_reconstruct`; None: `evaluate/attention.png` in the workdir.
 
     Returns:
       The path of the grid.
 
     Raises:
-      UserError: the run cannot be read, or has no such block.
+      UserError: The run cannot be read, or has no such block.
     """
-    trained = load_run(workdir)
-    encoder = trained.objective.encoder
-    if not 1 <= abs(block) <= encoder.depth:
-        raise UserError(
-            f"--block {block}, expected 1 to {encoder.depth}, or -1 to -{encoder.depth} from the "
-            "last on"
-        )
-    images = choose_images(trained, source, count)
-    loader = _loader(trained, images, len(images))
-    index = block - 1 if block > 0 else encoder.depth + block
-    found = attention.attend(encoder, trained.params["encoder"], loader.batch(0).image, index)
+    run = _Evaluation(workdir, source, count)
+    depth = run.encoder.depth
+    if not 1 <= abs(block) <= depth:
+        raise UserError(f"--block {block}, expected 1 to {depth}, or -1 (the last) to -{depth}")
+    index = block - 1 if block > 0 else depth + block
+    found = attention.attend(run.encoder, run.params, run.one_batch().image, index)
     path = Path(out) if out else folder(workdir) / "attention.png"
     if jax.process_index() == 0:
-        attention.save_maps(path.with_suffix(""), found, max(1, round(128 / encoder.image_size)))
+        save_pictures(path.with_suffix(""), [one.pictures for one in found], run.scale)
         attention.save_grid(path, found)
     return path
 
 
-def choose_images(trained: TrainedRun, source: str | None, num_images: int | None) -> Source:
-    """The images to evaluate on: see `evaluate_cka`. A run without held-out images has its own."""
-    data = trained.experiment.data
-    spec = source or data.eval_source or data.source
-    classes = None if source else data.classes
-    opened = open_source(spec, train=False, data_dir=data.data_dir, classes=classes)
-    if num_images is None:
-        return opened
-    if not 1 <= num_images <= len(opened):
-        raise UserError(
-            f"{num_images} images asked for, expected 1 to {len(opened)}: {opened.name}"
+class _Evaluation:
+    """A run at its checkpoint, and the images to evaluate it on.
+
+    Attributes:
+      workdir: As given.
+      trained: The run.
+      encoder, params: f and its parameters.
+      mesh: All devices, which share a batch.
+    """
+
+    def __init__(self, workdir: str | Path, source: str | None, num_images: int | None) -> None:
+        self.workdir = workdir
+        self.trained = load_run(workdir)
+        self.encoder = self.trained.objective.networks.encoder
+        self.params = self.trained.params["encoder"]
+        self.mesh = make_mesh()
+        self._source = source
+        self._num_images = num_images
+
+    @property
+    def scale(self) -> int:
+        """The enlargement of pixels that makes pictures about 128 pixels a side."""
+        return max(1, round(128 / self.encoder.image_size))
+
+    def open_source(self, train: bool) -> Source:
+        """Open the given source, or the run's own.
+
+        A run without validation images is evaluated on its training images.
+        """
+        data = self.trained.experiment.data
+        spec = self._source or (None if train else data.eval_source) or data.source
+        classes = None if self._source else data.classes
+        return open_source(spec, train=train, data_dir=data.data_dir, classes=classes)
+
+    @functools.cached_property
+    def images(self) -> Source:
+        """The images to evaluate on."""
+        opened, count = self.open_source(train=False), self._num_images
+        if count is None:
+            return opened
+        if not 1 <= count <= len(opened):
+            raise UserError(f"{count} images requested, expected 1 to {len(opened)}: {opened.name}")
+        # Sources are often sorted by class; the first images would all be of one class.
+        return Subset(opened, np.arange(count) * len(opened) // count)
+
+    def batches(self, batch_size: int, images: Source | None = None) -> Iterator[Batch]:
+        """Yield this process's rows of all images, cropped as in the run's own evaluation."""
+        if batch_size < 1:
+            raise UserError(f"batch_size={batch_size}, expected 1 or more")
+        shared = -(-batch_size // self.mesh.size) * self.mesh.size
+        processes = jax.process_index(), jax.process_count()
+        return self._loader(images or self.images, shared, *processes).batches()
+
+    def one_batch(self) -> Batch:
+        """Return all images in one batch, on every process: pictures need few images."""
+        return self._loader(self.images, len(self.images), 0, 1).batch(0)
+
+    def _loader(self, images: Source, batch_size: int, index: int, count: int) -> EvalLoader:
+        data = self.trained.experiment.data
+        spec = LoaderSpec(
+            batch_size=batch_size,
+            image_size=data.image_size,
+            resize_ratio=data.resize_ratio,
+            num_threads=data.num_threads,
+            max_corrupt=data.max_corrupt,
+            process_index=index,
+            process_count=count,
         )
-    # Sources are often sorted by class: the first images would be all of one.
-    return Subset(opened, np.arange(num_images) * len(opened) // num_images)
+        return EvalLoader(images, spec)
 
-
-def batches(
-    trained: TrainedRun, images: Source, mesh: Mesh, batch_size: int = BATCH
-) -> Iterator[Batch]:
-    """This process's rows of every image, as the run's own evaluation crops them."""
-    if batch_size < 1:
-        raise UserError(f"batch_size={batch_size}, expected 1 or more")
-    shared = -(-batch_size // mesh.size) * mesh.size
-    here, of = jax.process_index(), jax.process_count()
-    return _loader(trained, images, shared, here, of).batches()
-
-
-def _loader(
-    trained: TrainedRun,
-    images: Source,
-    batch_size: int,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> EvalLoader:
-    data = trained.experiment.data
-    return EvalLoader(
-        images,
-        batch_size=batch_size,
-        image_size=data.image_size,
-        resize_ratio=data.resize_ratio,
-        num_threads=data.num_threads,
-        max_corrupt=data.max_corrupt,
-        process_index=process_index,
-        process_count=process_count,
-    )
+    def measured(self, result: Result) -> Measured[Result]:
+        """Return a result with the run and the images that it was measured on."""
+        name, step = str(self.trained.experiment.objective["name"]), self.trained.step
+        return Measured(str(self.workdir), name, step, self.images.name, result)
 
 
 def folder(path: str | Path) -> Path:
-    """`<workdir>/evaluate`, for a workdir or a path in it that `load_run` has accepted."""
+    """Return `WORKDIR/evaluate` for a path that `load_run` accepts: a workdir or a path in it."""
     path = Path(path).expanduser().absolute()
     return next(p for p in (path, *path.parents) if (p / CONFIG).exists()) / "evaluate"
 
 
-def _about(path: str | Path, trained: TrainedRun, images: Source) -> dict[str, Any]:
-    return {
-        "workdir": str(path),
-        "objective": str(trained.experiment.objective["name"]),
-        "step": trained.step,
-        "source": images.name,
-    }
+def _as_json(value: Any) -> Any:
+    """Convert a field of a result to JSON's types; NaN becomes None."""
+    if isinstance(value, np.ndarray):
+        return np.where(np.isfinite(value), value, None).tolist()
+    return list(value) if isinstance(value, tuple) else value
 
 
-def _write(path: str | Path, content: dict[str, Any]) -> dict[str, Any]:
+def _write(path: str | Path, found: Measured[Any] | MeasuredCka) -> None:
     if jax.process_index() == 0:
-        write_json(Path(path), content)
-    return content
+        write_json(Path(path), found.as_json())

@@ -1,1 +1,1 @@
-"""M: how alike two features must be, and the parameters it needs to say so."""
+"""Losses as pure functions of arrays. Each returns one value per image, token or pair."""

@@ -1,1 +1,1 @@
-"""f: the vision transformer, from pixels to tokens."""
+"""Every network: the ViT, decoder, heads, regressor and predictor, and the tokenizers."""

@@ -1,4 +1,4 @@
-"""d: the light transformer that turns tokens back into pixels (the decoder of models_mae.py)."""
+"""d: the light transformer that decodes tokens into pixels (the decoder of models_mae.py)."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from occinv.models.blocks import XAVIER, Blocks, Layout, layer_norm
+from occinv.models.attention import XAVIER
+from occinv.models.blocks import Blocks, Layout, layer_norm
 from occinv.models.position import sincos
 from occinv.models.vit import TOKEN_INIT, ViT
 
 
 class Decoder(nn.Module):
-    """From the tokens of visible patches to the pixels of all patches.
+    """Decode the tokens of visible patches into the pixels of all patches.
 
     Attributes:
       num_patches: N, a square number.
       patch_values: P = p·p·3, the values of one patch.
-      width, depth, heads: of the decoder's own blocks.
-      dtype: of the computation.
-      layout: how its blocks are computed, without effect on what they compute.
+      width, depth, heads: The size of the decoder's own blocks.
+      dtype: The dtype of the computation.
+      layout: How the blocks are executed.
     """
 
     num_patches: int
@@ -34,7 +35,7 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array, visible: jax.Array) -> jax.Array:
-        """Predicted patches, float32 [B, N, P].
+        """Predict patches, float32 [B, N, P].
 
         Args:
           tokens: [B, 1 + n, D], the class token, then the n visible patches in raster order.
@@ -57,7 +58,7 @@ class Decoder(nn.Module):
 
 
 def decoder_of(encoder: ViT, width: int, depth: int, heads: int, dtype: Any) -> Decoder:
-    """d for the patches of `encoder`, laid out as it is."""
+    """Return a decoder for the patches of `encoder`, executed in the same way."""
     return Decoder(
         num_patches=encoder.num_patches,
         patch_values=3 * encoder.patch_size**2,
@@ -70,7 +71,7 @@ def decoder_of(encoder: ViT, width: int, depth: int, heads: int, dtype: Any) -> 
 
 
 def restore(tokens: jax.Array, visible: jax.Array, missing: jax.Array) -> jax.Array:
-    """The n visible tokens [B, n, D] at their places of [B, N, D], `missing` elsewhere."""
+    """Put the n visible tokens [B, n, D] at their positions in [B, N, D], `missing` elsewhere."""
     place = jnp.cumsum(visible, axis=1) - 1  # of a visible patch among the visible ones
     place = jnp.clip(place, 0, tokens.shape[1] - 1)
     spread = jnp.take_along_axis(tokens, place[..., None], axis=1)

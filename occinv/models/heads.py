@@ -1,4 +1,4 @@
-"""Heads: the projector and predictor of siamese measures, and the classifier."""
+"""Heads: projectors and predictors of siamese objectives, prototypes, and the classifier."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from occinv.losses.losses import unit
-from occinv.models.blocks import XAVIER, exact_gelu, layer_norm
+from occinv.losses.contrastive import unit
+from occinv.models.attention import XAVIER
+from occinv.models.blocks import exact_gelu, layer_norm
 
-# PyTorch's default for linear layers: uniform within 1 / sqrt(fan in).
+# PyTorch's default for linear layers: uniform within ±1 / sqrt(fan in).
 TORCH_LINEAR = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 HeadNorm = Literal["none", "batchnorm", "layernorm"]
 
 
 class MlpHead(nn.Module):
-    """p or q of Eq. (10): two layers with an optional normalization and a GELU between them.
+    """Projector or predictor of Eq. (10): two layers, between them an optional norm and a GELU.
 
-    Batch norm takes its statistics over every image and token of the global batch, so it is what
-    other code calls synchronized; heads are dropped after pretraining, so none are kept.
+    Batch norm is synchronized: its statistics are over every image and token of the global batch.
+    Heads are dropped after pretraining, so no running statistics are kept.
     """
 
     hidden: int
@@ -30,7 +31,7 @@ class MlpHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, T, D] to float32 [B, T, out]."""
+        """Map [B, T, D] to float32 [B, T, out]."""
         h = nn.Dense(self.hidden, kernel_init=XAVIER, dtype=self.dtype, name="in")(x)
         if self.norm == "layernorm":
             h = layer_norm("norm", self.dtype)(h)
@@ -42,9 +43,9 @@ class MlpHead(nn.Module):
 
 
 class BatchNormHead(nn.Module):
-    """p or q of MoCo v3: linear layers without biases, each with batch norm, ReLU between them.
+    """Projector or predictor of MoCo v3: linear layers without biases, batch norm and ReLU.
 
-    The last norm has no scale and bias (`_build_mlp` of the official `moco/builder.py`).
+    The last batch norm has no scale and bias (`_build_mlp` of the official `moco/builder.py`).
     """
 
     layers: int
@@ -54,7 +55,7 @@ class BatchNormHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, D] to float32 [B, out]."""
+        """Map [B, D] to float32 [B, out]."""
         for layer in range(self.layers):
             is_last = layer == self.layers - 1
             width = self.out if is_last else self.hidden
@@ -68,10 +69,10 @@ class BatchNormHead(nn.Module):
 
 
 class PrototypeHead(nn.Module):
-    """The head of DINO: a three-layer MLP, a unit vector, its products with the prototypes.
+    """The head of DINO: a three-layer MLP, normalization to length 1, and prototypes.
 
     The last layer is weight-normalized: prototype k is scale[k] times a unit vector (`DINOHead` of
-    the official `vision_transformer.py`).
+    the official `vision_transformer.py`). With `unit_prototypes` the scale gets no gradient.
     """
 
     hidden: int
@@ -82,7 +83,7 @@ class PrototypeHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, D] to float32 [B, prototypes]."""
+        """Map [..., D] to float32 [..., prototypes]."""
         init = nn.initializers.truncated_normal(0.02)
         for layer, width in enumerate((self.hidden, self.hidden, self.bottleneck)):
             dense = nn.Dense(width, kernel_init=init, dtype=self.dtype, name=f"linear{layer}")
@@ -94,14 +95,14 @@ class PrototypeHead(nn.Module):
 
 
 class Prototypes(nn.Module):
-    """A weight-normalized linear layer, in float32."""
+    """A weight-normalized linear layer in float32."""
 
     count: int
     keep_unit: bool
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, D] to [B, count]."""
+        """Map [..., D] to [..., count]."""
         kernel = self.param("kernel", TORCH_LINEAR, (x.shape[-1], self.count))
         scale = self.param("scale", nn.initializers.ones, (self.count,))
         if self.keep_unit:
@@ -110,13 +111,13 @@ class Prototypes(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Normalization over all axes but the last, by the statistics of this very batch."""
+    """Normalize over all axes but the last, by the statistics of the current batch."""
 
     affine: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., D] to itself; statistics are float32."""
+        """Normalize [..., D]; statistics are float32."""
         values = x.astype(jnp.float32)
         axes = tuple(range(x.ndim - 1))
         mean, variance = values.mean(axes), values.var(axes)
@@ -129,10 +130,9 @@ class BatchNorm(nn.Module):
 
 
 class ClassifierHead(nn.Module):
-    """Linear classifier of the mean patch token, through a norm of its own, or of the class token.
+    """Linear classifier of the mean patch token after its own norm, or of the class token.
 
-    `models_vit.py` of the official MAE: with `pooling="mean"` the norm is new, so that fine-tuning
-    starts from a fresh one.
+    As in `models_vit.py` of the official MAE, the norm of `pooling="mean"` is new in fine-tuning.
     """
 
     num_classes: int
@@ -141,12 +141,12 @@ class ClassifierHead(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        """[B, 1 + N, D] to logits float32 [B, num_classes]."""
+        """Map tokens [B, 1 + N, D] to logits float32 [B, num_classes]."""
         if self.pooling == "mean":
             pooled = layer_norm("norm", self.dtype)(tokens[:, 1:].mean(1))
         else:
             pooled = tokens[:, 0]
-        # So small a start lets the features, not the head, decide the first steps.
+        # A small start: the features, not the head, decide the first steps.
         init = nn.initializers.truncated_normal(2e-5)
         dense = nn.Dense(self.num_classes, kernel_init=init, dtype=self.dtype, name="linear")
         return dense(pooled).astype(jnp.float32)

@@ -6,9 +6,10 @@ import jax
 
 
 def patchify(images: jax.Array, patch_size: int) -> jax.Array:
-    """[B, H, W, C] to [B, N, p·p·C]: patches in raster order, flattened by row, column, channel.
+    """Cut [B, H, W, C] into patches [B, N, p·p·C] in raster order.
 
-    The order of `patchify` in models_mae.py. H and W must be multiples of `patch_size`.
+    A patch is flattened by row, column and channel, as `patchify` in models_mae.py. H and W are
+    multiples of `patch_size`.
     """
     batch, height, width, channels = images.shape
     rows, columns = height // patch_size, width // patch_size
@@ -17,7 +18,7 @@ def patchify(images: jax.Array, patch_size: int) -> jax.Array:
 
 
 def unpatchify(patches: jax.Array, patch_size: int) -> jax.Array:
-    """The inverse of `patchify` for square images of 3 channels: [B, N, p·p·3] to [B, H, W, 3]."""
+    """Invert `patchify` for square images of 3 channels: [B, N, p·p·3] to [B, H, W, 3]."""
     batch, count, _ = patches.shape
     side = int(count**0.5)
     grid = patches.reshape(batch, side, side, patch_size, patch_size, 3)

@@ -8,10 +8,11 @@ import numpy as np
 
 
 def sincos(side: int, width: int) -> np.ndarray:
-    """float32 [1 + side², width]: a zero row for the class token, then the patches in raster order.
+    """Return the sine-cosine embedding, float32 [1 + side², width].
 
-    The first half of the channels encodes the COLUMN and the second the row, which reads backwards
-    but is what every published MAE checkpoint was trained with. `width` is a multiple of 4.
+    The class token's row is zero; the patches follow in raster order. The first half of the
+    channels encodes the COLUMN and the second half the row, because every published MAE checkpoint
+    was trained so. `width` is a multiple of 4.
     """
     frequency = 10000.0 ** -(np.arange(width // 4, dtype=np.float64) / (width // 4))
     angle = np.arange(side, dtype=np.float64)[:, None] * frequency
@@ -23,11 +24,11 @@ def sincos(side: int, width: int) -> np.ndarray:
 
 
 def relative_offsets(side: int, own: int) -> np.ndarray:
-    """int32 [1 + side², 1 + side²]: which row of BEiT's table a pair of tokens takes its bias from.
+    """Return the row of BEiT's bias table for each pair of tokens: int32 [1 + side², 1 + side²].
 
-    The table is that of a grid of `own`² patches, of which `side`² may be a smaller one: a row for
-    each of the (2 · own - 1)² differences of query and key in rows and columns, then one each for
-    the class token to a patch, a patch to the class token, and the class token to itself.
+    The table belongs to a grid of `own`² patches; the `side`² patches may be a smaller grid. It has
+    a row for each of the (2 · own - 1)² differences of query and key in rows and columns, then one
+    each for class token to patch, patch to class token, and class token to itself.
     """
     line = np.arange(side)
     place = np.stack(np.meshgrid(line, line, indexing="ij")).reshape(2, -1)  # [2, side²]
@@ -40,14 +41,16 @@ def relative_offsets(side: int, own: int) -> np.ndarray:
 
 
 def interpolate(position: jax.Array, side: int, scale: float | None = None) -> jax.Array:
-    """A position embedding for a grid of `side`² patches: [1 + side², D] from [1 + old², D].
+    """Resize a position embedding [1 + old², D] to a grid of `side`² patches: [1 + side², D].
 
-    The class token's row stays. The rest is resized as PyTorch's bicubic `interpolate` does
-    (`align_corners=False`, no antialiasing), by which the official MAE and DINO resize theirs.
+    The class token's row stays. The rest is resized as by PyTorch's bicubic `interpolate`
+    (`align_corners=False`, no antialiasing), which the official MAE and DINO use.
 
     Args:
-      scale: new grid over old grid where that is not exactly side / old: DINO passes
-        (side + 0.1) / old, and the sampling points follow it.
+      position: The embedding.
+      side: Patches a side of the new grid.
+      scale: New grid over old grid; None: side / old. DINO passes (side + 0.1) / old, which moves
+        its sampling points.
     """
     old = round((position.shape[0] - 1) ** 0.5)
     if old == side:
@@ -59,9 +62,9 @@ def interpolate(position: jax.Array, side: int, scale: float | None = None) -> j
 
 
 def bicubic(old: int, new: int, scale: float) -> np.ndarray:
-    """float64 [new, old]: what each of `old` samples of a line gives to each of `new` ones.
+    """Return float64 [new, old]: the weight of each of `old` samples of a line in `new` samples.
 
-    Cubic convolution with a = -0.75, PyTorch's constant; beyond the ends the last sample repeats.
+    Cubic convolution with PyTorch's a = -0.75; beyond the ends the last sample repeats.
     """
     a = -0.75
     center = (np.arange(new) + 0.5) / scale - 0.5

@@ -1,4 +1,4 @@
-"""I-JEPA's predictor: from what f says of a context to what its teacher says of other patches."""
+"""I-JEPA's predictor: from context tokens to the teacher's features of target rectangles."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from occinv.models.blocks import XAVIER, Blocks, Layout, layer_norm
+from occinv.models.attention import XAVIER
+from occinv.models.blocks import Blocks, Layout, layer_norm
 from occinv.models.position import sincos
 from occinv.models.vit import TOKEN_INIT
 
 
-class BlockPredictor(nn.Module):
-    """A narrow transformer over context tokens and, where something is to be told, mask tokens.
+class Predictor(nn.Module):
+    """A narrow transformer over context tokens and a mask token for each patch to predict.
 
-    Each block of patches is told by itself: mask tokens of one never see those of another
-    (`VisionTransformerPredictor` of the official code).
+    Each target rectangle is predicted by itself: mask tokens of one target never attend to another
+    target's (`VisionTransformerPredictor` of the official code).
 
     Attributes:
       num_patches: N, a square number.
-      out: D of what it predicts.
-      width, depth, heads: of its own blocks.
-      dtype: of the computation.
-      layout: how its blocks are computed, without effect on what they compute.
+      out: D of the predicted features.
+      width, depth, heads: The size of its own blocks.
+      dtype: The dtype of the computation.
+      layout: How the blocks are executed.
     """
 
     num_patches: int
@@ -37,20 +38,20 @@ class BlockPredictor(nn.Module):
     layout: Layout = Layout()
 
     @nn.compact
-    def __call__(self, tokens: jax.Array, shown: jax.Array, blocks: jax.Array) -> jax.Array:
-        """Predicted features, float32 [B, T, R, out].
+    def __call__(self, tokens: jax.Array, context_ids: jax.Array, targets: jax.Array) -> jax.Array:
+        """Predict features, float32 [B, T, R, out].
 
         Args:
-          tokens: [B, n, D], those of the context's patches.
-          shown: int32 [B, n], where these are.
-          blocks: int32 [B, T, R], where the R patches of each of T blocks are.
+          tokens: [B, n, D], the encoder's tokens of the context patches.
+          context_ids: int32 [B, n], their positions.
+          targets: int32 [B, T, R], the positions of the R patches of each of T targets.
         """
-        images, count, size = blocks.shape
+        images, count, size = targets.shape
         position = jnp.asarray(sincos(math.isqrt(self.num_patches), self.width)[1:], self.dtype)
         embed = nn.Dense(self.width, kernel_init=XAVIER, dtype=self.dtype, name="embed")
-        context = embed(tokens.astype(self.dtype)) + position[shown]
+        context = embed(tokens.astype(self.dtype)) + position[context_ids]
         mask_token = self.param("mask_token", TOKEN_INIT, (self.width,)).astype(self.dtype)
-        missing = mask_token + position[blocks]
+        missing = mask_token + position[targets]
 
         context = jnp.repeat(context[:, None], count, axis=1)
         x = jnp.concatenate([context, missing], axis=2).reshape(images * count, -1, self.width)

@@ -1,4 +1,4 @@
-"""CAE's M: latents of removed patches from those of visible ones, and ids from these latents."""
+"""CAE's regressor and decoder: latents of removed patches from visible ones, then their ids."""
 
 from __future__ import annotations
 
@@ -8,58 +8,39 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from occinv.models.attention import CrossAttention
 from occinv.models.blocks import (
-    STACK,
-    XAVIER,
     Blocks,
     LayerScale,
     Layout,
     Mlp,
-    branch_keys,
+    branch_rngs,
     drop_path,
     layer_norm,
 )
 from occinv.models.position import sincos
 from occinv.models.vit import TOKEN_INIT
+from occinv.parallel import STACK
 from occinv.rng import fold
 
 
 class Prediction(NamedTuple):
-    """What is said of the R removed patches, in raster order."""
+    """Predictions for the R removed patches, in raster order.
 
-    latents: jax.Array  # float32 [B, R, D]
-    logits: jax.Array  # float32 [B, R, num_ids]
+    Attributes:
+      latents: float32 [B, R, D].
+      logits: float32 [B, R, num_ids].
+    """
 
-
-class CrossAttention(nn.Module):
-    """Multi-head attention of queries [B, m, D] to keys and values [B, n, D]."""
-
-    heads: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
-        """[B, m, D]."""
-        width = queries.shape[-1]
-
-        def dense(name: str) -> nn.Dense:
-            return nn.Dense(width, kernel_init=XAVIER, dtype=self.dtype, name=name)
-
-        def heads(x: jax.Array) -> jax.Array:
-            return x.reshape(*x.shape[:2], self.heads, -1)
-
-        q, k, v = (
-            heads(dense(name)(x)) for name, x in (("q", queries), ("k", keys), ("v", values))
-        )
-        mixed = jax.nn.dot_product_attention(q, k, v)
-        return dense("out")(mixed.reshape(queries.shape))
+    latents: jax.Array
+    logits: jax.Array
 
 
 class RegressorBlock(nn.Module):
-    """The latents look at the context and at each other; the context stays what it is.
+    """The latents attend to the context and to each other; the context stays as it is.
 
-    As `RegressorBlock` of modeling_cae_helper.py: positions are added to queries and keys alone,
-    and what passes the second norm replaces the residual stream.
+    As in `RegressorBlock` of modeling_cae_helper.py, positions are added to queries and keys alone,
+    and the output of the second norm replaces the residual stream.
     """
 
     heads: int
@@ -74,10 +55,10 @@ class RegressorBlock(nn.Module):
         rate: jax.Array,
         context: jax.Array,
         positions: tuple[jax.Array, jax.Array],
-        keys: jax.Array | None,
+        rng: jax.Array | None,
     ) -> tuple[jax.Array, None]:
-        """Latents [B, R, D] to themselves; positions of the context and of the latents."""
-        attention_keys, mlp_keys = branch_keys(keys, layer)
+        """Map latents [B, R, D] to themselves, given positions of the context and the latents."""
+        attention_rng, mlp_rng = branch_rngs(rng, layer)
 
         def norm(name: str, x: jax.Array) -> jax.Array:
             return layer_norm(f"norm_{name}", self.dtype)(x)
@@ -90,22 +71,22 @@ class RegressorBlock(nn.Module):
         branch = CrossAttention(self.heads, self.dtype, name="attention")(
             norm("q", x + positions[1]), norm("k", everything + where), norm("v", everything)
         )
-        x = norm("mlp", x + drop_path(attention_keys, scaled("attention", branch), rate))
+        x = norm("mlp", x + drop_path(attention_rng, scaled("attention", branch), rate))
         branch = Mlp(4 * x.shape[-1], "erf", self.dtype, name="mlp")(x)
-        return x + drop_path(mlp_keys, scaled("mlp", branch), rate), None
+        return x + drop_path(mlp_rng, scaled("mlp", branch), rate), None
 
 
-class ContextRegressor(nn.Module):
-    """Latents of removed patches, regressed from the tokens of visible ones; then their ids.
+class Regressor(nn.Module):
+    """Regress latents of removed patches from the tokens of visible ones, then decode their ids.
 
     Attributes:
       num_patches: N, a square number.
-      num_ids: of the tokenizer.
-      heads: of attention, here and there.
-      regressor_depth, decoder_depth: blocks of cross-attention, then of self-attention.
-      drop_path, layer_scale: as in the encoder.
-      dtype: of the computation.
-      layout: how blocks are computed, without effect on what they compute.
+      num_ids: The number of the tokenizer's ids.
+      heads: The attention heads of both parts.
+      regressor_depth, decoder_depth: Blocks of cross-attention, then blocks of self-attention.
+      drop_path, layer_scale: As in the encoder.
+      dtype: The dtype of the computation.
+      layout: How the blocks are executed.
     """
 
     num_patches: int
@@ -124,23 +105,23 @@ class ContextRegressor(nn.Module):
         context: jax.Array,
         visible: jax.Array,
         removed: jax.Array,
-        keys: jax.Array | None = None,
+        rng: jax.Array | None = None,
     ) -> Prediction:
-        """What is said of the patches at `removed`.
+        """Predict latents and ids of the patches at `removed`.
 
         Args:
           context: [B, n, D], tokens of the visible patches, in raster order.
-          visible, removed: int32 [B, n] and [B, R], where the patches are.
-          keys: key array [B] for drop path; None: evaluation.
+          visible, removed: int32 [B, n] and [B, R], positions of patches.
+          rng: key array [B] for drop path; None: no drop path.
         """
         width = context.shape[-1]
         table = jnp.asarray(sincos(int(self.num_patches**0.5), width)[1:], self.dtype)
         positions = table[visible], table[removed]
         token = self.param("mask_token", TOKEN_INIT, (width,)).astype(self.dtype)
         x = jnp.broadcast_to(token, positions[1].shape)
-        regressor_keys = decoder_keys = None
-        if keys is not None and self.drop_path:
-            regressor_keys, decoder_keys = fold(keys, 0), fold(keys, 1)
+        regressor_rng = decoder_rng = None
+        if rng is not None and self.drop_path:
+            regressor_rng, decoder_rng = fold(rng, 0), fold(rng, 1)
         in_axes = (0, 0, nn.broadcast, nn.broadcast, nn.broadcast)
         scanned = self.layout.stack(
             RegressorBlock, self.regressor_depth, in_axes, self.is_initializing()
@@ -148,9 +129,8 @@ class ContextRegressor(nn.Module):
         rates = jnp.linspace(0.0, self.drop_path, self.regressor_depth)
         regress = scanned(self.heads, self.layer_scale, self.dtype, name=STACK)
         context = context.astype(self.dtype)
-        x, _ = regress(
-            x, jnp.arange(self.regressor_depth), rates, context, positions, regressor_keys
-        )
+        layers = jnp.arange(self.regressor_depth)
+        x, _ = regress(x, layers, rates, context, positions, regressor_rng)
         latents = layer_norm("norm", self.dtype)(x)
         x, _ = Blocks(
             self.decoder_depth,
@@ -160,7 +140,7 @@ class ContextRegressor(nn.Module):
             layer_scale=self.layer_scale,
             layout=self.layout,
             name="decoder",
-        )(latents + positions[1], decoder_keys)
+        )(latents + positions[1], decoder_rng)
         x = layer_norm("decoder_norm", self.dtype)(x)
         head = nn.Dense(self.num_ids, kernel_init=TOKEN_INIT, dtype=self.dtype, name="head")
         return Prediction(latents.astype(jnp.float32), head(x).astype(jnp.float32))

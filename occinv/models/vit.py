@@ -1,4 +1,4 @@
-"""The vision transformer as a pure function of its parameters and of what is visible."""
+"""The vision transformer as a pure function of its parameters and of the visible patches."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from occinv import schema
-from occinv.models.blocks import XAVIER, Blocks, Gelu, Layout, RelativePosition, layer_norm
+from occinv.models.attention import XAVIER
+from occinv.models.blocks import Blocks, Gelu, Layout, RelativePosition, layer_norm
 from occinv.models.patches import patchify
 from occinv.models.position import interpolate, relative_offsets, sincos
 from occinv.transforms.masking import visible_ids
-from occinv.transforms.view import denormalize
+from occinv.transforms.view import normalize
 
 SIZES = {  # width, depth, heads
     "micro": (64, 4, 4),
@@ -28,32 +29,38 @@ TOKEN_INIT = nn.initializers.normal(0.02)
 
 
 class Features(NamedTuple):
-    """What the encoder knows of a view."""
+    """The encoder's features of a view.
 
-    tokens: jax.Array  # [B, 1 + n, D]: the class token, then the n tokens that were encoded
-    blocks: jax.Array  # [depth, B, 1 + n, D]: the residual stream after each block
+    Attributes:
+      tokens: float32 [B, 1 + n, D], the class token, then the n encoded tokens.
+      blocks: [depth, B, 1 + n, D], the residual stream after each block.
+    """
+
+    tokens: jax.Array
+    blocks: jax.Array
 
 
 class ViT(nn.Module):
     """ViT with a class token. Patches that are not visible are dropped, or replaced by a token.
 
     Attributes:
-      image_size, patch_size: pixels a side.
-      width, depth, heads: D, the number of blocks, attention heads.
-      drop_path: rate at the last block.
-      train_position: whether the position embedding learns (fine-tuning) or stays sine-cosine.
-      relative_position: in place of a position embedding a learned bias of attention, one table
+      image_size, patch_size: Pixels a side.
+      width, depth, heads: D, the number of blocks, the number of attention heads.
+      drop_path: The rate at the last block.
+      train_position: Whether the position embedding is trained (fine-tuning) or stays sine-cosine.
+      relative_position: A learned attention bias instead of a position embedding: one table
         `shared` by all blocks (BEiT's pretraining) or one for each `block` (its fine-tuning).
-      layer_scale: where the factors on the branches of every block start; None: there are none.
-      mask_token: whether removed patches enter as a learnable token (C-MAE, BEiT) instead of not
-        at all (MAE).
-      final_norm: whether tokens pass the last layer norm. A classifier of the mean patch token
-        has a norm of its own after the mean instead (`models_vit.py` of the official MAE).
-      gelu: of the MLPs: exact as in PyTorch, or by `tanh` as in big_vision.
-      pixel_range: what the patch embedding was trained on: `imagenet`'s mean and deviation, or
-        `half`, [-1, 1] from 0.5 and 0.5 (big_vision, some of timm). Pixels come in as the former.
-      dtype: of the computation; parameters are float32.
-      layout: how the blocks are computed, without effect on what they compute.
+      layer_scale: The start of the factors on the branches of every block; None: no factors.
+      mask_token: Whether removed patches are replaced by a learned token (C-MAE, BEiT) instead of
+        dropped (MAE).
+      final_norm: Whether tokens pass the last layer norm. A classifier of the mean patch token has
+        its own norm after the mean instead (`models_vit.py` of the official MAE).
+      freeze_patch_embed: Whether the patch projection gets no gradient (MoCo v3).
+      gelu: The MLPs' GELU: exact as in PyTorch, or by `tanh` as in big_vision.
+      pixel_range: How pixels are normalized: by `imagenet`'s mean and deviation, or to `half`,
+        [-1, 1] (big_vision, some of timm).
+      dtype: The dtype of the computation; parameters are float32.
+      layout: How the blocks are executed.
     """
 
     image_size: int
@@ -67,6 +74,7 @@ class ViT(nn.Module):
     layer_scale: float | None = None
     mask_token: bool = False
     final_norm: bool = True
+    freeze_patch_embed: bool = False
     dtype: Any = jnp.float32
     layout: Layout = Layout()
     gelu: Gelu = "erf"
@@ -83,47 +91,51 @@ class ViT(nn.Module):
         pixels: jax.Array,
         visible: jax.Array | None = None,
         kept: int | None = None,
-        keys: jax.Array | None = None,
+        rng: jax.Array | None = None,
     ) -> Features:
-        """Features of normalized `pixels` float32 [B, H, W, 3].
+        """Encode `pixels` float32 [B, H, W, 3] in [0, 1].
 
         Images may have another size than `image_size` (the local crops of DINO): the position
-        embedding is resized for them as DINO does, and N is theirs. A relative position is not, so
-        they may only be smaller then; UserError otherwise.
+        embedding is then resized as DINO does, and N is theirs. A relative position cannot be
+        resized to larger images.
 
         Args:
+          pixels: Images.
           visible: bool [B, N] with `kept` True in each row; None: the whole image.
-          kept: static number of visible patches an image.
-          keys: key array [B] for drop path; None: evaluation.
+          kept: The static number of visible patches in an image.
+          rng: key array [B] for drop path; None: no drop path.
 
         Returns:
-          tokens [B, 1 + n, D] in float32, where n is `kept` if removed patches are dropped (tokens
-          are then the visible patches in raster order) and N if they are replaced.
+          Features of the class token and n patches: the visible ones in raster order if removed
+          patches are dropped, all N if they are replaced.
+
+        Raises:
+          UserError: The image is larger than the relative position allows.
         """
         width, side = self.width, pixels.shape[1] // self.patch_size
-        count = side**2
-        if self.pixel_range == "half":
-            pixels = 2 * denormalize(pixels) - 1
+        own, count = self.image_size // self.patch_size, side**2
+        pixels = normalize(pixels) if self.pixel_range == "imagenet" else 2 * pixels - 1
         patches = patchify(pixels.astype(self.dtype), self.patch_size)
         x = nn.Dense(width, kernel_init=XAVIER, dtype=self.dtype, name="patch_embed")(patches)
-        own = self.image_size // self.patch_size
+        if self.freeze_patch_embed:
+            x = jax.lax.stop_gradient(x)
         position = None
         if self.relative_position is None:
             position = self.param("position", lambda _: jnp.asarray(sincos(own, width)))
-            # 0.1: DINO's guard against a rounded-down size, which its sampling points feel.
+            # DINO adds 0.1 so that the size is not rounded down; it moves its sampling points.
             position = interpolate(position, side, (side + 0.1) / own)
             if not self.train_position:
                 position = jax.lax.stop_gradient(position)
             position = position.astype(self.dtype)
 
-        whole_image = visible is None or kept == count
+        is_whole = visible is None or kept == count
         if self.mask_token:
             token = self.param("mask_token", TOKEN_INIT, (width,)).astype(self.dtype)
-            if not whole_image:
+            if not is_whole:
                 x = jnp.where(visible[..., None], x, token)  # type: ignore[index]
         if position is not None:
             x = x + position[1:]
-        ids = None if whole_image or self.mask_token else visible_ids(visible, kept)  # type: ignore[arg-type]
+        ids = None if is_whole or self.mask_token else visible_ids(visible, kept)  # type: ignore[arg-type]
         if ids is not None:
             x = jnp.take_along_axis(x, ids[..., None], axis=1)
 
@@ -140,20 +152,20 @@ class ViT(nn.Module):
             self.layer_scale,
             self.layout,
             name="blocks",
-        )(x, keys, self._relative(side, ids))
+        )(x, rng, self._relative(side, ids))
         if self.final_norm:
             x = layer_norm("norm", self.dtype)(x)
         return Features(x.astype(jnp.float32), blocks)
 
     def _relative(self, side: int, ids: jax.Array | None) -> RelativePosition | None:
-        """Of `side`² patches, of which those at `ids` [B, n] are encoded, or all."""
+        """Return the bias for `side`² patches, of which those at `ids` [B, n] (or all) remain."""
         own = self.image_size // self.patch_size
         if self.relative_position is None:
             return None
         if side > own:
             raise schema.UserError(
                 f"encoder.relative_position={self.relative_position!r} with images of {side}² "
-                f"patches, expected at most the {own}² that it was made for"
+                f"patches, expected at most {own}²; use smaller images, or no relative position"
             )
         tables = self.depth if self.relative_position == "block" else 1
         shape = (tables, (2 * own - 1) ** 2 + 3, self.heads)
@@ -173,7 +185,7 @@ def make_vit(
     dtype: Any = jnp.float32,
     layout: Layout | None = None,
 ) -> ViT:
-    """The ViT that a config's `encoder` section describes. Raises UserError if it cannot be."""
+    """Build the ViT of a config's `encoder` section. Raises UserError for an impossible size."""
     width, depth, heads = SIZES[encoder.name]
     width, depth = encoder.width or width, encoder.depth or depth
     heads = encoder.heads or heads
@@ -196,3 +208,30 @@ def make_vit(
         dtype=dtype,
         layout=layout or Layout(),
     )
+
+
+def start_from(encoder: ViT, fresh: dict[str, Any], pretrained: dict[str, Any]) -> dict[str, Any]:
+    """Replace `fresh` parameters of `encoder` by the `pretrained` ones of the same name.
+
+    A position embedding of another grid is resized as in the official MAE
+    (`interpolate_pos_embed`), and a relative position shared by all blocks is copied to each block,
+    as in BEiT's fine-tuning.
+
+    Raises:
+      UserError: Any other parameter has another shape.
+    """
+    start = {name: value for name, value in pretrained.items() if name in fresh}
+    if "position" in start:
+        side = encoder.image_size // encoder.patch_size
+        start["position"] = interpolate(jnp.asarray(start["position"]), side)
+    if len(start.get("relative_position", ())) == 1:
+        table = start["relative_position"]
+        start["relative_position"] = jnp.repeat(table, len(fresh["relative_position"]), axis=0)
+    for name, value in start.items():
+        theirs, ours = jax.tree.map(jnp.shape, value), jax.tree.map(jnp.shape, fresh[name])
+        if theirs != ours:
+            raise schema.UserError(
+                f"init_from: {name} of that encoder has shapes {theirs}, expected {ours}; set "
+                "encoder.* to the values of that run"
+            )
+    return {**fresh, **start}

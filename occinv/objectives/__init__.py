@@ -1,7 +1,7 @@
-"""Objectives: one file for each row of the table (T1, T2, f, target, M).
+"""Objectives: one file for each method, a row (T1, T2, f, target, M) of Eq. (1).
 
-`OBJECTIVES` says where the class of each name in a config's `objective.name` lives. An objective
-outside the library needs no entry: its name is `module:Class`, in the same form.
+`OBJECTIVES` maps each `objective.name` of a config to its class. An objective outside the library
+needs no entry: its name is `module:Class` in the same form.
 """
 
 OBJECTIVES = {

@@ -1,85 +1,79 @@
-"""BEiT: patches are removed in blocks, and the ids that a tokenizer gives them are predicted."""
+"""BEiT: rectangles of patches are removed, and their ids in a visual codebook are predicted."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from occinv.data.batch import Batch
-from occinv.losses.losses import cross_entropy
-from occinv.models.tokenizers.base import Images, Read, Tokenizer, make_tokenizer
-from occinv.models.vit import TOKEN_INIT, Features
-from occinv.objectives.base import Axes, Params, State
-from occinv.objectives.rectangle_masking import RectangleMasking
-from occinv.transforms.view import View, denormalize
+from occinv.losses.classification import cross_entropy
+from occinv.models.tokenizers.base import Tokenizer, make_tokenizer
+from occinv.models.vit import TOKEN_INIT
+from occinv.objectives.base import Axes, Context, Networks, Terms
+from occinv.objectives.rectangle_masking import RectangleMasking, removed_ids, removed_tokens
+from occinv.rng import fold
+from occinv.transforms.view import View
+
+
+class BEiTNetworks(Networks):
+    """f, and a linear layer from tokens to the logits of their ids."""
+
+    head: nn.Dense
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BEiT(RectangleMasking):
-    """-log p(ids(x) | f(x ⊙ M)) of the removed patches, which enter f as a learnable token.
+    """-log p(ids(x) | f(x ⊙ M)) of the removed patches, which a learned token replaces.
 
     Attributes:
-      tokenizer: `name` (kmeans, vq or dalle) and the fields of that class in occinv/tokenizer.
+      tokenizer: `name` (kmeans, vq or dalle) and the fields of that class in models/tokenizers.
     """
 
     tokenizer: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "kmeans"})
 
-    framework: ClassVar[str] = "reconstructive"
-    paper: ClassVar[str] = "Bao et al. 2022, arXiv:2106.08254"
-
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.codebook  # noqa: B018 (raises if it cannot be)
+        self.codebook  # noqa: B018 (raises for an impossible tokenizer)
 
     @property
     def axes(self) -> Axes:
-        return Axes(*self.occlusion, f"{self.tokenizer['name']} ids", "cross-entropy")
+        target, paper = f"{self.tokenizer['name']} ids", "Bao et al. 2022, arXiv:2106.08254"
+        return Axes(*self.describe(), target, "cross-entropy", "reconstructive", paper)
 
     @property
     def codebook(self) -> Tokenizer:
-        """The tokenizer; its parameters are part of the state."""
-        return make_tokenizer(self.tokenizer, self.encoder.image_size, self.encoder.patch_size)
+        """The tokenizer."""
+        encoder = self.setting.encoder
+        return make_tokenizer(self.tokenizer, encoder.image_size, encoder.patch_size)
 
     @property
-    def head(self) -> nn.Dense:
-        """From a token to the logits of its id."""
-        return nn.Dense(self.codebook.num_ids, kernel_init=TOKEN_INIT, dtype=self.setting.dtype)
+    def state(self) -> dict[str, Any]:
+        return {"tokenizer": self.codebook}
 
-    def init(self, key: jax.Array, encoder: Params | None = None) -> tuple[Params, State]:
-        encoder_key, head_key = jax.random.split(key)
-        token = jnp.zeros((1, 1, self.encoder.width))
-        return {
-            "encoder": self.init_encoder(encoder_key, encoder),
-            "head": self.head.init(head_key, token)["params"],
-        }, {"tokenizer": self.codebook.init()}
+    @property
+    def networks(self) -> Networks:
+        encoder = self.setting.encoder.clone(mask_token=True)
+        ids, dtype = self.codebook.num_ids, self.setting.dtype
+        return BEiTNetworks(encoder, nn.Dense(ids, kernel_init=TOKEN_INIT, dtype=dtype))
 
-    def furnish(self, read: Read, images: Images) -> Callable[[State], State]:
-        """The tokenizer, from its own run or fitted to the images."""
-        obtain = self.codebook.obtain(read, images)
-        return lambda state: {**state, "tokenizer": obtain()}
+    def features(self, net: Any, views: tuple[View, ...], ctx: Context) -> Any:
+        """z1: the patch tokens of f(T1 x). Ids are not floats; the loss computes them."""
+        return net.encode(views[0], fold(ctx.rng, 0)).tokens[:, 1:]
 
-    def target(self, params: Params, state: State, view: View, batch: Batch, keys: Any) -> Any:
-        """The ids, int32 [B, N]."""
-        del params, batch, keys
-        return self.codebook.ids(state["tokenizer"], denormalize(view.pixels))
-
-    def measure(
-        self, params: Params, state: State, z1: Features, z2: Any, view1: View, view2: View
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Cross-entropy over the removed patches, and how many of their ids were the likeliest."""
-        del state, view2
-        removed = self.removed(view1)
-        tokens = jnp.take_along_axis(z1.tokens[:, 1:], removed[..., None], axis=1)
-        logits: Any = self.head.apply({"params": params["head"]}, tokens)
-        return token_loss(logits.astype(jnp.float32), jnp.take_along_axis(z2, removed, axis=1))
+    def loss(self, net: Any, z: Any, views: tuple[View, ...], ctx: Context) -> Terms:
+        """Cross-entropy over the removed patches, and the accuracy of their likeliest ids."""
+        first, second = views
+        ids = self.codebook.ids(ctx.state["tokenizer"], second.pixels)
+        logits = net.head(removed_tokens(z, first)).astype(jnp.float32)
+        return token_loss(logits, jnp.take_along_axis(ids, removed_ids(first), axis=1))
 
 
-def token_loss(logits: jax.Array, ids: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Of logits [B, R, num_ids] and ids [B, R]: mean cross-entropy [B], and `accuracy` [B]."""
+def token_loss(logits: jax.Array, ids: jax.Array) -> Terms:
+    """Return the mean cross-entropy [B] of logits [B, R, num_ids] for ids [B, R], and accuracy."""
     right = (logits.argmax(-1) == ids).astype(jnp.float32)
-    return cross_entropy(logits, ids, smoothing=0.0).mean(-1), {"accuracy": right.mean(-1)}
+    loss = cross_entropy(logits, ids, smoothing=0.0).mean(-1)
+    return Terms(loss, {"accuracy": right.mean(-1)})

@@ -1,39 +1,38 @@
-"""CAE: the encoder sees visible patches alone; a regressor tells the latents of the others."""
+"""CAE: f encodes visible patches alone; a regressor predicts the latents of the removed ones."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from occinv.data.batch import Batch
-from occinv.models.regressor import ContextRegressor, Prediction
-from occinv.models.vit import ViT
-from occinv.objectives.base import Axes, Params, State
+from occinv.models.regressor import Regressor
+from occinv.objectives.base import Axes, Context, Networks, Terms
 from occinv.objectives.beit import BEiT, token_loss
+from occinv.objectives.rectangle_masking import removed_ids
+from occinv.rng import fold
 from occinv.transforms.color import ColorJitter
 from occinv.transforms.masking import visible_ids
-from occinv.transforms.view import View, denormalize
+from occinv.transforms.view import View
 
 
-class Truth(NamedTuple):
-    """What there is to say of the removed patches."""
+class CAENetworks(Networks):
+    """f, and the regressor with its decoder."""
 
-    latents: jax.Array  # float32 [B, R, D], by f, without gradient
-    ids: jax.Array  # int32 [B, R]
+    regressor: Regressor
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CAE(BEiT):
     """-log p(ids(x) | d(z)) + λ ‖z - stop_gradient(f(x ⊙ (1 - M)))‖² of removed patches.
 
-    z are the latents that a regressor makes of f(x ⊙ M), d a decoder of these alone.
+    z are the latents that a regressor predicts from f(x ⊙ M), d a decoder of these alone.
 
     Attributes:
       align_weight: λ.
-      regressor_depth, decoder_depth: blocks of each; as wide as f, with as many heads.
+      regressor_depth, decoder_depth: The blocks of each; as wide as f, with as many heads.
     """
 
     mask_ratio: float = 0.5
@@ -42,24 +41,18 @@ class CAE(BEiT):
     regressor_depth: int = 4
     decoder_depth: int = 4
 
-    paper: ClassVar[str] = "Chen et al. 2023, arXiv:2202.03026"
-
     @property
     def axes(self) -> Axes:
-        first, _ = self.occlusion
+        first, _ = self.describe()
         target = f"{self.tokenizer['name']} ids, f without gradient"
-        return Axes(first, "the complement", target, "cross-entropy, latent L2")
+        paper = "Chen et al. 2023, arXiv:2202.03026"
+        measure = "cross-entropy, latent L2"
+        return Axes(first, "the complement", target, measure, "reconstructive", paper)
 
     @property
-    def encoder(self) -> ViT:
-        """f, which never sees a removed patch."""
-        return self.setting.encoder
-
-    @property
-    def regressor(self) -> ContextRegressor:
-        """From f's tokens to latents and ids of what it has not seen."""
-        encoder = self.encoder
-        return ContextRegressor(
+    def networks(self) -> Networks:
+        encoder = self.setting.encoder
+        regressor = Regressor(
             num_patches=encoder.num_patches,
             num_ids=self.codebook.num_ids,
             heads=encoder.heads,
@@ -70,41 +63,28 @@ class CAE(BEiT):
             dtype=self.setting.dtype,
             layout=encoder.layout,
         )
+        return CAENetworks(encoder, regressor)
 
-    def init(self, key: jax.Array, encoder: Params | None = None) -> tuple[Params, State]:
-        encoder_key, regressor_key = jax.random.split(key)
-        context, where = jnp.zeros((1, 1, self.encoder.width)), jnp.zeros((1, 1), jnp.int32)
-        return {
-            "encoder": self.init_encoder(encoder_key, encoder),
-            "regressor": self.regressor.init(regressor_key, context, where, where)["params"],
-        }, {"tokenizer": self.codebook.init()}
-
-    def transform(self, pixels: jax.Array, keys: jax.Array) -> tuple[View, ...]:
+    def views(self, pixels: jax.Array, rng: jax.Array) -> tuple[View, ...]:
         """x ⊙ M and x ⊙ (1 - M)."""
-        first, _ = super().transform(pixels, keys)
-        rest = self.encoder.num_patches - self.kept
-        return first, View(first.pixels, ~first.visible, rest)
+        first, second = super().views(pixels, rng)
+        return first, View(second.pixels, ~first.visible, second.kept - first.kept)
 
-    def source(self, params: Params, view: View, keys: jax.Array | None = None) -> Prediction:
-        """z1: what the regressor says of the patches that the view lacks."""
-        tokens = self.encode(params, view, keys).tokens[:, 1:]
-        shown = visible_ids(view.visible, view.kept)
-        found: Any = self.regressor.apply(
-            {"params": params["regressor"]}, tokens, shown, self.removed(view), keys
-        )
-        return found
+    def features(self, net: Any, views: tuple[View, ...], ctx: Context) -> Any:
+        """z1: latents and logits of removed patches; z2: their latents by f, without gradient."""
+        first, second = views
+        rng = fold(ctx.rng, 0)
+        context = net.encode(first, rng).tokens[:, 1:]
+        shown = visible_ids(first.visible, first.kept)
+        predicted = net.regressor(context, shown, removed_ids(first), rng)
+        latents = net.encode(second, fold(ctx.rng, 1)).tokens[:, 1:]
+        return predicted, jax.lax.stop_gradient(latents)
 
-    def target(self, params: Params, state: State, view: View, batch: Batch, keys: Any) -> Truth:
-        """f and the tokenizer, of the patches that are visible here; drop path acts, too."""
-        ids = self.codebook.ids(state["tokenizer"], denormalize(view.pixels))
-        shown = visible_ids(view.visible, view.kept)
-        latents = self.encode(jax.lax.stop_gradient(params), view, keys).tokens[:, 1:]
-        return Truth(latents, jnp.take_along_axis(ids, shown, axis=1))
-
-    def measure(
-        self, params: Params, state: State, z1: Any, z2: Any, view1: View, view2: View
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(self, net: Any, z: Any, views: tuple[View, ...], ctx: Context) -> Terms:
         """Cross-entropy of the ids and, with weight λ, the mean squared error of the latents."""
-        loss, metrics = token_loss(z1.logits, z2.ids)
-        alignment = jnp.square(z1.latents - z2.latents).mean((1, 2))
-        return loss + self.align_weight * alignment, {**metrics, "alignment": alignment}
+        predicted, latents = z
+        ids = self.codebook.ids(ctx.state["tokenizer"], views[1].pixels)
+        ids = jnp.take_along_axis(ids, removed_ids(views[0]), axis=1)
+        loss, metrics, _ = token_loss(predicted.logits, ids)
+        alignment = jnp.square(predicted.latents - latents).mean((1, 2))
+        return Terms(loss + self.align_weight * alignment, {**metrics, "alignment": alignment})

@@ -1,22 +1,29 @@
-"""data2vec: patches are removed in blocks, and a teacher's features of the whole are regressed."""
+"""data2vec: rectangles are removed, and a teacher's features of the whole image are regressed."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from occinv.data.batch import Batch
-from occinv.losses.losses import cosine, smooth_l1
-from occinv.models.vit import TOKEN_INIT, Features
-from occinv.objectives.base import Axes, Params, State
-from occinv.objectives.ema import moved
-from occinv.objectives.rectangle_masking import RectangleMasking
-from occinv.schema import UserError
+from occinv.losses.contrastive import cosine
+from occinv.losses.distillation import smooth_l1
+from occinv.models.vit import TOKEN_INIT
+from occinv.objectives.base import Axes, Context, Networks, Terms
+from occinv.objectives.ema import EMA
+from occinv.objectives.rectangle_masking import RectangleMasking, removed_tokens
+from occinv.rng import fold
+from occinv.schema import Count, Positive, UserError
 from occinv.transforms.view import View
+
+
+class Data2VecNetworks(Networks):
+    """f, and a linear predictor."""
+
+    predictor: nn.Dense
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,74 +34,57 @@ class Data2Vec(RectangleMasking):
     q one linear layer (`engine_for_cyclical.py` of the official code).
 
     Attributes:
-      target_blocks: so many of the last blocks make the target.
-      beta: where smoothed L1 turns from squared to absolute.
-      momentum: of the EMA, which moves before the forward pass.
+      average_top_k: The number of last blocks whose mean is the target.
+      beta: Where smoothed L1 turns from squared to absolute.
+      momentum: The momentum of the EMA, which moves before the forward pass.
     """
 
     mask_ratio: float = 120 / 196
-    target_blocks: int = 6
-    beta: float = 2.0
+    average_top_k: Count = 6
+    beta: Positive = 2.0
     momentum: float = 0.9998
-
-    paper: ClassVar[str] = "Baevski et al. 2022, arXiv:2202.03555"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.target_blocks <= self.encoder.depth:
+        if self.average_top_k > (depth := self.setting.encoder.depth):
             raise UserError(
-                f"objective.target_blocks={self.target_blocks}, expected 1 to "
-                f"{self.encoder.depth}, the blocks of the encoder"
+                f"objective.average_top_k={self.average_top_k}, expected 1 to {depth}, the number "
+                "of the encoder's blocks"
             )
-        if self.beta <= 0:
-            raise UserError(f"objective.beta={self.beta}, expected a positive number")
 
     @property
     def axes(self) -> Axes:
-        target = f"EMA encoder, mean of {self.target_blocks} blocks"
-        return Axes(*self.occlusion, target, "smoothed L1")
+        target = f"EMA encoder, mean of {self.average_top_k} blocks"
+        paper = "Baevski et al. 2022, arXiv:2202.03555"
+        return Axes(*self.describe(), target, "smoothed L1", "siamese", paper)
 
     @property
-    def predictor(self) -> nn.Dense:
-        """q."""
-        return nn.Dense(self.encoder.width, kernel_init=TOKEN_INIT, dtype=self.setting.dtype)
+    def state(self) -> dict[str, Any]:
+        return {"target": EMA(("encoder",), self.momentum)}
 
-    def init(self, key: jax.Array, encoder: Params | None = None) -> tuple[Params, State]:
-        encoder_key, predictor_key = jax.random.split(key)
-        params = {
-            "encoder": self.init_encoder(encoder_key, encoder),
-            "predictor": self.predictor.init(predictor_key, jnp.zeros((1, self.encoder.width)))[
-                "params"
-            ],
-        }
-        return params, {"target": {"encoder": params["encoder"]}}
+    @property
+    def networks(self) -> Networks:
+        encoder, dtype = self.setting.encoder.clone(mask_token=True), self.setting.dtype
+        predictor = nn.Dense(encoder.width, kernel_init=TOKEN_INIT, dtype=dtype)
+        return Data2VecNetworks(encoder, predictor)
 
-    def advance(self, params: Params, state: State, step: jax.Array) -> State:
-        del step
-        online = {"encoder": params["encoder"]}
-        return {"target": moved(state["target"], online, self.momentum)}
-
-    def target(self, params: Params, state: State, view: View, batch: Batch, keys: Any) -> Any:
-        """The last blocks of f', through which no gradient flows: float32 [B, N, D]."""
-        del params, batch, keys
-        blocks = self.encode(state["target"], view).blocks[-self.target_blocks :, :, 1:]
+    def features(self, net: Any, views: tuple[View, ...], ctx: Context) -> Any:
+        """z1: f(T1 x); z2: the normalized mean of the last blocks of f'(x). float32 [B, N, D]."""
+        blocks = ctx.target.encode(views[1]).blocks[-self.average_top_k :, :, 1:]
         mean = jax.nn.standardize(blocks.astype(jnp.float32)).mean(0)
-        return jax.lax.stop_gradient(jax.nn.standardize(mean))
+        tokens = net.encode(views[0], fold(ctx.rng, 0)).tokens[:, 1:]
+        return tokens, jax.nn.standardize(mean)
 
-    def measure(
-        self, params: Params, state: State, z1: Features, z2: Any, view1: View, view2: View
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Smoothed L1 over the removed patches, their cosine, and how far predictions spread.
+    def loss(self, net: Any, z: Any, views: tuple[View, ...], ctx: Context) -> Terms:
+        """Smoothed L1 over the removed patches, their cosine, and the spread of predictions.
 
-        `spread`, their deviation over the patches of an image, goes to 0 where f collapses.
+        `spread`, the deviation over the patches of an image, goes to 0 when f collapses.
         """
-        del state, view2
-        removed = self.removed(view1)[..., None]
-        tokens = jnp.take_along_axis(z1.tokens[:, 1:], removed, axis=1)
-        predicted: Any = self.predictor.apply({"params": params["predictor"]}, tokens)
-        predicted = predicted.astype(jnp.float32)
-        truth = jnp.take_along_axis(z2, removed, axis=1)
-        return smooth_l1(predicted, truth, self.beta).mean((1, 2)), {
+        tokens, target = z
+        predicted = net.predictor(removed_tokens(tokens, views[0])).astype(jnp.float32)
+        truth = removed_tokens(target, views[0])
+        metrics = {
             "similarity": cosine(predicted, truth).mean(1),
             "spread": predicted.std(1).mean(-1),
         }
+        return Terms(smooth_l1(predicted, truth, self.beta).mean((1, 2)), metrics)

@@ -1,17 +1,17 @@
-"""The axes of the free grid by name: which combinations can work, and why others cannot."""
+"""The axes of the free grid by name: which combinations work, and why others are refused."""
 
 from __future__ import annotations
 
 import itertools
 from typing import Literal, NamedTuple, get_args
 
-Transformation = Literal["identity", "jitter", "crop", "masking", "blocks"]
+Transformation = Literal["identity", "jitter", "crop", "masking", "rectangles"]
 Targets = Literal["pixels", "ids", "encoder", "ema"]
 Similarity = Literal[
     "pixel_l2", "decoder_distance", "infonce", "byol", "cross_entropy", "smoothed_l1"
 ]
-OCCLUSIONS = ("masking", "blocks")  # the transformations that remove patches
-GIVEN = {"pixels": "pixel_l2", "ids": "cross_entropy"}  # targets that no encoder makes, and their M
+OCCLUSIONS = ("masking", "rectangles")  # the transformations that remove patches
+GIVEN = {"pixels": "pixel_l2", "ids": "cross_entropy"}  # targets without an encoder, and their M
 
 
 class Combination(NamedTuple):
@@ -24,12 +24,12 @@ class Combination(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Such as `masking-identity-ema-smoothed_l1`."""
+        """The axes joined, such as `masking-identity-ema-smoothed_l1`."""
         return "-".join(self)
 
     @property
     def refusal(self) -> str | None:
-        """Why this cannot work, and what to change, in one line; None: it can."""
+        """The reason why this cannot work, and what to change, in one line; None if it works."""
         is_given = self.targets in GIVEN
         if is_given and self.similarity != GIVEN[self.targets]:
             reason = f"it is no measure of {self.targets}"
@@ -42,13 +42,13 @@ class Combination(NamedTuple):
             what = "targets" if is_given else "similarity"
             return self._clash(crop, what, "crops share no patch to compare", crop, "masking")
         if self.t1 == self.t2 == "identity":
-            reason = "the two views are one, so there is nothing to be invariant to"
+            reason = "the two views are the same, so no invariance is learned"
             return self._clash("t1", "t2", reason, "t1", "masking")
         if is_given and self.t2 == "jitter":
-            reason = "T1 cannot know the colors that T2 draws"
+            reason = "the colors that T2 draws cannot be predicted from T1"
             return self._clash("t2", "targets", reason, "t2", "identity")
         if is_given and self.t1 == "identity":
-            reason = "T1 shows all that is asked, so there is nothing to infer"
+            reason = "T1 shows the target, so nothing is predicted"
             return self._clash("t1", "targets", reason, "t1", "masking")
         return None
 
@@ -61,11 +61,11 @@ class Combination(NamedTuple):
 
 
 def all_combinations() -> tuple[Combination, ...]:
-    """Every point of the grid, whether it can work or not."""
+    """Return every point of the grid, whether it works or not."""
     axes = Transformation, Transformation, Targets, Similarity
     return tuple(Combination(*point) for point in itertools.product(*map(get_args, axes)))
 
 
 def valid_combinations() -> tuple[Combination, ...]:
-    """Those that can work."""
+    """Return the combinations that work."""
     return tuple(point for point in all_combinations() if point.refusal is None)

@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from occinv.data.batch import Batch
-from occinv.losses.losses import normalize_patches, patch_distance, patch_statistics
+from occinv.losses.reconstruction import normalize_patches, patch_distance, patch_statistics
 from occinv.models.decoder import Decoder, decoder_of
 from occinv.models.patches import patchify, unpatchify
 from occinv.models.vit import Features
-from occinv.objectives.base import Axes, Objective, Params, State, occlusion
+from occinv.objectives.base import Axes, Context, Networks, Objective, Params, Reconstruction, Terms
 from occinv.rng import fold, split
 from occinv.transforms.color import ColorJitter
 from occinv.transforms.masking import kept_patches, random_visible
 from occinv.transforms.mixing import mix
-from occinv.transforms.view import View, denormalize, normalize, unit_range, whole
+from occinv.transforms.view import View, denormalize, normalize, whole
 
 
-class Reconstruction(NamedTuple):
-    """Three pictures of each image, float32 [B, H, W, 3] in [0, 1]."""
+class MAENetworks(Networks):
+    """f and d."""
 
-    original: jax.Array
-    masked: jax.Array  # removed patches are gray
-    reconstructed: jax.Array
+    decoder: Decoder
+
+    def decode(self, z: Features, view: View) -> jax.Array:
+        """Return d(z), patches [B, N, P], from the features of `view`."""
+        return self.decoder(z.tokens, view.visible)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,13 +35,13 @@ class MAE(Objective):
     """‖(d(f(x ⊙ M)) - x) ⊙ (1 - M)‖².
 
     Attributes:
-      mask_ratio: of patches that T1 removes; 0 makes it a plain autoencoder of all patches.
-      cutmix: α of the share that an image keeps when a box of another is pasted into it; 0: none.
-      color: the jitter that follows, or None.
-      augmented: what these two change: the `input` of the encoder, the target staying the pixels
-        that were there (Table 4's "unmasked only"), or the whole `image`, target and all.
-      normalize_target: whether each target patch is scaled to mean 0 and deviation 1.
-      decoder_width, decoder_depth, decoder_heads: of d.
+      mask_ratio: The share of patches that T1 removes; 0 makes it an autoencoder of all patches.
+      cutmix: α of CutMix, applied before masking in training; 0: none.
+      color: The jitter after CutMix, or None.
+      augmented: What CutMix and jitter change: the `input` of the encoder, with the original
+        pixels as target (Table 4's "unmasked only"), or the whole `image`, including the target.
+      normalize_target: Whether each target patch is scaled to mean 0 and deviation 1.
+      decoder_width, decoder_depth, decoder_heads: The size of d.
     """
 
     mask_ratio: float = 0.75
@@ -52,93 +53,80 @@ class MAE(Objective):
     decoder_depth: int = 8
     decoder_heads: int = 16
 
-    framework: ClassVar[str] = "reconstructive"
-    paper: ClassVar[str] = "He et al. 2022, arXiv:2111.06377"
-
     def __post_init__(self) -> None:
         if self.mask_ratio != 0:
-            kept_patches(self.encoder.num_patches, self.mask_ratio)
+            kept_patches(self.setting.encoder.num_patches, self.mask_ratio)
 
     @property
     def axes(self) -> Axes:
-        t1 = occlusion(self.mask_ratio, self.cutmix, self.color)
+        t1 = describe(self.mask_ratio, self.cutmix, self.color)
         t2 = "the complement" if self.mask_ratio else "identity"
-        return Axes(t1, t2, "pixels", "pixel L2")
+        paper = "He et al. 2022, arXiv:2111.06377"
+        return Axes(t1, t2, "pixels", "pixel L2", "reconstructive", paper)
 
     @property
-    def couples_batch(self) -> bool:
-        return bool(self.cutmix)
+    def couples(self) -> Literal["nothing", "features"]:
+        return "features" if self.cutmix and self.setting.is_training else "nothing"
 
     @property
-    def for_evaluation(self) -> Objective:
-        return dataclasses.replace(self, cutmix=0.0, color=None)
-
-    @property
-    def decoder(self) -> Decoder:
-        """d."""
+    def networks(self) -> MAENetworks:
+        encoder = self.setting.encoder
         sizes = self.decoder_width, self.decoder_depth, self.decoder_heads
-        return decoder_of(self.encoder, *sizes, self.setting.dtype)
+        return MAENetworks(encoder, decoder_of(encoder, *sizes, self.setting.dtype))
 
-    def init(self, key: jax.Array, encoder: Params | None = None) -> tuple[Params, State]:
-        encoder_key, decoder_key = jax.random.split(key)
-        count, width = self.encoder.num_patches, self.encoder.width
-        tokens, visible = jnp.zeros((1, 1 + count, width)), jnp.ones((1, count), bool)
-        return {
-            "encoder": self.init_encoder(encoder_key, encoder),
-            "decoder": self.decoder.init(decoder_key, tokens, visible)["params"],
-        }, {}
-
-    def transform(self, pixels: jax.Array, keys: jax.Array) -> tuple[View, ...]:
-        """Eq. (6): T1(x) = x ⊙ M, T2(x) = x ⊙ (1 - M); T1 of the augmented image."""
-        seen = self.augment(pixels, fold(keys, 1))
-        first, second = self.occlude(normalize(seen), keys)
-        if self.augmented == "input":
-            second = View(normalize(pixels), second.visible, second.kept)
-        return first, second
-
-    def augment(self, pixels: jax.Array, keys: jax.Array) -> jax.Array:
-        """CutMix and color jitter of `pixels` float32 [B, H, W, 3] in [0, 1], where asked for."""
-        cutmix_keys, color_keys = split(keys, 2)
-        pixels = mix(cutmix_keys, pixels, mixup=0.0, cutmix=self.cutmix).pixels
-        return pixels if self.color is None else self.color(color_keys, pixels)
-
-    def occlude(self, pixels: jax.Array, keys: jax.Array) -> tuple[View, View]:
-        """Both halves of normalized `pixels`: what M lets through, and what it removes.
-
-        Without masking both are the whole image.
-        """
-        count = self.encoder.num_patches
+    def views(self, pixels: jax.Array, rng: jax.Array) -> tuple[View, ...]:
+        """Eq. (6): T1(x) = x ⊙ M, T2(x) = x ⊙ (1 - M), where T1 sees the augmented image."""
+        count = self.setting.encoder.num_patches
+        seen = self.augment(pixels, fold(rng, 1))
+        target = pixels if self.augmented == "input" else seen
         if self.mask_ratio == 0:
-            return whole(pixels, count), whole(pixels, count)
+            return whole(seen, count), whole(target, count)
         kept = kept_patches(count, self.mask_ratio)
-        visible = random_visible(keys, count, kept)
-        return View(pixels, visible, kept), View(pixels, ~visible, count - kept)
+        visible = random_visible(rng, count, kept)
+        return View(seen, visible, kept), View(target, ~visible, count - kept)
+
+    def augment(self, pixels: jax.Array, rng: jax.Array) -> jax.Array:
+        """Apply CutMix and color jitter to `pixels` float32 [B, H, W, 3] in training."""
+        if not self.setting.is_training:
+            return pixels
+        cutmix_rng, color_rng = split(rng, 2)
+        pixels = mix(cutmix_rng, pixels, mixup=0.0, cutmix=self.cutmix).pixels
+        return pixels if self.color is None else self.color(color_rng, pixels)
+
+    def features(self, net: MAENetworks, views: tuple[View, ...], ctx: Context) -> Any:
+        """z1 = f(T1 x). The target is the pixels of T2 x, which no network encodes."""
+        return net.encode(views[0], fold(ctx.rng, 0))
+
+    def loss(self, net: MAENetworks, z: Any, views: tuple[View, ...], ctx: Context) -> Terms:
+        """Eq. (3): over the patches that T1 removed, which T2 shows (without masking, all)."""
+        first, second = views
+        predicted = net.decode(z, first)
+        return Terms(patch_distance(predicted, self.patches(second), second.visible), {})
 
     def patches(self, view: View) -> jax.Array:
-        """The target patches [B, N, P] of a view's image."""
-        patches = patchify(view.pixels, self.encoder.patch_size)
+        """Return the target patches [B, N, P] of a view's image."""
+        patches = patchify(normalize(view.pixels), self.setting.encoder.patch_size)
         return normalize_patches(patches) if self.normalize_target else patches
 
-    def decode(self, params: Params, z: Features, view: View) -> jax.Array:
-        """d(z), patches [B, N, P]."""
-        return self.decoder.apply({"params": params["decoder"]}, z.tokens, view.visible)  # type: ignore[return-value]
-
     def reconstruct(self, params: Params, pixels: jax.Array, visible: jax.Array) -> Reconstruction:
-        """The image that the decoder sees in the visible patches, as the official demo shows it.
+        """Decode the image from its visible patches, as the official demo does.
 
-        Predicted patches get the true mean and deviation of their patch back if targets are
-        normalized; visible patches are pasted.
+        Predicted patches are scaled by the true mean and deviation of their patch if targets are
+        normalized, and visible patches are pasted.
 
         Args:
+          params: Parameters of the networks.
           pixels: float32 [B, H, W, 3] in [0, 1].
           visible: bool [B, N] with equally many True in each row.
         """
-        size, count = self.encoder.patch_size, self.encoder.num_patches
+        encoder = self.setting.encoder
+        size, count = encoder.patch_size, encoder.num_patches
         kept = kept_patches(count, self.mask_ratio) if self.mask_ratio else count
-        view = View(normalize(pixels), visible, kept)
-        predicted = self.decode(params, self.encode(params, view), view)
+        view = View(pixels, visible, kept)
+        net = self.networks.bind({"params": params})
+        predicted = net.decode(net.encode(view), view)
         if self.normalize_target:
-            mean, deviation = patch_statistics(patchify(view.pixels, size))
+            mean, deviation = patch_statistics(patchify(normalize(pixels), size))
             predicted = predicted * deviation + mean
         predicted = patchify(denormalize(unpatchify(predicted, size)), size)
         original = patchify(pixels, size)
@@ -149,18 +137,12 @@ class MAE(Objective):
             reconstructed=unpatchify(jnp.where(seen, original, jnp.clip(predicted, 0, 1)), size),
         )
 
-    def pictures(self, params: Params, batch: Batch, keys: jax.Array) -> dict[str, jax.Array]:
-        pixels = unit_range(batch.image)
-        view, _ = self.occlude(pixels, keys)
-        return self.reconstruct(params, pixels, view.visible)._asdict()
 
-    def target(self, params: Params, state: State, view: View, batch: Batch, keys: Any) -> Any:
-        del params, state, batch, keys
-        return self.patches(view)
-
-    def measure(
-        self, params: Params, state: State, z1: Features, z2: Any, view1: View, view2: View
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Eq. (3): over the patches that T1 removed, which are those of T2 (without T1, all)."""
-        del state
-        return patch_distance(self.decode(params, z1, view1), z2, view2.visible), {}
+def describe(mask_ratio: float, cutmix: float, color: ColorJitter | None) -> str:
+    """Describe a transformation in words, such as `75% removed, CutMix, color`."""
+    parts = {
+        f"{mask_ratio:.0%} removed": mask_ratio,
+        "CutMix": cutmix,
+        "color": color is not None,
+    }
+    return ", ".join(name for name, is_on in parts.items() if is_on) or "identity"

@@ -1,1 +1,1 @@
-"""What a run would need on a TPU slice, found with the TPU's compiler on a machine without one."""
+"""Compute what a run needs on a TPU slice. It uses the TPU's compiler and needs no TPU."""

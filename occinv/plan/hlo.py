@@ -1,15 +1,15 @@
-"""What a compiled program moves, read from its text: the instructions that the chip executes."""
+"""Count the bytes that a compiled program moves, from the text of its HLO instructions."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from math import prod
 from typing import NamedTuple
 
-# Bytes that leave each of n chips for an operand of one byte, along rings.
+# Bytes that each of n chips sends per byte of its operand, with ring algorithms.
 SENT = {
     "all-reduce": lambda n: 2 * (n - 1) / n,
     "reduce-scatter": lambda n: (n - 1) / n,
@@ -17,6 +17,7 @@ SENT = {
     "all-to-all": lambda n: (n - 1) / n,
     "collective-permute": lambda n: 1,
 }
+# Instructions that move no bytes themselves.
 FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
     *("while", "conditional", "call", "async-start", "partition-id", "replica-id"),
@@ -27,45 +28,61 @@ SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
 
 
 class Instruction(NamedTuple):
-    """`name = shapes opcode(operands), attributes`."""
+    """An instruction `name = shapes opcode(operands), attributes`.
+
+    Attributes:
+      sizes: The bytes of each array of the result.
+      in_hbm: Whether each array of the result is in HBM, not in a faster memory of the chip.
+      operands: The names of the instructions whose results it reads.
+      text: The operands as written.
+      attributes: The attributes as written.
+      is_root: Whether its result is the result of the computation.
+    """
 
     name: str
-    sizes: tuple[int, ...]  # bytes of the result, of each array if it is a tuple
-    in_memory: tuple[bool, ...]  # whether it lies in the chip's memory (HBM), not in a faster one
+    sizes: tuple[int, ...]
+    in_hbm: tuple[bool, ...]
     opcode: str
     operands: tuple[str, ...]
-    text: str  # between the parentheses
+    text: str
     attributes: str
     is_root: bool
 
     @property
-    def moved(self) -> int:
-        """Bytes of the result that lie in memory."""
-        return sum(s for s, is_in in zip(self.sizes, self.in_memory, strict=True) if is_in)
+    def hbm_bytes(self) -> int:
+        """The bytes of the result in HBM."""
+        return sum(s for s, is_in in zip(self.sizes, self.in_hbm, strict=True) if is_in)
 
-    def called(self, *names: str) -> list[str]:
-        """The computations that the attributes of these names name."""
-        found = re.findall(
-            rf"\b(?:{'|'.join(names)})=\{{?(%[^\s}}]+(?:, %[^\s}}]+)*)", self.attributes
-        )
-        return [name.strip(", ") for names in found for name in re.findall(r"%[^\s,]+", names)]
+    def called(self, *attributes: str) -> list[str]:
+        """Return the computations in these attributes, the first one of each list."""
+        return re.findall(rf"\b(?:{'|'.join(attributes)})=\{{?(%[^\s,}}]+)", self.attributes)
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """All collectives of one kind in a step."""
+    """All collectives of one kind in a step.
+
+    Attributes:
+      bytes: The bytes of their operands on each chip.
+      sent: The bytes that each chip sends.
+    """
 
     operation: str
     count: int
-    bytes: int  # of their operands on each chip
-    sent: int  # bytes that leave each chip
+    bytes: int
+    sent: int
 
 
 class Program:
-    """A compiled program, `text` as `Compiled.as_text()` gives it.
+    """A compiled program, parsed from `Compiled.as_text()`.
 
-    A loop counts once for each of its turns: those that the compiler notes, or the number its
-    counter is compared with, or one if there is neither.
+    A loop counts once per iteration. Their number is the compiler's `known_trip_count`, else the
+    constant in the loop's condition, else 1. A conditional counts as its first branch.
+
+    Attributes:
+      computations: The instructions of each computation, by name.
+      executed: The number of times that each computation runs.
+      fused: The number of times that each computation runs as the body of a fusion.
     """
 
     def __init__(self, text: str) -> None:
@@ -78,10 +95,10 @@ class Program:
                 if head and current:
                     self.computations[current] = {}
                     entry = current if head[1] else entry
-            elif current and (found := _instruction(line)):
-                self.computations[current][found.name] = found
-        self.executed: Counter[str] = Counter()  # how often each computation runs
-        self.fused: Counter[str] = Counter()  # the same of those that run inside an instruction
+            elif current and (instruction := _parse(line)):
+                self.computations[current][instruction.name] = instruction
+        self.executed: Counter[str] = Counter()
+        self.fused: Counter[str] = Counter()
         self._execute(entry, 1)
 
     def _execute(self, name: str, times: int) -> None:
@@ -89,16 +106,16 @@ class Program:
         for one in self.computations.get(name, {}).values():
             if one.opcode == "while":
                 for inner in one.called("body", "condition"):
-                    self._execute(inner, times * self._turns(one))
+                    self._execute(inner, times * self._iterations(one))
             elif one.opcode in ("call", "async-start", "conditional"):
-                branches = ("true_computation", "false_computation", "branch_computations")
-                for inner in one.called("to_apply", "calls", *branches):
+                first_branch = "true_computation", "branch_computations"
+                for inner in one.called("to_apply", "calls", *first_branch):
                     self._execute(inner, times)
             elif one.opcode == "fusion":
                 for inner in one.called("calls"):
                     self.fused[inner] += times
 
-    def _turns(self, loop: Instruction) -> int:
+    def _iterations(self, loop: Instruction) -> int:
         noted = re.search(r"known_trip_count\W+n\W+(\d+)", loop.attributes)
         if noted:
             return int(noted[1])
@@ -111,34 +128,33 @@ class Program:
         return max(limits, default=1)
 
     def collectives(self, devices: int) -> list[Collective]:
-        """What the chips tell each other in one step, in groups or all `devices` of them."""
-        found: dict[tuple[str, str], tuple[int, int, int]] = {}
+        """Return the collectives of one step, summed by kind.
+
+        Args:
+          devices: The size of a group, if the program does not give it.
+        """
+        found: dict[tuple[str, str], tuple[int, int, int]] = {}  # count, bytes, size of a group
         for name, times in (self.executed + self.fused).items():
             computation = self.computations.get(name, {})
             for one in computation.values():
                 kind = one.opcode.removesuffix("-start")
-                if "all-reduce-scatter" in name:  # a fusion in which each keeps its part alone
+                if "all-reduce-scatter" in name:  # a fusion whose result is one part of the sum
                     kind = kind.replace("all-reduce", "reduce-scatter")
-                if kind in SENT:
-                    size = sum(sum(computation[o].sizes) for o in one.operands if o in computation)
-                    # One that goes on while fusions run stands in each of them, on one channel.
-                    channel = re.search(r"channel_id=(\d+)", one.attributes)
-                    key = kind, channel[1] if channel else name + one.name
-                    times_before, *_ = found.get(key, (0,))
-                    found[key] = max(times, times_before), size, _group(one, devices)
-        total: defaultdict[str, list[float]] = defaultdict(lambda: [0, 0, 0])
-        for (kind, _), (times, size, group) in found.items():
-            for place, value in enumerate((1, size, SENT[kind](group) * size)):
-                total[kind][place] += times * value
-        return [
-            Collective(kind, int(count), int(size), round(sent))
-            for kind, (count, size, sent) in sorted(total.items())
-        ]
+                if kind not in SENT:
+                    continue
+                size = sum(sum(computation[o].sizes) for o in one.operands if o in computation)
+                # A collective that runs beside several fusions is in each of them, on one channel.
+                channel = re.search(r"channel_id=(\d+)", one.attributes)
+                key = kind, channel[1] if channel else name + one.name
+                count = max(times, found[key][0] if key in found else 0)
+                found[key] = count, size, _group_size(one, devices)
+        kinds = sorted({kind for kind, _ in found})
+        return [_total(kind, [f for key, f in found.items() if key[0] == kind]) for kind in kinds]
 
     def traffic(self) -> int:
-        """Bytes that a chip reads from its memory and writes to it in one step.
+        """Return the bytes that a chip reads from HBM and writes to HBM in one step.
 
-        Of an array that is only sliced, or updated in place, the slice counts.
+        If an instruction reads or writes only a slice of an array, only the slice counts.
         """
         return sum(
             times * sum(self._moved(one, self.computations[name]) for one in computation.values())
@@ -153,28 +169,25 @@ class Program:
             return 0
         operands = [around[o] for o in one.operands if o in around]
         opcode = one.opcode.removesuffix("-start")
-        results = list(zip(one.sizes, one.in_memory, strict=True))
-        if opcode != one.opcode:  # (operands, results, …), or a copy's (to, from, …)
+        results = list(zip(one.sizes, one.in_hbm, strict=True))
+        if opcode != one.opcode:  # the result is (operands, results, …), of a copy (to, from, …)
             count = len(operands)
             results = (results[:1] if opcode == "copy" else results[count : 2 * count]) or results
         written = sum(size for size, is_in in results if is_in)
         if opcode in SLICES:
-            return written + (results[0][0] if operands[0].in_memory[0] else 0)
+            return written + (results[0][0] if operands[0].in_hbm[0] else 0)
         if opcode in ("dynamic-update-slice", "scatter"):
             part = operands[2 if opcode == "scatter" else 1]
-            return part.moved + (sum(part.sizes) if results[0][1] else 0)
+            return part.hbm_bytes + (sum(part.sizes) if results[0][1] else 0)
         if opcode == "fusion":
             (inner,) = one.called("calls")
-            read = sum(min(o.moved, self._read(inner, number)) for number, o in enumerate(operands))
-            return read + sum(
-                size
-                for size, is_in in zip(self._written(inner, one), one.in_memory, strict=True)
-                if is_in
-            )
-        return written + sum(o.moved for o in operands)
+            read = sum(min(o.hbm_bytes, self._read(inner, i)) for i, o in enumerate(operands))
+            written_in = zip(self._written(inner, one), one.in_hbm, strict=True)
+            return read + sum(size for size, is_in in written_in if is_in)
+        return written + sum(o.hbm_bytes for o in operands)
 
     def _read(self, fused: str, number: int) -> int:
-        """Bytes that a fused computation reads of its parameter `number`."""
+        """Return the bytes that a fused computation reads of its parameter `number`."""
         inside = self.computations.get(fused, {})
         names = [
             one.name
@@ -200,7 +213,7 @@ class Program:
         return total
 
     def _written(self, fused: str, fusion: Instruction) -> Iterator[int]:
-        """Bytes that a fused computation writes of each of its results."""
+        """Yield the bytes that a fused computation writes of each of its results."""
         inside = self.computations.get(fused, {})
         root = next((one for one in inside.values() if one.is_root), None)
         parts = [root.name] if root else []
@@ -215,35 +228,43 @@ class Program:
             yield size
 
 
-def _group(collective: Instruction, devices: int) -> int:
-    """How many devices take part in each of the groups of a collective, `devices` in all."""
-    said = collective.attributes
-    if axes := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", said):
+def _total(kind: str, found: list[tuple[int, int, int]]) -> Collective:
+    return Collective(
+        kind,
+        count=sum(count for count, _, _ in found),
+        bytes=sum(count * size for count, size, _ in found),
+        sent=round(sum(count * (SENT[kind](group) * size) for count, size, group in found)),
+    )
+
+
+def _group_size(collective: Instruction, devices: int) -> int:
+    """Return the number of devices in a group of a collective, `devices` if it has no groups."""
+    attributes = collective.attributes
+    if axes := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes[1]))
         return prod(int(sizes[name]) for name in re.findall(r"'(\w+)'", axes[2]))
-    if counts := re.search(r"replica_groups=\[\d+,(\d+)\]", said):
+    if counts := re.search(r"replica_groups=\[\d+,(\d+)\]", attributes):
         return int(counts[1])
-    if members := re.search(r"replica_groups=\{\{([^}]*)\}", said):
+    if members := re.search(r"replica_groups=\{\{([^}]*)\}", attributes):
         return len(members[1].split(","))
     return devices
 
 
-def _instruction(line: str) -> Instruction | None:
+def _parse(line: str) -> Instruction | None:
     head = re.match(r"\s+(ROOT )?(%\S+) = ", line)
     if not head:
         return None
     start = head.end()
     end = _closing(line, start) if line[start] == "(" else line.index(" ", start)
     shapes = SHAPE.findall(line[start:end])
-    opcode, _, _ = line[end:].strip().partition("(")
     first = line.index("(", end)
     last = _closing(line, first)
     text = line[first + 1 : last - 1]
     return Instruction(
         name=head[2],
-        sizes=tuple(_size(*shape) for shape in shapes),
-        in_memory=tuple(not re.search(r"S\([1-9]", layout) for *_, layout in shapes),
-        opcode=opcode,
+        sizes=tuple(_bytes(*shape) for shape in shapes),
+        in_hbm=tuple(not re.search(r"S\([1-9]", layout) for *_, layout in shapes),
+        opcode=line[end:first].strip(),
         operands=tuple(re.findall(r"%[^\s,()]+", text)),
         text=text,
         attributes=line[last:],
@@ -251,25 +272,29 @@ def _instruction(line: str) -> Instruction | None:
     )
 
 
-def _size(kind: str, sizes: str, layout: str) -> int:
-    """Bytes of an array such as `f32`, `4,64`, `1,0:T(8,128)`, padded to tiles on its last axes."""
+def _bytes(kind: str, sizes: str, layout: str) -> int:
+    """Return the bytes of an array, whose last axes are padded to whole tiles.
+
+    Args:
+      kind: The dtype, such as `f32`.
+      sizes: The shape, such as `4,64`.
+      layout: The order of the axes and the tiles, such as `1,0:T(8,128)`.
+    """
     digits = re.search(r"\d+", kind)
     bits = int(digits[0]) if digits else 8 * (kind == "pred")
     axes = [int(size) for size in sizes.split(",") if size]
     order, _, rest = layout.partition(":")
-    tile = re.match(r"T\(([\d,]+)\)", rest)
-    if tile:
+    if tile := re.match(r"T\(([\d,]+)\)", rest):
         axes = [axes[int(axis)] for axis in reversed(order.split(",")) if axis]
         tiles = [int(size) for size in tile[1].split(",")]
         axes = [1] * (len(tiles) - len(axes)) + axes
         first = len(axes) - len(tiles)
-        padded = [-(-size // t) * t for size, t in zip(axes[first:], tiles, strict=True)]
-        axes = axes[:first] + padded
+        axes[first:] = [-(-size // t) * t for size, t in zip(axes[first:], tiles, strict=True)]
     return bits * prod(axes) // 8
 
 
 def _closing(line: str, start: int) -> int:
-    """Behind the parenthesis that closes the one at `start`."""
+    """Return the index after the parenthesis that closes the one at `start`."""
     depth = 0
     for place in range(start, len(line)):
         depth += {"(": 1, ")": -1}.get(line[place], 0)

@@ -1,6 +1,10 @@
-"""What a finished (or half finished) run says: tables, figures and one HTML page.
+"""Reports of finished and unfinished runs: tables, figures and one HTML page.
 
-`table` prints a table of the paper, `figures` draws Figure 1, the accuracies and the curves,
-`findings` puts the numbers into sentences, `html` binds them into one file; `results` reads the
-folder they all start from, `runs` makes the same of any runs.
+results          the types of results.json, from which everything else is made
+table            the table in the terminal and as Markdown, and the matrix of the grid
+figures          Figure 1 of the paper, accuracies and training curves
+findings         sentences that judge the paper's claims
+html             the page that contains all of it
+compare          `occinv report`: any results and runs in one table
+list_objectives  `occinv list`
 """

@@ -1,166 +1,302 @@
-"""Reading `results.json`, and the few numbers that table, figures and sentences all need.
+"""The types of `results.json`, and the numbers that tables, figures and findings read from it.
 
-A `row` has under `values`, for each key of `columns`, a number per finished seed (accuracies in
-[0, 1], PSNR in dB), and under `paper` the paper's (percent, dB). What is missing was not measured.
+`occinv reproduce` writes the file, and `occinv report` builds the same types from workdirs.
 """
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping
+import statistics
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 from occinv.schema import UserError
 
-Results = Mapping[str, Any]
-Row = Mapping[str, Any]
-Column = Mapping[str, Any]
+FILE = "results.json"
+MISSING = "–"  # the text of a cell without a value
+PAPER_SETTING = "ViT-B, ImageNet"  # the model and the data of most of the paper's numbers
+QUOTED_DROP_RATIO = 0.75  # tables quote the CKA at MAE's mask ratio
 
-# The drop ratio that tables quote: the mask ratio of MAE.
-QUOTED_DROP_RATIO = 0.75
-
-# What the paper's numbers are of, where the results do not say otherwise in `paper_setting`.
-PAPER_SETTING = "ViT-B, ImageNet"
-
-# States of an encoder in which its CKA is measured, and trainings, by their keys in a row.
-ENCODERS = {"pretrained": "pre-trained", "finetuned": "fine-tuned"}
+# A row has two encoders and up to four training stages. Keys are those of `Row`, values are titles.
+ENCODERS = {"pretrained": "pretrained", "finetuned": "fine-tuned"}
 STAGES = {
-    "pretrain": "Pre-training",
+    "pretrain": "Pretraining",
     "finetune": "Fine-tuning",
     "tenth": "Fine-tuning on 10 % of the labels",
     "linear": "Linear probe",
 }
 
+Points = list[tuple[int, float | None]]  # (step, value); None is not finite
+Settings = dict[str, str | int | list[int]]
 
-def percent(share: float) -> str:
-    """`0.75` as `75 %`, the way every text of the report writes it."""
-    return f"{100 * share:.0f} %"
+
+@dataclass(frozen=True)
+class Column:
+    """A quantity that is measured for every row.
+
+    Attributes:
+      key: The key in `Row.values` and `Row.paper`.
+      heading: The heading of its table column.
+      unit: `%` or `dB`. Accuracies are stored in [0, 1] and printed in %.
+      about: A phrase that defines it, for the table's caption.
+    """
+
+    key: str
+    heading: str
+    unit: str
+    about: str = ""
+
+
+PSNR = Column("psnr", "PSNR dB", "dB", "reconstruction with the visible patches pasted")
+PSNR_REMOVED = Column("psnr_removed", "PSNR dB, removed patches", "dB")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement of the paper about two rows.
+
+    Attributes:
+      text: The statement as a sentence.
+      row: The key of the row it is about.
+      than: The key of the row it is compared with.
+      column: The key of the column that decides.
+      relation: `above`: `row` has the larger value. `equal`: they differ by at most `within`.
+      within: The margin of `equal`, in points (%) or in the column's unit.
+    """
+
+    text: str
+    row: str
+    than: str
+    column: str = "finetune"
+    relation: Literal["above", "equal"] = "above"
+    within: float = 1.0
+
+
+@dataclass
+class StageRecord:
+    """How one training stage was run and how it went.
+
+    Attributes:
+      duration: The configured length, such as `20 epochs`; None for imported weights.
+      command: The command that repeats it; None if unknown.
+      config: The resolved config as JSON text; None if the run is not available.
+      seconds: The training time so far; None if unknown.
+      parameters: The number of parameters; None before the first step.
+      loss: Training loss by step.
+      accuracy: Top-1 in [0, 1] on the validation images by step.
+    """
+
+    duration: str | None = None
+    command: str | None = None
+    config: str | None = None
+    seconds: float | None = None
+    parameters: int | None = None
+    loss: Points = field(default_factory=list)
+    accuracy: Points = field(default_factory=list)
+
+
+@dataclass
+class CkaCurves:
+    """Linear CKA between the features of full and occluded images.
+
+    Attributes:
+      ratios: The R fractions of dropped patches.
+      blocks: The L transformer blocks, 1 is the first.
+      values: [R, L], the mean over seeds; None where CKA is undefined.
+      by_seed: [seeds, R, L]; empty for a single run.
+    """
+
+    ratios: list[float]
+    blocks: list[int]
+    values: list[list[float | None]]
+    by_seed: list[list[list[float | None]]] = field(default_factory=list)
 
 
 class Cka(NamedTuple):
-    """One linear CKA value in [0, 1] and where it comes from, for the caption."""
+    """One CKA value in [0, 1], and how it was obtained, for the caption."""
 
     value: float
     origin: str
 
 
-def load_results(folder: str | Path) -> dict[str, Any]:
+@dataclass
+class Row:
+    """One row of a table: an encoder, its training stages, and its measurements.
+
+    Attributes:
+      key: The unique name in `--rows` and in claims.
+      transformation: One word for T1 and T2, such as `patch masking`.
+      status: Whether all stages and evaluations are complete.
+      pretrain, finetune, tenth, linear: The stages; None if the row does not have one.
+      values: One number per finished seed, by column key. Accuracies are in [0, 1], PSNR in dB.
+      paper: The paper's numbers by column key, in % and dB.
+      paper_epochs: The epochs of the paper's pretraining.
+      cka: CKA curves by the keys of `ENCODERS`.
+      reconstructions: Paths of pictures by kind: `original`, `masked`, `reconstructed`.
+    """
+
+    name: str
+    key: str
+    framework: str = MISSING
+    transformation: str = MISSING
+    t1: str = MISSING
+    t2: str = MISSING
+    target: str = MISSING
+    measure: str = MISSING
+    status: Literal["done", "running", "failed"] = "done"
+    error: str | None = None
+    pretrain: StageRecord | None = None
+    finetune: StageRecord | None = None
+    tenth: StageRecord | None = None
+    linear: StageRecord | None = None
+    values: dict[str, list[float]] = field(default_factory=dict)
+    paper: dict[str, float] = field(default_factory=dict)
+    paper_epochs: int | None = None
+    cka: dict[str, CkaCurves | None] = field(default_factory=dict)
+    reconstructions: list[dict[str, str]] = field(default_factory=list)
+
+    @property
+    def stages(self) -> dict[str, StageRecord]:
+        """The records of its stages by the keys of `STAGES`."""
+        return {key: stage for key in STAGES if (stage := getattr(self, key)) is not None}
+
+    @property
+    def seconds(self) -> float | None:
+        """The time of all stages; None if unknown."""
+        known = [stage.seconds for stage in self.stages.values() if stage.seconds is not None]
+        return sum(known) if known else None
+
+    def seed_values(self, column: Column) -> list[float]:
+        """One measured value per finished seed, in the column's unit."""
+        scale = 100 if column.unit == "%" else 1
+        return [scale * value for value in self.values.get(column.key, ())]
+
+    def paper_difference(self, column: Column) -> float | None:
+        """Our mean minus the paper's number, in the column's unit; None if either is missing."""
+        ours, paper = self.seed_values(column), self.paper.get(column.key)
+        return mean_and_std(ours)[0] - paper if ours and paper is not None else None
+
+    def last_block_cka(self, encoder: str, ratio: float = QUOTED_DROP_RATIO) -> Cka | None:
+        """Return the CKA at the last block with a fraction `ratio` of the patches dropped.
+
+        Interpolates linearly between the two measured ratios around `ratio`. Outside the measured
+        range, takes the nearest one. None if it was not measured.
+        """
+        curves = self.cka.get(encoder)
+        if curves is None or not curves.ratios:
+            return None
+        points = sorted(zip(curves.ratios, [line[-1] for line in curves.values], strict=True))
+        below = max((p for p in points if p[0] <= ratio + 1e-9), default=points[0])
+        above = min((p for p in points if p[0] >= ratio - 1e-9), default=points[-1])
+        if below[1] is None or above[1] is None:
+            return None
+        if below[0] == above[0]:
+            is_exact = abs(below[0] - ratio) < 1e-9
+            nearest = f"nearest measured, {percent(below[0])} dropped"
+            return Cka(below[1], "measured" if is_exact else nearest)
+        fraction = (ratio - below[0]) / (above[0] - below[0])
+        value = below[1] + fraction * (above[1] - below[1])
+        between = f"{percent(below[0])} and {percent(above[0])}"
+        return Cka(value, f"interpolated between {between} dropped")
+
+
+@dataclass
+class Results:
+    """The content of `results.json`.
+
+    Attributes:
+      title: The table's key, such as `table4`.
+      subject: The title of the page.
+      created: Date and time in ISO format.
+      seconds: The time of all training stages.
+      settings: Facts about data and encoder in words. `num_test` is the number of test images.
+      paper_setting: The model and the data of the paper's numbers.
+      notes: Sentences for the caption.
+      by_axes: Print a matrix of T1, T2 and target by M instead of a table.
+      same_data: Whether all rows were measured on the same data, so that they can be compared.
+    """
+
+    title: str
+    columns: list[Column]
+    rows: list[Row]
+    subject: str = ""
+    command: str = ""
+    created: str | None = None
+    machine: str | None = None
+    seconds: float | None = None
+    settings: Settings = field(default_factory=dict)
+    paper_setting: str = PAPER_SETTING
+    notes: list[str] = field(default_factory=list)
+    by_axes: bool = False
+    claims: list[Claim] = field(default_factory=list)
+    same_data: bool = True
+
+    @property
+    def baseline(self) -> Row | None:
+        """The first row if it has no pretraining and the data are the same; else None.
+
+        Its encoder starts from random weights, so its fine-tuned model is supervised from scratch.
+        """
+        is_first = self.rows and self.same_data and self.rows[0].pretrain is None
+        return self.rows[0] if is_first else None
+
+    @property
+    def methods(self) -> list[Row]:
+        """Every row but the baseline."""
+        return [row for row in self.rows if row is not self.baseline]
+
+    @property
+    def occluding(self) -> list[Row]:
+        """The rows with patch masking, which the paper's claims are about."""
+        return [row for row in self.methods if row.transformation == "patch masking"]
+
+    @property
+    def cka_encoders(self) -> list[str]:
+        """The keys of `ENCODERS` for which any row has CKA curves."""
+        return [key for key in ENCODERS if any(row.cka.get(key) for row in self.rows)]
+
+    @property
+    def seed_counts(self) -> list[int]:
+        """The different numbers of seeds in the cells of the table, in increasing order."""
+        counts = {len(row.seed_values(column)) for row in self.rows for column in self.columns}
+        return sorted(counts - {0})
+
+    def column(self, key: str) -> Column | None:
+        """The column with this key, or None."""
+        return next((column for column in self.columns if column.key == key), None)
+
+    def has_paper(self, *columns: Column) -> bool:
+        """Whether the paper has a number in any of these columns."""
+        return any(column.key in row.paper for row in self.rows for column in columns)
+
+
+def load_results(folder: str | Path) -> Results:
     """Read `folder/results.json`.
 
     Raises:
-        UserError: the file is not there, is not JSON, or has no list of rows.
+      UserError: The file does not exist, or is not a results file of this version.
     """
-    path = Path(folder) / "results.json"
+    import pydantic  # here, so that `occinv reproduce --help` stays fast
+
+    path = Path(folder) / FILE
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        return pydantic.TypeAdapter(Results).validate_json(path.read_bytes())
     except FileNotFoundError:
-        raise UserError(f"no results in {str(folder)!r}: expected the file {path}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
-    for field in ("rows", "columns"):
-        if not isinstance(results, dict) or not isinstance(results.get(field), list):
-            raise UserError(
-                f"{path} has no list of {field!r}: expected what this version of `occinv "
-                "reproduce` writes; run it again"
-            )
-    return results
+        raise UserError(f"{path} does not exist. Run `occinv reproduce` to write it.") from None
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
+        raise UserError(
+            f"{path} is not a results file of this version: {place}: {first['msg']}. Run "
+            "`occinv reproduce` again."
+        ) from None
 
 
-def column_of(results: Results, key: str) -> Column | None:
-    """The column with this key, or None."""
-    return next((column for column in results["columns"] if column["key"] == key), None)
-
-
-def seed_values(row: Row, column: Column) -> list[float]:
-    """What was measured, one number per finished seed, in the column's unit; accuracies in %."""
-    scale = 100 if column["unit"] == "%" else 1
-    return [scale * float(value) for value in row["values"].get(column["key"]) or ()]
-
-
-def seed_counts(results: Results) -> list[int]:
-    """Over how many seeds the rows' numbers are, each count once, in order."""
-    counts = {len(seed_values(row, c)) for row in results["rows"] for c in results["columns"]}
-    return sorted(counts - {0})
-
-
-def paper_value(row: Row, column: Column) -> float | None:
-    """The paper's number in the column's unit, if it has one."""
-    return (row.get("paper") or {}).get(column["key"])
-
-
-def has_paper(results: Results, column: Column) -> bool:
-    """Whether the paper has a number for any row."""
-    return any(paper_value(row, column) is not None for row in results["rows"])
-
-
-def paper_difference(row: Row, column: Column) -> float | None:
-    """Ours (mean over seeds) minus the paper's, in the column's unit; None if either is missing."""
-    ours, theirs = seed_values(row, column), paper_value(row, column)
-    return mean_and_std(ours)[0] - theirs if ours and theirs is not None else None
+def percent(fraction: float) -> str:
+    """`0.75` as `75 %`."""
+    return f"{100 * fraction:.0f} %"
 
 
 def mean_and_std(values: list[float]) -> tuple[float, float | None]:
-    """Mean and sample standard deviation (n - 1); the latter None for a single value."""
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return mean, None
-    return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
-
-
-def baseline(results: Results) -> Row | None:
-    """The row every other is compared with: the first one, if it has no pre-training.
-
-    It starts from random weights, so its fine-tuned model is the one supervised from scratch. None
-    too if the rows were measured on other data (`same_data` of `runs.compare`).
-    """
-    rows = results["rows"]
-    is_first = rows and results.get("same_data", True) and rows[0].get("pretrain") is None
-    return rows[0] if is_first else None
-
-
-def method_rows(results: Results) -> list[Row]:
-    """Every row but the baseline."""
-    first = baseline(results)
-    return [row for row in results["rows"] if row is not first]
-
-
-def occluding_rows(results: Results) -> list[Row]:
-    """The rows whose transformation is patch masking: what the paper's claims are about."""
-    masking = "patch masking"
-    return [row for row in method_rows(results) if row.get("transformation", masking) == masking]
-
-
-def cka_curves(row: Row, stage: str) -> Mapping[str, Any] | None:
-    """`ratios` [R], `blocks` [L], `values` [R][L] of stage `pretrained` or `finetuned`, or None."""
-    return (row.get("cka") or {}).get(stage)
-
-
-def cka_encoders(results: Results) -> list[str]:
-    """The keys of `ENCODERS` of which some row has curves."""
-    return [key for key in ENCODERS if any(cka_curves(row, key) for row in results["rows"])]
-
-
-def last_block_cka(row: Row, stage: str, ratio: float = QUOTED_DROP_RATIO) -> Cka | None:
-    """CKA between full and occluded image at the last block, with `ratio` of the patches dropped.
-
-    Linear interpolation between the two measured ratios around `ratio`; outside the measured
-    range the nearest one. `origin` says which of these it was. None if it was not measured.
-    """
-    curves = cka_curves(row, stage)
-    if curves is None or not curves["ratios"]:
-        return None
-    points = sorted(zip(curves["ratios"], [values[-1] for values in curves["values"]], strict=True))
-    below = max((p for p in points if p[0] <= ratio + 1e-9), default=points[0])
-    above = min((p for p in points if p[0] >= ratio - 1e-9), default=points[-1])
-    if below[1] is None or above[1] is None:
-        return None
-    if below[0] == above[0]:
-        is_exact = abs(below[0] - ratio) < 1e-9
-        return Cka(
-            below[1], "measured" if is_exact else f"nearest measured, {percent(below[0])} dropped"
-        )
-    share = (ratio - below[0]) / (above[0] - below[0])
-    value = below[1] + share * (above[1] - below[1])
-    return Cka(value, f"interpolated between {percent(below[0])} and {percent(above[0])} dropped")
+    """The mean and the sample standard deviation (n - 1), which is None for a single value."""
+    return sum(values) / len(values), statistics.stdev(values) if len(values) > 1 else None

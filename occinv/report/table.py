@@ -1,8 +1,9 @@
-"""A table of the paper with our numbers beside the paper's, in the terminal and in Markdown."""
+"""The table of a results file: in the terminal, as a matrix for the grid, and as Markdown."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from rich import box
 from rich.console import Console
@@ -11,104 +12,211 @@ from rich.text import Text
 
 from occinv.report.results import (
     ENCODERS,
-    PAPER_SETTING,
+    MISSING,
     QUOTED_DROP_RATIO,
     Column,
     Results,
     Row,
-    cka_encoders,
-    has_paper,
-    last_block_cka,
     mean_and_std,
-    paper_difference,
-    paper_value,
     percent,
-    seed_counts,
-    seed_values,
 )
 
-MISSING = "–"
 WIDTH = 100
-WORDS = {"t1": "T1", "t2": "T2", "target": "target", "measure": "M"}
+AXES = {"t1": "T1", "t2": "T2", "target": "target", "measure": "M"}
 
 
-def paper_heading(results: Results) -> str:
-    """What the paper's numbers are of; `paper_setting` of the results says otherwise."""
-    return f"paper ({results.get('paper_setting', PAPER_SETTING)})"
+class Number(NamedTuple):
+    """The text of one cell: our value, the paper's, and their difference.
+
+    Attributes:
+      ours: `85.3`, or `85.3 ± 0.4` (sample standard deviation) over several seeds.
+      paper: The paper's number, or `–`.
+      difference: Ours minus the paper's, signed; empty if either is missing.
+    """
+
+    ours: str
+    paper: str
+    difference: str
 
 
-def name_text(row: Row) -> str:
-    """The row's name, and its status unless it is done."""
-    return row["name"] if row["status"] == "done" else f"{row['name']} ({row['status']})"
+def number(row: Row, column: Column) -> Number:
+    """The cell of a row in a column."""
+    paper, difference = row.paper.get(column.key), row.paper_difference(column)
+    return Number(
+        value_text(row, column),
+        MISSING if paper is None else f"{paper:.1f}",
+        "" if difference is None else signed(difference),
+    )
 
 
 def value_text(row: Row, column: Column) -> str:
-    """Ours in the column's unit: `85.3`, or `85.3 ± 0.4` (sample deviation) over several seeds."""
-    values = seed_values(row, column)
+    """Our value in the column's unit: `85.3`, or `85.3 ± 0.4` over several seeds."""
+    values = row.seed_values(column)
     if not values:
         return MISSING
     mean, std = mean_and_std(values)
     return f"{mean:.1f}" if std is None else f"{mean:.1f} ± {std:.1f}"
 
 
-def paper_text(row: Row, column: Column) -> str:
-    """The paper's number."""
-    value = paper_value(row, column)
-    return MISSING if value is None else f"{value:.1f}"
-
-
-def difference_text(row: Row, column: Column) -> str:
-    """Ours minus the paper's, signed; empty if either is missing."""
-    difference = paper_difference(row, column)
-    return "" if difference is None else signed(difference)
-
-
-def signed(number: float) -> str:
-    """`+0.4`, `−0.4` or `0.0`."""
-    text = f"{number:+.1f}".replace("-", "−")
-    return "0.0" if text[1:] == "0.0" else text
-
-
 def cka_text(row: Row, encoder: str) -> str:
-    """Last-block CKA at the quoted drop ratio with three decimals: it saturates close to 1."""
-    cka = last_block_cka(row, encoder)
+    """Last-block CKA at the quoted drop ratio, with three decimals because it is close to 1."""
+    cka = row.last_block_cka(encoder)
     return MISSING if cka is None else f"{cka.value:.3f}"
 
 
-def cka_origin(results: Results) -> str:
-    """How the CKA columns were read off the measured drop ratios, for a caption."""
-    found = [last_block_cka(row, encoder) for row in results["rows"] for encoder in ENCODERS]
-    return "; ".join(sorted({cka.origin for cka in found if cka is not None}))
+def signed(value: float) -> str:
+    """`+0.4`, `−0.4` or `0.0`."""
+    text = f"{value:+.1f}".replace("-", "−")
+    return "0.0" if text[1:] == "0.0" else text
 
 
-def caption(results: Results) -> str:
-    """One paragraph that says what the numbers of the table are."""
-    sentences = [
-        f"{column['heading']}: {column['about']}."
-        for column in results["columns"]
-        if column.get("about")
-    ]
-    counts = seed_counts(results)
-    if counts == [1]:
-        sentences.append("One seed.")
-    elif counts:
-        sentences.append(f"Mean ± standard deviation over {' or '.join(map(str, counts))} seeds.")
-    if any(has_paper(results, column) for column in results["columns"]):
-        sentences.append("Δ: ours − paper.")
-    if cka_encoders(results):
-        sentences.append(
-            f"CKA: last block, full image against {percent(QUOTED_DROP_RATIO)} of the patches "
-            f"dropped ({cka_origin(results)}), pre-trained encoder / after fine-tuning."
+def caption(results: Results) -> list[tuple[str, str]]:
+    """What the numbers of the table are: terms with their definitions, and sentences.
+
+    Returns:
+      Pairs (term, sentence). The term is empty where the sentence stands alone.
+    """
+    parts = [(column.heading, f"{column.about}.") for column in results.columns if column.about]
+    if results.seed_counts == [1]:
+        parts.append(("", "One seed."))
+    elif results.seed_counts:
+        counts = " or ".join(map(str, results.seed_counts))
+        parts.append(("", f"Mean ± standard deviation over {counts} seeds."))
+    if results.has_paper(*results.columns):
+        parts.append(("Δ", "ours − paper."))
+    found = [row.last_block_cka(encoder) for row in results.rows for encoder in ENCODERS]
+    if origins := sorted({cka.origin for cka in found if cka is not None}):
+        parts.append(
+            (
+                "CKA",
+                "linear CKA between the last-block features of the full image and of the image "
+                f"with {percent(QUOTED_DROP_RATIO)} of its patches dropped ({'; '.join(origins)}), "
+                "for the pretrained and the fine-tuned encoder.",
+            )
         )
-    return " ".join([*sentences, *results.get("notes", ())])
+    return parts + [("", note) for note in results.notes]
+
+
+def caption_text(results: Results) -> str:
+    """The caption as one paragraph."""
+    return " ".join(f"{term}: {text}" if term else text for term, text in caption(results))
+
+
+def print_results(results: Results, console: Console | None = None) -> None:
+    """Print the results as a matrix if they are `by_axes`, and as a table otherwise."""
+    (print_matrix if results.by_axes else print_table)(results, console)
+
+
+def print_matrix(results: Results, console: Console | None = None) -> None:
+    """Print fine-tuned accuracy and the CKA of the pretrained encoder, in 100 columns at most.
+
+    Rows without axes, such as random initialization, are printed in the caption.
+    """
+    console = console_of_width(console)
+    lines: dict[str, dict[str, str]] = {}
+    without_axes = []
+    for row in results.rows:
+        if row.measure == MISSING:
+            without_axes.append(f"{row.name}: {_matrix_cell(results, row)}.")
+            continue
+        # The target decides whether cross-entropy is centered, and each target has its own line.
+        measure = row.measure.removeprefix("centered ")
+        line = lines.setdefault(f"{row.t1} → {row.t2}, {row.target}", {})
+        line[measure] = _matrix_cell(results, row)
+    about = [*without_axes, "Cells: FT % · CKA of the pretrained encoder.", caption_text(results)]
+    table = framed_table(results, " ".join(about), console)
+    table.add_column("T1 → T2, target")
+    measures = list(dict.fromkeys(measure for line in lines.values() for measure in line))
+    for measure in measures:
+        table.add_column(Text(measure), justify="right")
+    for axes, line in lines.items():
+        table.add_row(*map(Text, (axes, *(line.get(measure, "") for measure in measures))))
+    console.print(table)
+    print_errors(results, console)
+
+
+def _matrix_cell(results: Results, row: Row) -> str:
+    """`85.3 · 0.912`, with a dash for a missing value."""
+    column = results.column("finetune")
+    if row.status == "failed" or column is None:
+        return row.status
+    return f"{value_text(row, column)} · {cka_text(row, 'pretrained')}"
+
+
+def print_table(results: Results, console: Console | None = None) -> None:
+    """Print the results as a table of at most 100 columns of text.
+
+    The paper's number and the difference are printed below ours. If the table is too wide, the
+    axes (T1, T2, target, M) with the fewest different values are left out. A terminal gets colors
+    and rules, a file or a pipe gets plain text.
+    """
+    console = console_of_width(console)
+    axes = list(AXES)
+    while True:
+        lines = [_headings(results, axes), *(_cells(results, row, axes) for row in results.rows)]
+        available = min(WIDTH, console.width) - len(lines[0]) - 1
+        widths = column_widths(lines, 1 + len(axes), available)
+        if sum(widths) <= available or not axes:
+            break
+        axes.remove(min(axes, key=lambda axis: len({getattr(r, axis) for r in results.rows})))
+    about = caption_text(results)
+    if left_out := [AXES[axis] for axis in AXES if axis not in axes]:
+        about += f" Columns left out because the table is too wide: {', '.join(left_out)}."
+    table = framed_table(results, about, console)
+    for place, (heading, width) in enumerate(zip(lines[0], widths, strict=True)):
+        is_text = place <= len(axes)
+        table.add_column(
+            Text(heading),
+            width=width,
+            justify="left" if is_text else "right",
+            no_wrap=not is_text,
+        )
+    for row, line in zip(results.rows, lines[1:], strict=True):
+        words, numbers = line[: 1 + len(axes)], line[1 + len(axes) :]
+        cells = (cell.partition("\n") for cell in numbers)
+        texts = [Text.assemble((ours, "bold"), (end + paper, "dim")) for ours, end, paper in cells]
+        table.add_row(*map(Text, words), *texts, style="red" if row.status == "failed" else None)
+    console.print(table)
+    if results.has_paper(*results.columns):
+        console.print(Text(f"* paper ({results.paper_setting})", style="dim"))
+    print_errors(results, console)
+
+
+def console_of_width(console: Console | None) -> Console:
+    """The console, or a new one for standard output; files are written 100 columns wide."""
+    console = console or Console()
+    if not console.is_terminal:
+        console.width = WIDTH
+    return console
+
+
+def framed_table(results: Results, about: str, console: Console) -> Table:
+    """A table without columns, with the title of the results and a caption."""
+    return Table(
+        title=Text(": ".join(filter(None, (results.title, results.subject))), style="bold"),
+        box=box.SIMPLE_HEAD if console.is_terminal else box.ASCII2,
+        caption=Text(about, style="dim"),
+        caption_justify="left",
+        title_justify="left",
+        show_lines=not console.is_terminal,
+        padding=0,
+    )
+
+
+def print_errors(results: Results, console: Console) -> None:
+    """Print why each failed row failed."""
+    for row in results.rows:
+        if row.status == "failed":
+            console.print(Text(f"{row.name} failed: {row.error or 'no message'}", "red"))
 
 
 def column_widths(lines: list[list[str]], num_texts: int, available: int) -> list[int]:
-    """Characters for each column of `lines` so that all fit into `available`.
+    """Choose the widths of the table's columns, in characters.
 
-    The first `num_texts` columns may wrap: they get at least their longest word, and what is left
-    goes, one by one, to the one that wraps most. Numbers get what they need. Where even that does
-    not fit the sum is larger than `available`.
+    Args:
+      lines: The cells of the heading and of every row.
+      num_texts: The first so many columns may wrap, but not inside a word. The others may not.
+      available: The sum of all widths. The result exceeds it if the words do not fit.
     """
     columns = list(zip(*lines, strict=True))
     longest = [max(len(part) for text in column for part in text.split("\n")) for column in columns]
@@ -120,110 +228,59 @@ def column_widths(lines: list[list[str]], num_texts: int, available: int) -> lis
     return widths
 
 
-def print_table(results: Results, console: Console | None = None) -> None:
-    """Print the results like a table of the paper, in 100 columns at most.
-
-    Under each number of ours stand the paper's and the difference. Of T1, T2, target and M those
-    that say least are left out where all do not fit. On a terminal with color and lines; into a
-    file or pipe as plain text.
-    """
-    console = console or Console()
-    if not console.is_terminal:
-        console.width = WIDTH
-    fields = list(WORDS)
-    while True:
-        lines = [_headings(results, fields), *(_cells(results, r, fields) for r in results["rows"])]
-        available = min(WIDTH, console.width) - len(lines[0]) - 1
-        widths = column_widths(lines, 1 + len(fields), available)
-        if sum(widths) <= available or not fields:
-            break
-        fields.remove(min(fields, key=lambda f: len({row.get(f) for row in results["rows"]})))
-    left_out = [WORDS[field] for field in WORDS if field not in fields]
-    about = caption(results)
-    if left_out:
-        about += f" Left out for want of room: {', '.join(left_out)}."
-    title = ": ".join(filter(None, (results["title"], results.get("subject"))))
-    table = Table(
-        title=Text(title, style="bold"),
-        box=box.SIMPLE_HEAD if console.is_terminal else box.ASCII2,
-        caption=Text(about, style="dim"),
-        caption_justify="left",
-        title_justify="left",
-        show_lines=not console.is_terminal,
-        padding=0,
-    )
-    for place, (heading, width) in enumerate(zip(lines[0], widths, strict=True)):
-        is_text = place <= len(fields)
-        justify: Literal["left", "right"] = "left" if is_text else "right"
-        table.add_column(Text(heading), width=width, justify=justify, no_wrap=not is_text)
-    for row, line in zip(results["rows"], lines[1:], strict=True):
-        color = "red" if row["status"] == "failed" else None
-        texts, numbers = line[: 1 + len(fields)], line[1 + len(fields) :]
-        table.add_row(*map(Text, texts), *map(_two_lines, numbers), style=color)
-    console.print(table)
-    if any(has_paper(results, column) for column in results["columns"]):
-        console.print(Text(f"* {paper_heading(results)}", style="dim"))
-    for row in results["rows"]:
-        if row["status"] == "failed":
-            console.print(Text(f"{row['name']} failed: {row.get('error') or 'no message'}", "red"))
+def _name(row: Row) -> str:
+    return row.name if row.status == "done" else f"{row.name} ({row.status})"
 
 
-def _headings(results: Results, fields: list[str]) -> list[str]:
-    columns = results["columns"]
-    numbers = [c["heading"] + "\npaper* Δ" * has_paper(results, c) for c in columns]
-    cka = [f"CKA\n{'pre' if key == 'pretrained' else 'FT'}" for key in cka_encoders(results)]
-    return ["Method", *(WORDS[field] for field in fields), *numbers, *cka]
+def _headings(results: Results, axes: list[str]) -> list[str]:
+    numbers = [c.heading + "\npaper* Δ" * results.has_paper(c) for c in results.columns]
+    cka = [f"CKA\n{'pre' if key == 'pretrained' else 'FT'}" for key in results.cka_encoders]
+    return ["Method", *(AXES[axis] for axis in axes), *numbers, *cka]
 
 
-def _cells(results: Results, row: Row, fields: list[str]) -> list[str]:
-    numbers = []
-    for column in results["columns"]:
-        paper = f"{paper_text(row, column)} {difference_text(row, column) or MISSING}"
-        has_any = paper_value(row, column) is not None
-        numbers.append(value_text(row, column) + f"\n{paper}" * has_any)
-    cka = [cka_text(row, encoder) for encoder in cka_encoders(results)]
-    return [name_text(row), *(row.get(field) or MISSING for field in fields), *numbers, *cka]
-
-
-def _two_lines(cell: str) -> Text:
-    """Ours, and dimmed below it the paper's."""
-    ours, *paper = cell.split("\n")
-    return Text(ours, "bold").append("".join(f"\n{line}" for line in paper), "not bold dim")
+def _cells(results: Results, row: Row, axes: list[str]) -> list[str]:
+    cells = [(number(row, column), column.key in row.paper) for column in results.columns]
+    numbers = [n.ours + f"\n{n.paper} {n.difference or MISSING}" * paper for n, paper in cells]
+    cka = [cka_text(row, encoder) for encoder in results.cka_encoders]
+    return [_name(row), *(getattr(row, axis) for axis in axes), *numbers, *cka]
 
 
 def markdown_table(results: Results) -> str:
-    """The same table as GitHub Markdown, followed by its caption; ends with a newline.
+    """The table as GitHub Markdown with its caption; ends with a newline.
 
-    Each measured column has, where the paper has it too, a second one: its number (the difference).
+    A column with numbers of the paper is followed by a column `paper (Δ)`.
     """
-    headings = ["Method", *WORDS.values()]
-    for column in results["columns"]:
-        headings.append(column["heading"])
-        if has_paper(results, column):
-            headings.append(f"{paper_heading(results)}: {column['heading']} (Δ)")
-    headings += [f"CKA {ENCODERS[key]}" for key in cka_encoders(results)]
-    lines = [headings, ["---"] * 5 + ["---:"] * (len(headings) - 5)]
-    for row in results["rows"]:
-        line = [name_text(row), *(row.get(field) or MISSING for field in WORDS)]
-        for column in results["columns"]:
-            line.append(value_text(row, column))
-            if has_paper(results, column):
-                difference = difference_text(row, column)
-                line.append(paper_text(row, column) + f" ({difference})" * bool(difference))
-        line += [cka_text(row, encoder) for encoder in cka_encoders(results)]
-        lines.append([cell.replace("|", "\\|").replace("\n", " ") for cell in line])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{caption(results)}\n"
+    lines = [["Method", *AXES.values()], ["---"] * 5]
+    lines += [[_name(row), *(getattr(row, axis) for axis in AXES)] for row in results.rows]
+    for column in results.columns:
+        cells = [number(row, column) for row in results.rows]
+        _append(lines, column.heading, [cell.ours for cell in cells])
+        if results.has_paper(column):
+            texts = [n.paper + f" ({n.difference})" * bool(n.difference) for n in cells]
+            _append(lines, f"paper ({results.paper_setting}): {column.heading} (Δ)", texts)
+    for key, title in ENCODERS.items():
+        if key in results.cka_encoders:
+            _append(lines, f"CKA {title}", [cka_text(row, key) for row in results.rows])
+    escaped = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in escaped)
+    return f"{table}\n\n{caption_text(results)}\n"
 
 
-def print_cka(models: list[dict[str, Any]], console: Console | None = None) -> None:
-    """Print what `occinv evaluate cka` has measured: for each model, drop ratios by blocks."""
+def _append(lines: list[list[str]], heading: str, cells: list[str]) -> None:
+    """Append a column of numbers."""
+    for line, cell in zip(lines, [heading, "---:", *cells], strict=True):
+        line.append(cell)
+
+
+def print_cka(models: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
+    """Print the `models` of `evaluate/cka.json`: a table of drop ratios by blocks for each."""
     console = console or Console()
     for model in models:
-        about = f"{model['workdir']}, step {model['step']}, {model['images']} images"
-        table = Table("dropped", title=about, box=box.SIMPLE if console.is_terminal else box.ASCII2)
+        title = f"{model['workdir']}, step {model['step']}, {model['images']} images"
+        table = Table("dropped", title=title, box=box.SIMPLE if console.is_terminal else box.ASCII2)
         for block in model["blocks"]:
             table.add_column(f"block {block}", justify="right")
         for ratio, values in zip(model["ratios"], model["values"], strict=True):
-            shown = ["–" if value is None else f"{value:.3f}" for value in values]
-            table.add_row(percent(ratio), *shown)
+            cells = [MISSING if value is None else f"{value:.3f}" for value in values]
+            table.add_row(percent(ratio), *cells)
         console.print(table)

@@ -1,45 +1,44 @@
-"""The free grid as a table: a row for each combination of axes that can work."""
+"""The grid as a table: one row for each valid combination of T1, T2, target and M."""
 
 from __future__ import annotations
 
 from occinv.objectives.grid_axes import Combination, all_combinations, valid_combinations
-from occinv.reproduce.definition import Row, Table
 from occinv.reproduce.methods import RANDOM, Method
+from occinv.reproduce.specs import RowSpec, TableSpec
 from occinv.schema import UserError, nearest
 
-WORDS = {
+TRANSFORMATIONS = {
     "identity": "none",
     "jitter": "color",
     "crop": "crop",
     "masking": "patch masking",
-    "blocks": "masking of blocks",
+    "rectangles": "rectangle masking",
 }
 
 
-def grid_table() -> Table:
-    """The paper's two parts of an image under every target and M, and what to set against them.
-
-    A row of any other combination that can work has its name.
-    """
-    return Table(
+def grid_table() -> TableSpec:
+    """The table of the grid. `--rows` accepts the names of all valid combinations."""
+    return TableSpec(
         key="grid",
-        subject="T1, T2, target and M, each free",
+        subject="Combinations of T1, T2, target and M",
         rows=(
-            Row("Random init", RANDOM, epochs=None),
-            *(row_of(point) for point in valid_combinations() if is_in_table(point)),
+            RowSpec("Random init", RANDOM, epochs=None),
+            *(make_row(point) for point in valid_combinations() if is_default(point)),
         ),
         columns=("finetune",),
         has_cka=True,
         by_axes=True,
-        other=row_named,
-        notes=(
-            "All are pretrained alike, whatever the settings that an objective was published with.",
-        ),
+        row_by_name=row_by_name,
+        notes=("All rows are pretrained with one recipe, not with their published settings.",),
     )
 
 
-def is_in_table(point: Combination) -> bool:
-    """Whether its row runs unless rows are named."""
+def is_default(point: Combination) -> bool:
+    """Whether a combination runs without `--rows`.
+
+    These are complementary masks under every target and M; masked against full images with the
+    targets `ids` and `ema`; and two crops with siamese targets or measures.
+    """
     views = point[:2]
     if views == ("masking", "identity"):
         return point.targets in ("ids", "ema")
@@ -47,23 +46,27 @@ def is_in_table(point: Combination) -> bool:
     return views == ("masking", "masking") or (views == ("crop", "crop") and is_siamese)
 
 
-def row_of(point: Combination) -> Row:
-    """The row of one combination; its key is the combination's name."""
+def make_row(point: Combination) -> RowSpec:
+    """The row of one combination. Its key is the combination's name."""
     t1, t2, targets, similarity = point
     method = Method(
         f"grid_{point.name}",
         "grid",
         tuple(f"objective.{axis}={value}" for axis, value in point._asdict().items()),
         cost=1.5 if targets == "pixels" else 4.0,
-        transformation=WORDS[t2 if t1 == "identity" else t1],
+        transformation=TRANSFORMATIONS[t2 if t1 == "identity" else t1],
         pooling="mean",
     )
     name = f"{t1} → {t2}, {targets}, {similarity}"
-    return Row(name, method, epochs=None, own_key=point.name)
+    return RowSpec(name, method, epochs=None, row_key=point.name)
 
 
-def row_named(name: str) -> Row:
-    """The row of the combination of that name. Raises UserError where there is none that works."""
+def row_by_name(name: str) -> RowSpec:
+    """The row of the combination with this name.
+
+    Raises:
+      UserError: The combination does not exist or cannot be trained.
+    """
     points = {point.name: point for point in all_combinations()}
     if name not in points:
         raise UserError(
@@ -72,4 +75,4 @@ def row_named(name: str) -> Row:
         )
     if (refusal := points[name].refusal) is not None:
         raise UserError(f"--rows has {name!r}: {refusal}")
-    return row_of(points[name])
+    return make_row(points[name])

@@ -1,4 +1,4 @@
-"""Who works on what, where several processes share a folder."""
+"""A lock file, so that several workers can share a folder."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ from occinv.schema import UserError
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Holds the lock file at `path`; yields whether this run got it.
+    """Try to hold the lock file at `path`, and yield whether this worker holds it.
 
-    The lock is the operating system's (`flock`), which a killed process loses at once: nothing
-    stale is left. It works between machines on any file system that passes it on (NFS does). The
-    processes of one distributed run hold it together.
+    The lock is an operating-system lock (`flock`), which ends with its process, so a killed worker
+    leaves no stale lock. It works across machines on file systems that support it, such as NFS. All
+    processes of a distributed run hold the lock together.
 
     Args:
-      wait: until it is free, rather than not to get it.
+      path: The lock file, which is created.
+      wait: Wait until the lock is free.
 
-    Raises UserError where the file system has no locks.
+    Raises:
+      UserError: The file system does not support locks.
     """
     descriptor = None
     if jax.process_index() == 0:
@@ -40,8 +42,10 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
         except BlockingIOError:
             return 0
         except OSError as error:
-            raise UserError(f"{path} cannot be locked: {error.strerror}") from error
-        holder = f"{platform.node()} {os.getpid()}\n"  # for a person who looks
+            raise UserError(
+                f"cannot lock {path}: {error.strerror}. Use a file system with locks"
+            ) from error
+        holder = f"{platform.node()} {os.getpid()}\n"  # for people who look into the file
         os.pwrite(descriptor, holder.ljust(80).encode(), 0)
         return 1
 
@@ -49,4 +53,4 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
         yield from_first_process(take) == 1
     finally:
         if descriptor is not None:
-            os.close(descriptor)  # which gives the lock back
+            os.close(descriptor)  # this releases the lock

@@ -1,28 +1,28 @@
-"""How each encoder of the paper's tables is pretrained. Tables share these, and so their runs."""
+"""How the encoders of the paper's tables are pretrained. Tables share methods and their runs."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """One way to an encoder.
+    """One way to pretrain an encoder.
 
     Attributes:
-      key: of its folder; what it stands for never changes within a workdir.
-      config: the file in configs/ that pretrains it; None: random initialization.
+      key: The name of its folder. In one workdir, a key always means the same method.
+      config: The file in configs/ that pretrains it; None for random initialization.
       overrides: `section.field=value` for that config.
-      length: times the config's duration and warm-up. Without pretraining it is that of the
-        supervised training.
-      cost: of pretraining, in units of a fine-tuning; only the time left depends on it.
-      transformation: in a word, what makes T1 and T2.
-      reconstructs: whether it has a decoder, and so a PSNR.
-      pooling: of the linear probe: the class token, as in the official MAE, or the mean patch token
-        where nothing has trained the class token.
-      start: the workdir of an encoder that is there already, in place of pretraining.
+      length: The factor of the config's duration and warm-up. Without pretraining, it is that of
+        the supervised training.
+      cost: The time of pretraining in units of one fine-tuning, for the progress bar.
+      transformation: One word for T1 and T2.
+      reconstructs: Whether it has a decoder, and so a PSNR.
+      pooling: The input of the linear probe: the class token, as in the official MAE code, or the
+        mean patch token, for objectives that do not train the class token.
+      workdir: The folder of an existing encoder, which replaces pretraining.
     """
 
     key: str
@@ -33,48 +33,44 @@ class Method:
     transformation: str = "patch masking"
     reconstructs: bool = False
     pooling: Literal["class", "mean"] = "class"
-    start: Path | None = None
+    workdir: Path | None = None
 
-    def but(self, key: str, *overrides: str, **changes: object) -> Method:
-        """The same with another key, further overrides and other attributes."""
-        changed = {"key": key, "overrides": (*self.overrides, *overrides), **changes}
-        return dataclasses.replace(self, **changed)  # type: ignore[arg-type]
+    def variant(self, key: str, *overrides: str, **changes: Any) -> Method:
+        """The same method with another key, more overrides, and changed attributes."""
+        overrides = (*self.overrides, *overrides)
+        return dataclasses.replace(self, key=key, overrides=overrides, **changes)
 
 
 CROPS = "crop, color, blur"
 
 RANDOM = Method("random", None, transformation="none")
-RANDOM_200 = RANDOM.but("random_200", length=2.0)
-RANDOM_300 = RANDOM.but("random_300", length=3.0)
+RANDOM_200 = RANDOM.variant("random_200", length=2.0)
+RANDOM_300 = RANDOM.variant("random_300", length=3.0)
+SUPERVISED = Method("supervised", "supervised", cost=1.0, transformation="none", pooling="mean")
 MOCOV3 = Method("mocov3", "mocov3", cost=4.2, transformation=CROPS)
 DINO = Method("dino", "dino", cost=5.5, transformation=CROPS)
+BEIT = Method("beit", "beit", cost=2.6, transformation="rectangle masking", pooling="mean")
+CAE = BEIT.variant("cae", config="cae", cost=3.0)
 MAE = Method("mae", "mae", cost=1.5, reconstructs=True)
-MAE_400 = MAE.but("mae_400", length=4.0)
-MAE_COLOR_IMAGE = MAE.but(
-    "mae_color_image", "objective.color={}", "objective.augmented=image", cost=1.8
-)
-MAE_COLOR_INPUT = MAE.but(
-    "mae_color_input", "objective.color={}", "objective.augmented=input", cost=1.8
-)
-BEIT = Method("beit", "beit", cost=2.6, transformation="masking of blocks", pooling="mean")
-CAE = BEIT.but("cae", config="cae", cost=3.0)
+MAE_400 = MAE.variant("mae_400", length=4.0)
+MAE_COLOR = MAE.variant("mae_color", "objective.color={}", cost=1.8)
+MAE_COLOR_IMAGE = MAE_COLOR.variant("mae_color_image", "objective.augmented=image")
+MAE_COLOR_INPUT = MAE_COLOR.variant("mae_color_input", "objective.augmented=input")
 RMAE = Method("rmae", "rmae", cost=4.2, reconstructs=True)
-RMAE_INDEPENDENT = RMAE.but("rmae_independent", "objective.t2=independent")
-RMAE_IDENTITY = RMAE.but("rmae_identity", "objective.t2=identity", cost=4.8)
+RMAE_INDEPENDENT = RMAE.variant("rmae_independent", "objective.t2=independent")
+RMAE_IDENTITY = RMAE.variant("rmae_identity", "objective.t2=identity", cost=4.8)
 CMAE = Method("cmae", "cmae", cost=8.0, pooling="mean")
-CMAE_400 = CMAE.but("cmae_400", length=4.0)
-CMAE_CLASS = CMAE.but("cmae_class", "objective.tokens=class", pooling="class")
-CMAE_MEAN = CMAE.but("cmae_mean", "objective.tokens=mean")
-CMAE_BOTH = CMAE.but("cmae_both", "objective.tokens=patch+class", pooling="class")
-CMAE_DROPPED = CMAE.but(
-    "cmae_dropped", "objective.tokens=mean", "objective.mask_token=False", cost=6.0
-)
-# What `quickstart` has time for.
-CMAE_ONE_WAY = CMAE_DROPPED.but("cmae_one_way", "objective.symmetric=False", cost=4.4)
-CMAE_BYOL = CMAE.but("cmae_byol", "objective.similarity=byol")
-CMAE_DROPPED_BYOL = CMAE_DROPPED.but("cmae_dropped_byol", "objective.similarity=byol")
+CMAE_400 = CMAE.variant("cmae_400", length=4.0)
+CMAE_CLASS = CMAE.variant("cmae_class", "objective.tokens=class", pooling="class")
+CMAE_MEAN = CMAE.variant("cmae_mean", "objective.tokens=mean")
+CMAE_BOTH = CMAE.variant("cmae_both", "objective.tokens=patch+class", pooling="class")
+CMAE_BYOL = CMAE.variant("cmae_byol", "objective.similarity=byol")
+CMAE_DROPPED = CMAE_MEAN.variant("cmae_dropped", "objective.mask_token=False", cost=6.0)
+CMAE_DROPPED_BYOL = CMAE_DROPPED.variant("cmae_dropped_byol", "objective.similarity=byol")
+# The quickstart has no time for both directions.
+CMAE_ONE_WAY = CMAE_DROPPED.variant("cmae_one_way", "objective.symmetric=False", cost=4.4)
 
-# Table 6: crops from 8 % of the image on, RandAugment, and a color jitter of the whole image.
+# Table 6: crops of at least 8 % of the image, RandAugment, and color jitter of the whole image.
 STRONGER = (
     "data.crop_scale=(0.08, 1.0)",
     "data.rand_augment=True",
@@ -86,22 +82,21 @@ STRONGER = (
 def on_few_images(
     method: Method, num_images: int, choose: str, *overrides: str, length: float = 1.0
 ) -> Method:
-    """The method pretrained on so few images (Tables 6 to 8), which its key names."""
+    """The method pretrained on `num_images` images (Tables 6 to 8), with a key that says so."""
     words = [method.key, str(num_images), choose]
     if overrides:
         words.append("stronger")
     if length != 1:
         words.append(f"{100 * length:g}")
     few = (f"data.num_images={num_images}", f"data.choose={choose}")
-    return method.but("_".join(words), *few, *overrides, length=length)
+    return method.variant("_".join(words), *few, *overrides, length=length)
 
 
 def augmented(method: Method, masking: bool, cutmix: bool, color: bool) -> Method:
-    """The method with each of Table 5's transformations on or off."""
-    words = [
-        name for name, is_on in (("patch", masking), ("cutmix", cutmix), ("color", color)) if is_on
-    ]
-    return method.but(
+    """The method with each transformation of Table 5 on or off."""
+    switches = {"patch": masking, "cutmix": cutmix, "color": color}
+    words = [name for name, is_on in switches.items() if is_on]
+    return method.variant(
         "_".join([method.key, *(words or ["none"])]),
         f"objective.mask_ratio={0.75 if masking else 0.0}",
         f"objective.cutmix={1.0 if cutmix else 0.0}",

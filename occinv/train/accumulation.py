@@ -1,8 +1,8 @@
-"""A batch taken in parts, one after the other, with the loss and the gradient of the whole batch.
+"""Gradient accumulation, with the loss and the gradient of the whole batch.
 
-Where each image's loss is its own, they are the means over the parts (`mean_of_parts`). Where
-`measure` compares the images with each other, the parts are taken twice (`two_passes`): GradCache,
-Gao et al. 2021, arXiv:2101.06983.
+Where each image's loss is its own, they are the means over the parts (`mean_of_parts`). Where the
+loss compares the images of the batch, the parts are computed twice (`grad_cache`): GradCache, Gao
+et al. 2021, arXiv:2101.06983.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 
 from occinv.data.batch import Batch
-from occinv.objectives.base import Objective, weighted
+from occinv.objectives import forward
+from occinv.objectives.base import Objective
 
 
-def parted(arrays: Any, parts: int) -> Any:
-    """The leading axis B of each array as [parts, B / parts].
+def split_batch(arrays: Any, parts: int) -> Any:
+    """Split the leading axis B of each array: [parts, B / parts].
 
     Part i has every `parts`-th image from i on, so that each device works on its own images.
     """
@@ -27,16 +28,16 @@ def parted(arrays: Any, parts: int) -> Any:
     )
 
 
-def joined(arrays: Any) -> Any:
-    """What `parted` has parted, as it was."""
+def join_parts(arrays: Any) -> Any:
+    """Invert `split_batch`."""
     return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), arrays)
 
 
 def mean_of_parts(function: Callable[..., Any], arguments: Any, parts: int) -> Any:
-    """The mean of what `function` returns over equal parts of `arguments`.
+    """Return the mean of `function` over equal parts of `arguments`.
 
-    A state that every part moves alike (an EMA) is its own mean, and that of one that moves by what
-    the part shows (a center) is what the whole batch gives.
+    The mean of a state is right, too: every part moves an EMA in the same way, and moves a center
+    by its own images.
     """
     if parts == 1:
         return function(*arguments)
@@ -44,41 +45,42 @@ def mean_of_parts(function: Callable[..., Any], arguments: Any, parts: int) -> A
     def add(carry: Any, part: Any) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, carry, function(*part)), None
 
-    stacked = parted(arguments, parts)
+    stacked = split_batch(arguments, parts)
     shapes = jax.eval_shape(function, *jax.tree.map(lambda x: x[0], stacked))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     sums, _ = jax.lax.scan(add, zeros, stacked)
     return jax.tree.map(lambda x: x / parts, sums)
 
 
-def two_passes(
+def grad_cache(
     objective: Objective,
     params: Any,
     state: Any,
     batch: Batch,
-    keys: jax.Array,
+    rng: jax.Array,
     step: jax.Array,
     parts: int,
 ) -> tuple[tuple[jax.Array, tuple[Any, dict[str, jax.Array]]], Any]:
-    """What `jax.value_and_grad(objective.loss, has_aux=True)` returns, from parts of the batch.
+    """Return `jax.value_and_grad(mean_loss, has_aux=True)` of the batch, computed part by part.
 
-    The first pass keeps of each part z1 and z2 alone. Loss, metrics and state follow from these for
-    the whole batch at once, and so does the slope of the loss along each of them, which the second
-    pass brings to the parameters, part by part. It holds for an objective that does not couple the
-    batch before `measure`.
+    The first pass keeps only the features of each part. Loss, metrics, state and the gradient of
+    the features follow from these for the whole batch at once. The second pass propagates this
+    gradient to the parameters, part by part. It needs an objective whose features do not couple the
+    batch.
     """
-    state = objective.advance(params, state, step)
-    stacked = parted((batch, keys), parts)
+    state = forward.update_target(objective, params, state, step)
+    stacked = split_batch((batch, rng), parts)
 
     def represent(params: Any, part: Any) -> Any:
-        views, z1, z2 = objective.represent(params, state, *part)
-        return (z1, z2), views
+        images, rng = part
+        views, z = forward.represent(objective, params, state, images, rng, step)
+        return z, views
 
-    z, views = joined(jax.lax.map(lambda part: represent(params, part), stacked))
+    z, views = join_parts(jax.lax.map(lambda part: represent(params, part), stacked))
 
     def loss(params: Any, z: Any) -> Any:
-        z1, z2 = z
-        return weighted(objective.compare(params, state, views, z1, z2, batch.weight), batch.weight)
+        terms = forward.compare(objective, params, state, views, z, batch, rng, step)
+        return forward.weighted(terms, batch.weight)
 
     gradient = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
     outcome, (slope, slope_z) = gradient(params, z)
@@ -88,5 +90,5 @@ def two_passes(
         _, pull, _ = jax.vjp(lambda params: represent(params, images), params, has_aux=True)
         return jax.tree.map(jnp.add, slope, *pull(slope_z)), None
 
-    slope, _ = jax.lax.scan(add, slope, (stacked, parted(slope_z, parts)))
+    slope, _ = jax.lax.scan(add, slope, (stacked, split_batch(slope_z, parts)))
     return outcome, slope

@@ -1,13 +1,13 @@
-"""Checkpoints: written in the background, checked by content, exact, restored on any device count.
+"""Checkpoints: saved in the background, verified by checksum, restored on any number of devices.
 
-Orbax makes a step appear all at once (a kill leaves only a temporary folder) and lays arrays out
-for the devices at hand. It does not notice a flipped bit, so every step carries a manifest of
-checksums of ours, and a step that does not match it is reported and passed over.
+Orbax writes the arrays. It makes each step visible by one rename, so a killed process leaves only
+a temporary folder behind. Orbax does not detect flipped bits. Each step therefore has a manifest
+with the checksum of every file. A step that differs from its manifest is reported and skipped.
 
-    <folder>/300/params/...        one Orbax item for each top-level key of the state
-    <folder>/300/about/metadata    JSON: the caller's metadata, and the layout of every item
-    <folder>/300/manifest.json     size and sha256 of every other file of the step
-    <folder>/400.damaged/          a step that did not match its manifest, kept for inspection
+    <folder>/300/params/...         one Orbax item for each top-level key of the state
+    <folder>/300/layout/metadata    JSON: path, shape and dtype of every leaf of every item
+    <folder>/300/manifest.json      size and SHA-256 of every other file of the step
+    <folder>/400.damaged/           a step that differs from its manifest, kept for inspection
 """
 
 from __future__ import annotations
@@ -26,56 +26,52 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
 
 from occinv.parallel import from_first_process
 from occinv.schema import UserError
 
 PyTree = Any
-Names = tuple[str, ...]
+Leaves = dict[tuple[str, ...], Any]  # path in the pytree -> leaf
+Template = Callable[[Mapping[str, Leaves]], Mapping[str, PyTree]]  # layout -> template of `restore`
 
 MANIFEST = "manifest.json"
 PARTIAL = MANIFEST + ".tmp"
-ABOUT = "about"
-# Orbax writes these as it commits, after the manifest; they are added to it later. They hold the
-# time of the commit, and nothing of what is restored.
+LAYOUT = "layout"
+# Orbax writes these two files after the manifest, as it commits the step. They hold the time of the
+# commit and are not needed to restore. `wait` adds them to the manifest.
 LATE = ("_CHECKPOINT_METADATA", "commit_success.txt")
 
 log = logging.getLogger("occinv.train")
 
-
-def _is_not_from_orbax(record: logging.LogRecord) -> bool:
-    return f"{os.sep}orbax{os.sep}" not in record.pathname
-
-
-# Orbax narrates and prints tracebacks through absl's logger, which others use too: only its own
-# records are dropped. Nothing is lost, every failure also reaches the caller as an exception.
-logging.getLogger("absl").addFilter(_is_not_from_orbax)
+# Orbax logs its progress and tracebacks through absl's logger. Every failure also reaches the
+# caller as an exception, so its records are dropped. Records of other users of absl pass.
+logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
 
 
 class _Damaged(Exception):
-    """A step on disk is not what was written. The text names the file and what is wrong."""
+    """A step on disk differs from its manifest. The message names the file and the difference."""
 
 
 class Checkpoints:
     """The checkpoints of one run, in one folder.
 
-    Every process of a run makes one and calls the same methods in the same order; files that
-    exist once per step are written by process 0.
+    Every process of a run constructs this object and calls the same methods in the same order.
+    Process 0 writes the files that exist once per step.
 
     Args:
-      folder: where the steps lie; made unless `read_only`.
-      keep: how many of the newest steps stay on disk, at least 1.
-      read_only: never write, move or delete anything (a reader beside a running training).
+      folder: The parent folder of the steps. It is created unless `read_only`.
+      keep: How many of the newest steps stay on disk, at least 1.
+      read_only: Never write, move or delete anything, as a reader beside a running training must.
 
     Raises:
-      UserError: `keep` is below 1.
+      UserError: `keep` is less than 1.
     """
 
     def __init__(self, folder: Path, *, keep: int = 3, read_only: bool = False) -> None:
         if keep < 1:
-            raise UserError(f"keep = {keep}: expected 1 or more checkpoints to stay on disk")
+            raise UserError(f"keep = {keep} is less than 1. Keep at least one checkpoint.")
         self.folder = Path(folder).absolute()
         self.read_only = read_only
         self._saving: int | None = None
@@ -93,134 +89,107 @@ class Checkpoints:
             handler_registry=_handlers(),
         )
 
-    def save(self, step: int, state: Mapping[str, PyTree], metadata: Mapping[str, Any]) -> bool:
-        """Starts writing `state` as the checkpoint of `step`; returns once the arrays are copied.
+    def save(self, step: int, state: Mapping[str, PyTree]) -> bool:
+        """Start to save `state` as the checkpoint of `step`; return once the arrays are copied.
 
-        Waits for the save before this one, so its failure is raised here at the latest.
+        The call first waits for the previous save and raises its error if that save failed. The
+        caller may donate or overwrite the arrays after the call.
 
         Args:
-          step: the number of finished steps, >= 0.
-          state: item name -> pytree of arrays or scalars, of any containers. Each item can be read
-            alone. Donating or overwriting the arrays after the call is safe.
-          metadata: JSON-serializable.
+          step: The number of finished steps, at least 0.
+          state: Item name -> pytree of arrays or scalars in any containers. Each item can be
+            restored alone.
 
         Returns:
-          True, or False if this step is on disk already (it is left as it is).
+          True, or False if this step is already on disk. An existing step is not changed.
 
         Raises:
-          ValueError: this object is read-only, an item is called 'about', or a leaf is empty.
-          TypeError: a leaf is not numeric, or `metadata` is not JSON.
+          ValueError: This object is read-only, an item is called 'layout', or a leaf is empty.
+          TypeError: A leaf is not numeric.
         """
         if self.read_only:
-            raise ValueError(f"save of step {step} into {self.folder}, which is open read-only")
-        if ABOUT in state:
-            raise ValueError(f"{ABOUT!r} is the name of the metadata and cannot name an item")
+            raise ValueError(f"Cannot save step {step}: {self.folder} was opened read-only.")
+        if LAYOUT in state:
+            raise ValueError(f"An item cannot be called {LAYOUT!r}. Rename it.")
         self.wait()
         if step in self.steps():
             return False
         leaves = {item: _leaves(tree) for item, tree in state.items()}
         layout = {
-            item: [[names, list(leaf.shape), str(leaf.dtype)] for names, leaf in named.items()]
-            for item, named in leaves.items()
+            item: [[path, list(leaf.shape), str(leaf.dtype)] for path, leaf in part.items()]
+            for item, part in leaves.items()
         }
-        about = {"metadata": dict(metadata), "layout": layout}
-        json.dumps(about)  # a TypeError belongs to the caller, not to a thread in the background
-        # Orbax cannot store an item without leaves; the layout says that it was there.
+        # Orbax cannot store an item without leaves. The layout records that it existed.
         items = {
-            k: ocp.args.PyTreeSave(unflatten_dict(named)) for k, named in leaves.items() if named
+            item: ocp.args.PyTreeSave(unflatten_dict(part)) for item, part in leaves.items() if part
         }
-        items[ABOUT] = ocp.args.JsonSave(about)
+        items[LAYOUT] = ocp.args.JsonSave(layout)
         self._saving = step
         return self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def steps(self) -> list[int]:
-        """The steps that are completely on disk, ascending; damaged ones not yet noticed too."""
+        """Return the steps that are completely on disk, ascending, including damaged ones."""
         return sorted(self._manager.all_steps(read=True))
 
     def latest(self) -> int | None:
-        """The newest of `steps()`, or None; the same on every process."""
+        """Return the newest of `steps()` or None. The result is the same on every process."""
         return from_first_process(lambda: max(self.steps(), default=None))
 
     def restore(
         self, template: Mapping[str, PyTree], step: int | None = None
     ) -> tuple[int, dict[str, PyTree]]:
-        """Reads the newest good checkpoint back, bit for bit, onto the devices of the template.
+        """Restore the newest undamaged checkpoint, bit for bit, onto the devices of the template.
 
-        A damaged step is logged as a warning and the one before it is read; unless read-only, it
-        is renamed to `<step>.damaged`, so that the run can save that step again.
+        A damaged step is logged as a warning, and the step before it is read. Unless read-only,
+        the damaged step is renamed to `<step>.damaged`, so that the run can save it again.
 
         Args:
-          template: item name -> pytree whose leaves have shape and dtype: arrays or
-            jax.ShapeDtypeStruct. A sharding on a leaf is where the array is put, however it was
-            laid out when saved; without one, on this process's first device. A numpy leaf comes
-            back as numpy. May name fewer items than were saved.
-          step: this step exactly (for readers), with nothing to fall back to.
+          template: Item name -> pytree of arrays or jax.ShapeDtypeStruct. The sharding of a leaf
+            decides where its array is placed, whatever the sharding was when it was saved. An
+            array without one is placed on the first device of this process. A NumPy leaf is
+            restored as NumPy. The template may contain fewer items than were saved.
+          step: Read exactly this step, without a fallback. None reads the newest.
 
         Returns:
-          (step, state), the state with exactly the containers of `template`.
+          The step and the state, in the containers of `template`.
 
         Raises:
-          UserError: no checkpoint, none undamaged, or one of other shapes, types or names than the
-            template: a run never starts anew silently.
+          UserError: There is no checkpoint, all are damaged, or the checkpoint has other names,
+            shapes or dtypes than the template. A run never starts anew silently.
         """
-
-        def read(at: int) -> dict[str, PyTree]:
-            layout = self._about(at)["layout"]
-            self._check_layout(at, layout, template)
-            wanted = {item: _leaves(tree) for item, tree in template.items()}
-            arrays = self._read(at, wanted)
-            return {
-                item: jax.tree.unflatten(
-                    jax.tree.structure(tree), [arrays[item][names] for names in wanted[item]]
-                )
-                for item, tree in template.items()
-            }
-
-        return self._newest_good(read, step)
+        return self._newest_good(lambda layout: template, step)
 
     def restore_params(self, step: int | None = None) -> tuple[int, dict[str, Any]]:
-        """Reads the item `params` alone, as nested dicts of numpy arrays, without a template.
+        """Restore the item `params` alone, as nested dicts of NumPy arrays, without a template.
 
-        Falls back as `restore` does. Containers other than dicts come back as dicts of their
-        indices or field names.
-
-        Raises:
-          UserError: no checkpoint, none undamaged, or no item `params` in it.
-        """
-
-        def read(at: int) -> dict[str, Any]:
-            layout = self._about(at)["layout"]
-            if "params" not in layout:
-                raise UserError(
-                    f"checkpoint {at} in {self.folder} has no params, only {', '.join(layout)}"
-                )
-            wanted = {
-                tuple(names): np.broadcast_to(np.zeros((), jnp.dtype(dtype)), shape)
-                for names, shape, dtype in layout["params"]
-            }
-            return unflatten_dict(self._read(at, {"params": wanted})["params"])
-
-        return self._newest_good(read, step)
-
-    def metadata(self, step: int | None = None) -> dict[str, Any]:
-        """The `metadata` given to `save`, of `step` or of the newest good checkpoint.
+        It falls back as `restore` does. Containers other than dicts are restored as dicts by index
+        or field name.
 
         Raises:
-          UserError: as `restore_params`.
+          UserError: There is no checkpoint, all are damaged, or it has no item `params`.
         """
-        return self._newest_good(lambda at: self._about(at)["metadata"], step)[1]
+
+        def template(layout: Mapping[str, Leaves]) -> dict[str, PyTree]:
+            leaves = layout.get("params", {}).items()
+            return {"params": unflatten_dict({p: np.empty(x.shape, x.dtype) for p, x in leaves})}
+
+        chosen, state = self._newest_good(template, step)
+        return chosen, state["params"]
 
     def wait(self) -> None:
-        """Returns when the save under way is complete and checksummed; raises if it failed."""
+        """Wait until the current save is complete and checksummed; raise its error if it failed."""
         try:
             self._manager.wait_until_finished()
         finally:
             step, self._saving = self._saving, None
         if step is not None and jax.process_index() == 0:
-            self._seal_late(step)
+            folder = self.folder / str(step)
+            files = json.loads((folder / MANIFEST).read_bytes())["files"]
+            late = {name: _entry(folder / name) for name in LATE if (folder / name).exists()}
+            _write_manifest(folder, files | late)
 
     def close(self) -> None:
-        """Waits, then ends the threads. The object cannot be used any more."""
+        """Wait for the current save and end the threads. Do not use the object afterwards."""
         self.wait()
         self._manager.close()
 
@@ -231,65 +200,63 @@ class Checkpoints:
         self.close()
 
     def _seal(self) -> None:
-        # Orbax calls this on process 0 with all content written and the step still under its
-        # temporary name: the manifest appears together with the step, or not at all.
-        unfinished = sorted(self.folder.glob(f"{self._saving}.*tmp*"))
-        folder = unfinished[0] if unfinished else self.folder / str(self._saving)
+        # Orbax calls this on process 0 after it has written the content and before it renames the
+        # temporary folder. The manifest therefore appears together with the step, or not at all.
+        (folder,) = (
+            Path(temporary.get())
+            for temporary in ocp.path.step.all_temporary_paths(self.folder)
+            if temporary.get_final().name == str(self._saving)
+        )
         _write_manifest(folder, {n: e for n, e in _files(folder).items() if n not in LATE})
 
-    def _seal_late(self, step: int) -> None:
-        folder = self.folder / str(step)
-        files = json.loads((folder / MANIFEST).read_bytes())["files"]
-        late = {name: _entry(folder / name) for name in LATE if (folder / name).exists()}
-        _write_manifest(folder, files | late)
-
-    def _newest_good(self, read: Callable[[int], Any], step: int | None) -> tuple[int, Any]:
-        """(step, read(step)) of the newest step, or of the one asked for, that is undamaged."""
+    def _newest_good(self, make_template: Template, step: int | None) -> tuple[int, dict[str, Any]]:
+        """Restore the newest undamaged step, or the requested step."""
         self.wait()
         found = self.steps()
         if not found:
-            raise UserError(f"no checkpoint in {self.folder}")
+            raise UserError(f"There is no checkpoint in {self.folder}. Train first.")
         if step is not None and step not in found:
-            raise UserError(f"no checkpoint of step {step} in {self.folder}: found {found}")
-        candidates = [step] if step is not None else found[::-1]
+            raise UserError(f"There is no checkpoint {step} in {self.folder}. Choose from {found}.")
+        candidates = found[::-1] if step is None else [step]
         problems: dict[int, str] = {}
         while True:
-            # Process 0 looks and all follow, so that they cannot take different steps.
+            # Process 0 decides for all, so that the processes cannot take different steps.
             chosen = from_first_process(lambda: self._first_intact(candidates, problems))
             if chosen is None:
-                # Only process 0 knows why.
-                why = "".join(f"; {at}: {problem}" for at, problem in problems.items())
-                raise UserError(f"no undamaged checkpoint in {self.folder} of {candidates}{why}")
-            is_checked = (self.folder / str(chosen) / MANIFEST).exists()
+                # Only process 0 knows the problems.
+                why = "".join(f" Step {at}: {problem}." for at, problem in problems.items())
+                raise UserError(
+                    f"There is no undamaged checkpoint in {self.folder}. Found {candidates}.{why}"
+                )
+            has_manifest = (self.folder / str(chosen) / MANIFEST).exists()
             try:
-                result = read(chosen)
+                state = self._read(chosen, make_template)
                 break
             except UserError:
                 raise
             except Exception as error:
-                # Files that match their manifest are what was saved: older ones would fail alike.
-                # On several processes the others may have succeeded and cannot be called back.
-                if is_checked or jax.process_count() > 1:
+                # If the files match their manifest, they are what was saved, and an older step
+                # would fail in the same way. With several processes, the others may have succeeded.
+                if has_manifest or jax.process_count() > 1:
                     raise
                 first_line = str(error).strip().split("\n")[0][:200]
-                problems[chosen] = f"does not load: {type(error).__name__}: {first_line}"
-        for at, why in problems.items():
-            log.warning("checkpoint %d is damaged (%s); using %d", at, why, chosen)
-        if not is_checked:
-            log.warning("checkpoint %d has no %s: used unchecked", chosen, MANIFEST)
+                problems[chosen] = f"cannot be read: {type(error).__name__}: {first_line}"
+        for at, problem in problems.items():
+            log.warning("checkpoint %d is damaged (%s); using %d", at, problem, chosen)
+        if not has_manifest:
+            log.warning("checkpoint %d has no %s; using it unverified", chosen, MANIFEST)
         if not self.read_only:
             self._put_aside([at for at in candidates if at > chosen])
-        return chosen, result
+        return chosen, state
 
     def _first_intact(self, candidates: list[int], problems: dict[int, str]) -> int | None:
         for at in candidates:
-            if at in problems:
-                continue
-            try:
-                _verify(self.folder / str(at))
-                return at
-            except (_Damaged, OSError) as error:
-                problems[at] = str(error)
+            if at not in problems:
+                try:
+                    _verify(self.folder / str(at))
+                    return at
+                except (_Damaged, OSError) as error:
+                    problems[at] = str(error)
         return None
 
     def _put_aside(self, damaged: list[int]) -> None:
@@ -301,99 +268,106 @@ class Checkpoints:
                 shutil.rmtree(aside, ignore_errors=True)
                 (self.folder / str(at)).rename(aside)
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("occinv checkpoints: damaged steps put aside")
+            multihost_utils.sync_global_devices("occinv checkpoints: damaged steps renamed")
         self._manager.reload()
 
-    def _about(self, step: int) -> dict[str, Any]:
-        args = ocp.args.Composite(**{ABOUT: ocp.args.JsonRestore()})
-        return self._manager.restore(step, args=args)[ABOUT]
+    def _layout(self, step: int) -> dict[str, Leaves]:
+        """Return every item of a step, its leaves as jax.ShapeDtypeStruct."""
+        args = ocp.args.Composite(**{LAYOUT: ocp.args.JsonRestore()})
+        return {
+            item: {
+                tuple(path): jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
+                for path, shape, dtype in part
+            }
+            for item, part in self._manager.restore(step, args=args)[LAYOUT].items()
+        }
 
-    def _read(self, step: int, wanted: Mapping[str, dict[Names, Any]]) -> dict[str, dict]:
-        args = {}
-        for item, named in wanted.items():
-            how = unflatten_dict({names: _restore_args(leaf) for names, leaf in named.items()})
-            if how:
-                args[item] = ocp.args.PyTreeRestore(item=unflatten_dict(named), restore_args=how)
-        read = self._manager.restore(step, args=ocp.args.Composite(**args)) if args else {}
-        return {item: {n: _at(read[item], n) for n in named} for item, named in wanted.items()}
-
-    def _check_layout(
-        self, step: int, layout: Mapping[str, Any], template: Mapping[str, PyTree]
-    ) -> None:
-        where = f"checkpoint {step} in {self.folder}"
-        for item, tree in template.items():
-            if item not in layout:
-                raise UserError(f"{where} has no item {item!r}, only {', '.join(layout)}")
-            saved = {tuple(n): (tuple(shape), dtype) for n, shape, dtype in layout[item]}
-            wanted = {n: (tuple(x.shape), str(x.dtype)) for n, x in _leaves(tree).items()}
-            for names in [*wanted, *saved]:
-                if saved.get(names) == wanted.get(names):
-                    continue
-                name = "/".join((item, *names))
-                others = ["/".join((item, *other)) for other in saved.keys() - wanted.keys()]
-                near = difflib.get_close_matches(name, others, 1) if names not in saved else []
-                raise UserError(
-                    f"{where} is of another model or config: it has "
-                    f"{_described(name, saved.get(names))}, this run expects "
-                    f"{_described(name, wanted.get(names))}"
-                    + "".join(f"; nearest saved name: {other}" for other in near)
-                )
+    def _read(self, step: int, make_template: Template) -> dict[str, PyTree]:
+        layout = self._layout(step)
+        template = make_template(layout)
+        leaves = {item: _leaves(tree) for item, tree in template.items()}
+        _check_layout(f"Checkpoint {step} in {self.folder}", layout, leaves)
+        trees = {item: unflatten_dict(part) for item, part in leaves.items() if part}
+        args = {
+            item: ocp.args.PyTreeRestore(item=tree, restore_args=jax.tree.map(_restore_args, tree))
+            for item, tree in trees.items()
+        }
+        found = self._manager.restore(step, args=ocp.args.Composite(**args)) if args else {}
+        flat = {item: flatten_dict(found[item]) for item in args}
+        return {
+            item: jax.tree.unflatten(
+                jax.tree.structure(tree), [flat[item][path] for path in leaves[item]]
+            )
+            for item, tree in template.items()
+        }
 
 
-def _described(name: str, leaf: tuple[tuple[int, ...], str] | None) -> str:
-    return f"no {name}" if leaf is None else f"{name} of {leaf[1]}{list(leaf[0])}"
+def _check_layout(
+    checkpoint: str, layout: Mapping[str, Leaves], leaves: Mapping[str, Leaves]
+) -> None:
+    for item, wanted in leaves.items():
+        if item not in layout:
+            raise UserError(f"{checkpoint} has no item {item!r}, only {', '.join(layout)}.")
+        saved = layout[item]
+        for path in [*wanted, *saved]:
+            has, expected = _described(saved.get(path)), _described(wanted.get(path))
+            if has == expected:
+                continue
+            name = "/".join((item, *path))
+            others = ["/".join((item, *other)) for other in saved.keys() - wanted.keys()]
+            near = difflib.get_close_matches(name, others, 1) if path not in saved else []
+            raise UserError(
+                f"{checkpoint} is of another model or config: {name} is {has} there and {expected} "
+                "in this run. Use the config of the checkpoint or another workdir."
+                + "".join(f" The nearest saved name is {other}." for other in near)
+            )
 
 
-def _leaves(tree: PyTree) -> dict[Names, Any]:
-    """Leaves by the names on their path, in flattening order; the leaf of a bare leaf is 'value'.
+def _described(leaf: Any) -> str:
+    return "missing" if leaf is None else f"{leaf.dtype}{list(leaf.shape)}"
 
-    Going through names lets containers (optax's named tuples, dataclasses) come from the
-    template, so that a checkpoint does not depend on the Python classes that wrote it.
+
+def _leaves(tree: PyTree) -> Leaves:
+    """Return the leaves by path, in flattening order. The path of a bare leaf is ('value',).
+
+    Paths of plain strings make a checkpoint independent of the Python classes that wrote it. The
+    containers, such as Optax's named tuples, come from the template.
     """
-    named = {}
-    for path, leaf in jax.tree.leaves_with_path(tree):
-        names = tuple(jax.tree_util.keystr((key,), simple=True) for key in path) or ("value",)
-        if not hasattr(leaf, "dtype"):
+    leaves: Leaves = {}
+    for keys, leaf in jax.tree.leaves_with_path(tree):
+        path = tuple(jax.tree_util.keystr((key,), simple=True) for key in keys) or ("value",)
+        if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
             leaf = np.asarray(leaf)
+        name = "/".join(path)
         if jnp.issubdtype(leaf.dtype, jax.dtypes.extended) or leaf.dtype.kind in "OSU":
-            raise TypeError(f"{'/'.join(names)} is {leaf.dtype}: a checkpoint holds numbers only")
+            raise TypeError(f"{name} has dtype {leaf.dtype}. A checkpoint can hold only numbers.")
         if 0 in leaf.shape:
-            raise ValueError(f"{'/'.join(names)} is empty, shape {leaf.shape}: not storable")
-        named[names] = leaf
-    return named
-
-
-def _at(tree: Mapping[str, Any], names: Names) -> Any:
-    for name in names:
-        tree = tree[name]
-    return tree
+            raise ValueError(f"{name} is empty, with shape {leaf.shape}. Remove it from the state.")
+        leaves[path] = leaf
+    return leaves
 
 
 def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
-    """Orbax's own, but that only large arrays are shared out among the devices that have them.
+    """Return Orbax's handlers, with a limit on slicing replicated arrays.
 
-    It slices every other one, too, and compiles each slice: a hundred programs for a small model.
+    By default Orbax divides every replicated array among its devices for writing, and compiles a
+    program for each slice, a hundred for a small model. Here only arrays from 1 MiB are divided.
     """
     arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20)
-    scalars = ((kind, ocp.type_handlers.ScalarHandler()) for kind in (int, float, np.number))
     types = ocp.type_handlers.create_type_handler_registry(
-        *scalars, (np.ndarray, ocp.type_handlers.NumpyHandler()), (jax.Array, arrays)
+        (np.ndarray, ocp.type_handlers.NumpyHandler()), (jax.Array, arrays)
     )
-    handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
     trees = ocp.PyTreeCheckpointHandler(type_handler_registry=types)
+    handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
     for arguments in (ocp.args.PyTreeSave, ocp.args.PyTreeRestore):
         handlers.add(None, arguments, trees)
-    for arguments in (ocp.args.JsonSave, ocp.args.JsonRestore):
-        handlers.add(None, arguments, ocp.JsonCheckpointHandler())
     return handlers
 
 
 def _restore_args(leaf: Any) -> ocp.RestoreArgs:
-    if isinstance(leaf, np.ndarray | np.generic):
+    if isinstance(leaf, np.ndarray):
         return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
-    sharding = getattr(leaf, "sharding", None)
-    if sharding is None:
-        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype)
 
 
@@ -404,37 +378,29 @@ def _entry(path: Path) -> dict[str, Any]:
 
 
 def _files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the manifest entry of every file of a step, by its path in the step."""
     paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
     own = (MANIFEST, PARTIAL)
     return {n: _entry(path) for n, path in paths.items() if path.is_file() and n not in own}
 
 
-def _manifest(files: Mapping[str, Any]) -> bytes:
-    # One spelling only, so that a byte changed in the manifest itself shows.
-    return json.dumps({"files": files}, sort_keys=True, separators=(",", ":")).encode()
-
-
 def _write_manifest(folder: Path, files: Mapping[str, Any]) -> None:
     partial = folder / PARTIAL
-    with partial.open("wb") as file:
-        file.write(_manifest(files))
+    with partial.open("w") as file:
+        json.dump({"files": files}, file, sort_keys=True, separators=(",", ":"))
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, folder / MANIFEST)
 
 
 def _verify(folder: Path) -> None:
-    """Raises _Damaged unless the step has no manifest or is exactly what its manifest says."""
+    """Raise _Damaged if the files of a step differ from its manifest. A missing manifest passes."""
     if not (folder / MANIFEST).exists():
         return
-    written = (folder / MANIFEST).read_bytes()
     try:
-        expected = json.loads(written)["files"]
-        is_as_written = _manifest(expected) == written
-    except (ValueError, KeyError, TypeError):
-        is_as_written = False
-    if not is_as_written:
-        raise _Damaged(f"{MANIFEST}: not as it was written")
+        expected = dict(json.loads((folder / MANIFEST).read_bytes())["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise _Damaged(f"{MANIFEST}: not readable") from error
     actual = _files(folder)
     for name in sorted(expected.keys() | actual.keys()):
         if name not in actual:

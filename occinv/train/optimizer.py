@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.tree_util import DictKey, KeyPath
+from jax.tree_util import DictKey, KeyPath, tree_map_with_path
 
+from occinv.objectives.base import ParamGroup
+from occinv.parallel import STACK
 from occinv.schema import Optimizer
-
-T = TypeVar("T")
 
 # Each choice of `optimizer.decay` adds its names to those before it.
 DECAYED = {
-    "kernels": ("kernel", "relative_position"),  # by their two dimensions, as PyTorch code decides
+    "kernels": ("kernel", "relative_position"),  # two dimensions, the criterion of PyTorch code
     "tokens": ("class_token", "mask_token"),
     "positions": ("position",),
     "all": ("bias", "scale"),
@@ -26,7 +26,7 @@ DECAYED = {
 
 
 def learning_rate(config: Optimizer, batch_size: int, warmup: int, steps: int) -> optax.Schedule:
-    """Linear warm-up from 0, then a half cosine to `min_lr` (`lr_sched.py` of the official MAE).
+    """Return linear warm-up from 0, then a half cosine to `min_lr` (`lr_sched.py` of MAE).
 
     The peak is base_lr · batch_size / 256. `warmup` and `steps` count optimizer steps.
     """
@@ -52,10 +52,10 @@ def is_decayed(path: KeyPath, config: Optimizer) -> bool:
 
 
 def layer_scales(params: Any, layer_decay: float) -> Any:
-    """For each parameter the factor on its learning rate, shaped to broadcast over it.
+    """Return the learning-rate factor of each parameter, shaped to broadcast over it.
 
-    layer_decay ** (layers above): 1 for heads and the last norm, one power more for each block
-    further down, the most for the embedding (`lr_decay.py` of the official MAE).
+    The factor is layer_decay ** (layers above): 1 for heads and the last norm, one power more for
+    each block further down, the most for the embedding (`lr_decay.py` of the official MAE).
     """
     blocks = params["encoder"]["blocks"]
     depth = jax.tree.leaves(blocks)[0].shape[0]
@@ -71,27 +71,31 @@ def layer_scales(params: Any, layer_decay: float) -> Any:
             return (layer_decay**above).reshape(depth, *[1] * (value.ndim - 1))
         return jnp.asarray(layer_decay ** (depth + 1.0))
 
-    return jax.tree_util.tree_map_with_path(scale, params)
+    return tree_map_with_path(scale, params)
 
 
 def make_optimizer(
     config: Optimizer,
     schedule: optax.Schedule,
     steps: int = 1,
-    late: Mapping[tuple[str, ...], int | None] | None = None,
-    factors: Mapping[tuple[str, ...], float] | None = None,
+    groups: Mapping[tuple[str, ...], ParamGroup] | None = None,
 ) -> optax.GradientTransformation:
-    """What a config's `optimizer` section describes.
+    """Build the optimizer of a config's `optimizer` section.
 
     Args:
-      schedule: the learning rate by step.
-      steps: of the run, over which the weight decay changes if it does.
-      late: the step from which on the parameters below a path learn, None for never; the others do
-        from the first. Until then nothing of theirs moves: no decay, no moments, no count, as in
-        PyTorch for a parameter without a gradient.
-      factors: what the learning rate of the parameters below a path is multiplied by.
+      config: The section.
+      schedule: The learning rate by step.
+      steps: The length of the run, over which the weight decay changes if it does.
+      groups: Parameters below a path with another learning rate, or that are trained later or
+        never. Until its first step nothing of a parameter changes: no decay, no moments, no count,
+        as in PyTorch for a parameter without a gradient.
     """
-    late, factors = late or {}, factors or {}
+    groups = groups or {}
+
+    def group_of(path: KeyPath) -> ParamGroup:
+        keys = tuple(key.key for key in path if isinstance(key, DictKey))
+        below = (group for start, group in groups.items() if keys[: len(start)] == start)
+        return next(below, ParamGroup())
 
     def rule(start: int | None) -> optax.GradientTransformation:
         if start is None:
@@ -100,46 +104,35 @@ def make_optimizer(
         return optax.transforms.conditionally_mask(inner, lambda step: step >= start)
 
     def labels(params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(lambda path, _: str(given(late, path, 0)), params)
+        return tree_map_with_path(lambda path, _: str(group_of(path).start), params)
 
     def scaled(updates: Any, params: Any) -> Any:
         if config.layer_decay != 1:
             updates = jax.tree.map(jnp.multiply, updates, layer_scales(params, config.layer_decay))
-        return jax.tree_util.tree_map_with_path(
-            lambda path, x: given(factors, path, 1) * x, updates
-        )
+        return tree_map_with_path(lambda path, x: group_of(path).lr_scale * x, updates)
 
-    at_once = update_rule(config, schedule, steps, 0)
-    others = {str(start): rule(start) for start in late.values()}
+    update = update_rule(config, schedule, steps, 0)
+    later = {str(group.start): rule(group.start) for group in groups.values() if group.start != 0}
+    is_scaled = config.layer_decay != 1 or any(group.lr_scale != 1 for group in groups.values())
     return optax.chain(
         clipping(config),
-        optax.partition({"0": at_once, **others}, labels) if late else at_once,
-        optax.stateless(scaled) if config.layer_decay != 1 or factors else optax.identity(),
+        optax.partition({"0": update, **later}, labels) if later else update,
+        optax.stateless(scaled) if is_scaled else optax.identity(),
     )
-
-
-def given(table: Mapping[tuple[str, ...], T], path: KeyPath, default: T) -> T:
-    """The entry of the first path in `table` that a parameter's own path begins with."""
-    keys = tuple(key.key for key in path if isinstance(key, DictKey))
-    return next((table[below] for below in table if keys[: len(below)] == below), default)
 
 
 def update_rule(
     config: Optimizer, schedule: optax.Schedule, steps: int, start: int
 ) -> optax.GradientTransformation:
-    """AdamW as PyTorch has it, or the official LARS, for parameters that learn from step `start`.
+    """Return AdamW as in PyTorch, or the official LARS, for parameters trained from step `start`.
 
-    In AdamW, decay is decoupled and shares the learning rate. In LARS (`lars.py` of the official
-    MAE and MoCo v3) only matrices decay and have a trust ratio.
+    In AdamW, decay is decoupled and multiplied by the learning rate. In LARS (`lars.py` of the
+    official MAE and MoCo v3) only matrices decay and have a trust ratio.
     """
     end = config.final_weight_decay
 
-    def decayed(params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(lambda path, _: is_decayed(path, config), params)
-
-    def matrices(params: Any) -> Any:
-        kernels = dataclasses.replace(config, decay="kernels")
-        return jax.tree_util.tree_map_with_path(lambda path, _: is_decayed(path, kernels), params)
+    def selected(config: Optimizer) -> Callable[[Any], Any]:
+        return lambda params: tree_map_with_path(lambda path, _: is_decayed(path, config), params)
 
     def weight_decay(step: jax.Array) -> jax.Array:
         assert end is not None
@@ -149,23 +142,24 @@ def update_rule(
 
     rate = optax.scale_by_learning_rate(lambda step: schedule(step + start))
     if config.name == "lars":
+        matrices = selected(dataclasses.replace(config, decay="kernels"))
+        trust_ratio = optax.scale_by_trust_ratio(trust_coefficient=config.trust_coefficient)
         return optax.chain(
             optax.add_decayed_weights(config.weight_decay, matrices),
-            optax.masked(
-                optax.scale_by_trust_ratio(trust_coefficient=config.trust_coefficient), matrices
-            ),
+            optax.masked(trust_ratio, matrices),
             optax.trace(config.momentum),
             rate,
         )
+    decay = config.weight_decay if end is None else weight_decay
     return optax.chain(
         optax.scale_by_adam(*config.betas),
-        optax.add_decayed_weights(config.weight_decay if end is None else weight_decay, decayed),
+        optax.add_decayed_weights(decay, selected(config)),
         rate,
     )
 
 
 def clipping(config: Optimizer) -> optax.GradientTransformation:
-    """Gradients shortened to `clip_norm`: all together, or each parameter by itself as in DINO."""
+    """Clip gradients to `clip_norm`: by their global norm, or each parameter by its own (DINO)."""
     limit = config.clip_norm
     if limit is None:
         return optax.identity()
@@ -173,10 +167,10 @@ def clipping(config: Optimizer) -> optax.GradientTransformation:
         return optax.clip_by_global_norm(limit)
 
     def clip(path: KeyPath, gradient: jax.Array) -> jax.Array:
-        # Stacked blocks are a parameter for each block.
-        first = 1 if DictKey("scan") in path else 0
+        # In a stack each block's slice is a parameter.
+        first = 1 if DictKey(STACK) in path else 0
         axes = tuple(range(first, gradient.ndim))
         norm = jnp.sqrt(jnp.square(gradient).sum(axes, keepdims=True))
         return gradient * jnp.minimum(1, limit / (norm + 1e-6))
 
-    return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(clip, updates))
+    return optax.stateless(lambda updates, params: tree_map_with_path(clip, updates))

@@ -1,7 +1,13 @@
-"""The one train step, for every objective."""
+"""The one train step, for every objective: its state, its function, and its compiled program.
+
+`Assembly` holds what a config makes without its data, `make_step` the function of a step, and
+`trace_step` traces it for the mesh. `train` and `plan` both start here, so that the step that is
+planned is the step that is trained.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -11,25 +17,104 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from occinv import parallel
 from occinv.data.batch import Batch
-from occinv.objectives.base import Objective
+from occinv.models.blocks import Layout
+from occinv.models.vit import make_vit
+from occinv.objectives import forward
+from occinv.objectives.base import Objective, Setting, make_objective
 from occinv.rng import image_rngs
-from occinv.train.accumulation import mean_of_parts, two_passes
+from occinv.schema import Experiment, UserError
+from occinv.train.accumulation import grad_cache, mean_of_parts
+from occinv.train.optimizer import learning_rate, make_optimizer
 
 Metrics = dict[str, jax.Array]
+
+# Without this option XLA's CPU compiler copies AdamW's moments at each step.
+FOR_CPU = {"xla_cpu_copy_insertion_use_region_analysis": True}
+
+
+@dataclasses.dataclass(frozen=True)
+class Assembly:
+    """The part of a run that does not depend on its data.
+
+    Attributes:
+      experiment: The config.
+      mesh: The devices.
+      objective, optimizer, schedule: As configured; the schedule is the learning rate by step.
+      steps: The length of the run.
+      epoch: The number of images in an epoch.
+    """
+
+    experiment: Experiment
+    mesh: jax.sharding.Mesh
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    steps: int
+    epoch: int
+
+
+def assemble(
+    experiment: Experiment, mesh: jax.sharding.Mesh, num_classes: int, epoch: int
+) -> Assembly:
+    """Make objective, optimizer and schedule for `epoch` images of `num_classes` classes.
+
+    Raises:
+      UserError: The config contradicts itself or does not fit the mesh.
+    """
+    data, train = experiment.data, experiment.train
+    parallel.check_batch(mesh, train.batch_size)
+    part = train.batch_size // train.accumulate
+    parallel.check_batch(mesh, part, "train.batch_size / train.accumulate")
+    steps = train.duration.in_steps(train.batch_size, epoch)
+    warmup = experiment.optimizer.warmup.in_steps(train.batch_size, epoch)
+    if steps < 1:
+        raise UserError(
+            f"train.duration={train.duration} is less than one step of {train.batch_size} images "
+            f"over {epoch} images of data; use a longer duration or a smaller batch"
+        )
+    if warmup > steps:
+        raise UserError(
+            f"optimizer.warmup={experiment.optimizer.warmup} is longer than "
+            f"train.duration={train.duration}; shorten the warm-up"
+        )
+    dtype = parallel.compute_dtype(train.precision, mesh)
+    layout = Layout(remat=train.remat, mesh=mesh)
+    encoder = make_vit(experiment.encoder, data.image_size, dtype, layout)
+    setting = Setting(encoder, num_classes, steps, dtype, train.batch_size, epoch, mesh)
+    objective = make_objective(experiment.objective, setting)
+    if train.accumulate > 1 and objective.couples == "features":
+        raise UserError(
+            f"train.accumulate={train.accumulate}: {experiment.objective['name']} mixes the images "
+            "of a batch (batch norm, Mixup or CutMix), so its parts have another loss; use 1"
+        )
+    schedule = learning_rate(experiment.optimizer, train.batch_size, warmup, steps)
+    optimizer = make_optimizer(experiment.optimizer, schedule, steps, objective.param_groups)
+    return Assembly(experiment, mesh, objective, optimizer, schedule, steps, epoch)
 
 
 @struct.dataclass
 class TrainState:
-    """All that a step reads and changes: one pytree, which a checkpoint holds whole."""
+    """Everything that a step reads and changes: one pytree, which a checkpoint holds whole.
 
-    step: jax.Array  # int32 [], steps taken
-    seed: jax.Array  # uint32 [], what every draw follows from; data, so that seeds share a program
+    Attributes:
+      step: int32 [], the number of steps taken.
+      seed: uint32 [], which every draw depends on. It is data, so that seeds share a program.
+      params: Parameters by network: `encoder` and those of M.
+      objective_state: The objective's own state, such as an EMA target.
+      opt_state: The optimizer's state.
+      nonfinite: int32 [], steps skipped because their loss or gradient was not finite.
+      first_nonfinite: int32 [], the first such step, or 0.
+    """
+
+    step: jax.Array
+    seed: jax.Array
     params: Any
-    state: Any  # the objective's own: an EMA target
-    optimizer: Any
-    nonfinite: jax.Array  # int32 [], steps skipped because their loss or gradient was not finite
-    first_nonfinite: jax.Array  # int32 [], the first such step; 0 before
+    objective_state: Any
+    opt_state: Any
+    nonfinite: jax.Array
+    first_nonfinite: jax.Array
 
 
 def init_state(
@@ -38,15 +123,16 @@ def init_state(
     seed: jax.Array | int,
     encoder: Any = None,
 ) -> TrainState:
-    """The state before the first step. It follows from the seed, and from `encoder` where given."""
-    params, state = objective.init(jax.random.fold_in(jax.random.key(seed), 0), encoder)
+    """Return the state before the first step, from the seed and a pretrained `encoder`, if any."""
+    rng = jax.random.fold_in(jax.random.key(seed), 0)
+    params, objective_state = forward.init(objective, rng, encoder)
     zero = jnp.zeros((), jnp.int32)
     return TrainState(
         step=zero,
         seed=jnp.asarray(seed, jnp.uint32),
         params=params,
-        state=state,
-        optimizer=optimizer.init(params),
+        objective_state=objective_state,
+        opt_state=optimizer.init(params),
         nonfinite=zero,
         first_nonfinite=zero,
     )
@@ -57,47 +143,80 @@ def make_step(
     optimizer: optax.GradientTransformation,
     accumulate: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The function (state, global batch) -> (state, metrics), to be jitted.
+    """Return the function (state, global batch) -> (state, metrics) of a step.
 
-    With `accumulate` the batch is taken in that many parts, one after the other, which gives the
-    same gradient in less memory for an objective that does not couple the batch before `measure`.
-    A step whose loss or gradient is not finite changes nothing but the counters.
+    With `accumulate` the batch is computed in that many parts, with the same gradient in less
+    memory. A step whose loss or gradient is not finite changes nothing but the counters.
     """
-    layout = objective.encoder.layout
-    gradient = jax.value_and_grad(objective.loss, has_aux=True)
+    mesh = objective.setting.mesh
+    gradient: Any = jax.value_and_grad(
+        functools.partial(forward.mean_loss, objective), has_aux=True
+    )
     parts = accumulate
-    if accumulate > 1 and objective.couples_batch:
-        gradient, parts = functools.partial(two_passes, objective, parts=accumulate), 1
+    if accumulate > 1 and objective.couples == "loss":
+        gradient, parts = functools.partial(grad_cache, objective, parts=accumulate), 1
 
     def step(train: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        run_key = jax.random.fold_in(jax.random.key(train.seed), 1)
-        keys = image_rngs(run_key, train.step, batch.label.shape[0])
-        params, state = layout.ready((train.params, train.state))
+        run_rng = jax.random.fold_in(jax.random.key(train.seed), 1)
+        rng = image_rngs(run_rng, train.step, batch.label.shape[0])
+        params, state = parallel.gather(mesh, (train.params, train.objective_state))
 
-        def part(batch: Batch, keys: jax.Array) -> Any:
-            (loss, (after, metrics)), grads = gradient(params, state, batch, keys, train.step)
-            return loss, metrics, layout.parted(grads), after
+        def part(batch: Batch, rng: jax.Array) -> Any:
+            (loss, (after, metrics)), grads = gradient(params, state, batch, rng, train.step)
+            return loss, metrics, parallel.scatter(mesh, grads), after
 
-        loss, metrics, grads, state = mean_of_parts(part, (batch, keys), parts)
+        loss, metrics, grads, state = mean_of_parts(part, (batch, rng), parts)
         norm = optax.tree.norm(grads)
-        updates, optimizer_state = optimizer.update(grads, train.optimizer, train.params)
+        updates, opt_state = optimizer.update(grads, train.opt_state, train.params)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        params, state, optimizer_state = jax.tree.map(
+        params, state, opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
-            (optax.apply_updates(train.params, updates), state, optimizer_state),
-            (train.params, train.state, train.optimizer),
+            (optax.apply_updates(train.params, updates), state, opt_state),
+            (train.params, train.objective_state, train.opt_state),
         )
+        is_first = ~finite & (train.nonfinite == 0)
         after = TrainState(
             step=train.step + 1,
             seed=train.seed,
             params=params,
-            state=state,
-            optimizer=optimizer_state,
+            objective_state=state,
+            opt_state=opt_state,
             nonfinite=train.nonfinite + (~finite).astype(jnp.int32),
-            first_nonfinite=jnp.where(
-                finite | (train.nonfinite > 0), train.first_nonfinite, train.step + 1
-            ),
+            first_nonfinite=jnp.where(is_first, train.step + 1, train.first_nonfinite),
         )
         return after, {"loss": loss, "gradient_norm": norm, **metrics}
 
     return step
+
+
+def batch_shapes(run: Assembly) -> Batch:
+    """Return the shapes and dtypes of a global batch."""
+    count = run.experiment.train.batch_size
+
+    def images(size: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((count, size, size, 3), jnp.uint8)
+
+    return Batch(
+        image=images(run.experiment.data.image_size),
+        label=jax.ShapeDtypeStruct((count,), jnp.int32),
+        index=jax.ShapeDtypeStruct((count,), jnp.int32),
+        weight=jax.ShapeDtypeStruct((count,), jnp.float32),
+        crops=tuple(images(crop.size) for crop in run.objective.crops),
+    )
+
+
+def trace_step(run: Assembly, state: Any) -> Any:
+    """Trace the step for the global batch on the mesh; the result can be counted and compiled.
+
+    `state` is a TrainState or the shapes of one. `trace_step(…).lower().compile()` is the program
+    (state, batch) -> (state, metrics), which reuses the memory of the state it is given.
+    """
+    sharding = parallel.of_state(run.mesh, state)
+    is_cpu = run.mesh.devices.flat[0].platform == "cpu"
+    return jax.jit(
+        make_step(run.objective, run.optimizer, run.experiment.train.accumulate),
+        in_shardings=(sharding, parallel.by_image(run.mesh)),
+        out_shardings=(sharding, parallel.replicated(run.mesh)),
+        donate_argnums=0,
+        compiler_options=FOR_CPU if is_cpu else None,
+    ).trace(state, batch_shapes(run))

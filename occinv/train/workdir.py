@@ -1,10 +1,10 @@
-"""What lies in a workdir, and how a finished or running run is read back from it.
+"""The files of a workdir, and how a finished or running run is read back from them.
 
 <workdir>/config.json    the experiment, field by field, and the names of its classes
-<workdir>/images.tsv     the images trained on, where they are a part of the source
+<workdir>/images.tsv     the training images, if they are a subset of the source
 <workdir>/checkpoints/   see checkpoints.py
-<workdir>/metrics.jsonl  one line for each time metrics were written
-<workdir>/result.json    what a finished run came to
+<workdir>/metrics.jsonl  one line for each time metrics were logged
+<workdir>/result.json    the last step and evaluation of a finished run
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from occinv import schema
-from occinv.models import vit
-from occinv.objectives.base import Objective, Setting, make_objective
+from occinv.objectives.base import Objective, objective_of
 from occinv.schema import UserError
 from occinv.train.checkpoints import Checkpoints
 
 CONFIG, CHECKPOINTS, METRICS, RESULT = "config.json", "checkpoints", "metrics.jsonl", "result.json"
 IMAGES = "images.tsv"
 
-# What may change when a run goes on, for it has no influence on what the run computes.
+# Fields that may change when a run is resumed, because its results do not depend on them.
 FREE = (
     "train.accumulate",
     "train.fsdp",
@@ -42,17 +41,24 @@ FREE = (
 
 @dataclasses.dataclass(frozen=True)
 class TrainedRun:
-    """A run read back: what it was, and the parameters it has reached."""
+    """A run read back from its workdir.
+
+    Attributes:
+      experiment, objective: Its config, and the objective of that.
+      params: NumPy arrays by network: `encoder` and those of M.
+      step: The checkpoint's step.
+      classes: The names of the classes.
+    """
 
     experiment: schema.Experiment
     objective: Objective
-    params: dict[str, Any]  # NumPy arrays by component: `encoder` and the parts of M
+    params: dict[str, Any]
     step: int
     classes: tuple[str, ...]
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes `content` so that the file is either the old one or the whole new one."""
+    """Write `content` so that the file is either the old one or the whole new one."""
     _write(path, json.dumps(content, indent=1) + "\n")
 
 
@@ -64,17 +70,17 @@ def _write(path: Path, text: str) -> None:
 
 
 def check_folder(workdir: Path) -> None:
-    """Raises UserError if a file stands where `workdir` or a folder above it should be."""
+    """Raise UserError if `workdir` or a folder above it is a file."""
     for path in (workdir, *workdir.parents):
         if path.is_file():
             raise UserError(f"--workdir {workdir}: {path} is a file, expected a folder")
 
 
 def claim(workdir: Path, experiment: schema.Experiment, classes: tuple[str, ...]) -> None:
-    """Makes `workdir` this experiment's, or checks that it is.
+    """Write the experiment to `workdir`, or check that it is the one that began there.
 
-    Raises UserError, quoting the fields, when another experiment has begun there, and when it
-    cannot be a folder.
+    Raises:
+      UserError: Another experiment began there, or the path cannot be a folder.
     """
     check_folder(workdir)
     if (workdir / CONFIG).exists():
@@ -85,12 +91,12 @@ def claim(workdir: Path, experiment: schema.Experiment, classes: tuple[str, ...]
 def check_same(
     workdir: Path, experiment: schema.Experiment, classes: tuple[str, ...] | None = None
 ) -> None:
-    """Raises UserError, quoting the fields, unless the run in `workdir` is this experiment's.
+    """Raise UserError, quoting the fields, unless the run in `workdir` is this experiment's.
 
-    `classes` None: whatever they are.
+    `classes` None: the classes are not compared.
     """
     theirs = json.loads((workdir / CONFIG).read_text())
-    # Resolved, so that a field which an older version had not is at its default.
+    # Resolved, so that fields that an older version did not have get their defaults.
     before = as_json(schema.resolve(theirs["experiment"]))
     changed = [
         f"{name}={old!r} (now {new!r})"
@@ -104,9 +110,10 @@ def check_same(
 
 
 def record_images(workdir: Path, lines: Iterable[str]) -> None:
-    """Writes which images the run trains on, or checks that they are those it has begun with.
+    """Write the list of training images, or check that it is the one the run began with.
 
-    Raises UserError when the source has changed meanwhile, so that the seed now draws others.
+    Raises:
+      UserError: The source has changed, so that the seed draws other images now.
     """
     path, text = workdir / IMAGES, "index\tclass\tfile\n" + "".join(f"{line}\n" for line in lines)
     if not path.exists():
@@ -114,18 +121,18 @@ def record_images(workdir: Path, lines: Iterable[str]) -> None:
     elif (before := path.read_text()) != text:
         changed = set(before.splitlines()) ^ set(text.splitlines())
         raise UserError(
-            f"{path}: the data has changed since the run began, which now draws other images "
+            f"{path}: the data has changed since the run began, so other images would be drawn "
             f"({len(changed)} lines differ); use another --workdir, or put the images back"
         )
 
 
 def as_json(experiment: schema.Experiment) -> dict[str, Any]:
-    """Every field of an experiment in JSON's types."""
+    """Return every field of an experiment in JSON's types."""
     return json.loads(json.dumps(schema.plain(dataclasses.asdict(experiment))))
 
 
 def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(field, old value, new value) for every leaf in which two nested mappings differ."""
+    """Yield (field, old value, new value) for every leaf in which two nested mappings differ."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for name in sorted({*old, *new}):
             below = f"{path}.{name}" if path else name
@@ -135,10 +142,14 @@ def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, 
 
 
 def load_run(path: str | Path, step: int | None = None) -> TrainedRun:
-    """The run in a workdir, at its newest good checkpoint or at `step`.
+    """Read a run at its newest good checkpoint, or at `step`.
 
-    `path` may also be the workdir's `checkpoints` folder or one step in it. Raises UserError if
-    there is no such run or nothing in it can be read.
+    Args:
+      path: A workdir, its `checkpoints` folder, or one step in it.
+      step: A step exactly.
+
+    Raises:
+      UserError: There is no such run, or it cannot be read.
     """
     workdir = Path(path).expanduser()
     if workdir.parent.name == CHECKPOINTS and workdir.name.isdecimal():
@@ -146,12 +157,11 @@ def load_run(path: str | Path, step: int | None = None) -> TrainedRun:
     if workdir.name == CHECKPOINTS:
         workdir = workdir.parent
     if not (workdir / CONFIG).exists():
-        raise UserError(f"{path} is not the workdir of a run: there is no {workdir / CONFIG}")
+        raise UserError(f"{path} is not the workdir of a run; expected a file {workdir / CONFIG}")
     stored = json.loads((workdir / CONFIG).read_text())
     experiment = schema.resolve(stored["experiment"])
     classes = tuple(stored["classes"])
-    encoder = vit.make_vit(experiment.encoder, experiment.data.image_size)
-    objective = make_objective(experiment.objective, Setting(encoder, len(classes), total_steps=1))
+    objective = objective_of(experiment, len(classes))
     with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
         step, params = checkpoints.restore_params(step)
     return TrainedRun(experiment, objective, params, step, classes)

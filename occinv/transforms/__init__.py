@@ -1,1 +1,1 @@
-"""T: what invariance to learn. Keyed, batched transformations that run on the device."""
+"""T: transformations of images on the device. Each is drawn by the PRNG key of its image."""

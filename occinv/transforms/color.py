@@ -1,6 +1,6 @@
 """Color augmentation on the device, with the arithmetic of torchvision's ColorJitter.
 
-Pixels are float32 in [0, 1]. Every random draw is an image's own, by its own key.
+Pixels are float32 in [0, 1]. Every image is changed by draws of its own PRNG key.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from occinv.rng import split
+from occinv.rng import split, uniform
 
-LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow converts to gray
+LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as in Pillow's conversion to gray
 
 
 @dataclasses.dataclass(frozen=True)
 class ColorJitter:
-    """SimSiam's color augmentation: random brightness, contrast, saturation, hue, then gray.
+    """SimSiam's color augmentation: random brightness, contrast, saturation and hue, then gray.
 
     Attributes:
-      brightness, contrast, saturation: factors are drawn from [1 - s, 1 + s].
-      hue: shifts are drawn from [-s, s], in turns of the color circle.
-      probability: of jittering an image at all.
-      gray: probability of then making it gray.
+      brightness, contrast, saturation: Factors are drawn from [1 - s, 1 + s].
+      hue: Shifts are drawn from [-s, s], in turns of the color circle.
+      probability: The probability that an image is jittered.
+      gray: The probability that an image is then made gray.
     """
 
     brightness: float = 0.4
@@ -33,9 +33,9 @@ class ColorJitter:
     probability: float = 0.8
     gray: float = 0.2
 
-    def __call__(self, keys: jax.Array, pixels: jax.Array) -> jax.Array:
-        """float32 [B, H, W, 3] in [0, 1], jittered by `keys` [B]; the same shape and range."""
-        return jax.vmap(self._one)(keys, pixels)
+    def __call__(self, rng: jax.Array, pixels: jax.Array) -> jax.Array:
+        """Jitter float32 [B, H, W, 3] in [0, 1] by key array [B]; shape and range stay."""
+        return jax.vmap(self._one)(rng, pixels)
 
     def _one(self, key: jax.Array, image: jax.Array) -> jax.Array:
         order_key, amount_key, apply_key, gray_key = jax.random.split(key, 4)
@@ -43,25 +43,25 @@ class ColorJitter:
         amount = jax.random.uniform(amount_key, (4,), minval=-strength, maxval=strength)
         operations = (
             lambda x: blend(x, jnp.zeros_like(x), 1 + amount[0]),
-            lambda x: blend(x, gray(x).mean() * jnp.ones_like(x), 1 + amount[1]),
-            lambda x: blend(x, gray(x), 1 + amount[2]),
+            lambda x: blend(x, to_gray(x).mean() * jnp.ones_like(x), 1 + amount[1]),
+            lambda x: blend(x, to_gray(x), 1 + amount[2]),
             lambda x: shift_hue(x, amount[3]),
         )
         jittered = image
         for operation in jax.random.permutation(order_key, 4):  # torchvision shuffles them, too
             jittered = jax.lax.switch(operation, operations, jittered)
         image = jnp.where(jax.random.bernoulli(apply_key, self.probability), jittered, image)
-        return jnp.where(jax.random.bernoulli(gray_key, self.gray), gray(image), image)
+        return jnp.where(jax.random.bernoulli(gray_key, self.gray), to_gray(image), image)
 
 
 @dataclasses.dataclass(frozen=True)
 class Appearance:
-    """The official augmentation of MoCo v3 and DINO after cropping: jitter, gray, blur, solarize.
+    """The augmentation of MoCo v3 and DINO after cropping: color jitter, gray, blur, solarize.
 
     Attributes:
-      color: the jitter.
-      blur, solarize: their probabilities.
-      sigma: blurs are drawn from this range, in pixels whatever the image's size.
+      color: The jitter.
+      blur, solarize: The probabilities of each.
+      sigma: The range that a blur's sigma is drawn from, in pixels at any image size.
     """
 
     color: ColorJitter = ColorJitter(saturation=0.2)
@@ -69,38 +69,29 @@ class Appearance:
     solarize: float = 0.0
     sigma: tuple[float, float] = (0.1, 2.0)
 
-    def __call__(self, keys: jax.Array, pixels: jax.Array) -> jax.Array:
-        """float32 [B, H, W, 3] in [0, 1], changed by `keys` [B]; the same shape and range."""
-        color_keys, blur_keys, sigma_keys, solarize_keys = split(keys, 4)
-        pixels = self.color(color_keys, pixels)
+    def __call__(self, rng: jax.Array, pixels: jax.Array) -> jax.Array:
+        """Change float32 [B, H, W, 3] in [0, 1] by key array [B]; shape and range stay."""
+        color_rng, blur_rng, sigma_rng, solarize_rng = split(rng, 4)
+        pixels = self.color(color_rng, pixels)
         if self.blur:
-            sigma = draw(sigma_keys, *self.sigma)
-            chosen = draw(blur_keys) < self.blur
-            pixels = jnp.where(each(chosen), gaussian_blur(pixels, sigma), pixels)
+            sigma = uniform(sigma_rng, *self.sigma)
+            chosen = (uniform(blur_rng) < self.blur)[:, None, None, None]
+            pixels = jnp.where(chosen, gaussian_blur(pixels, sigma), pixels)
         if self.solarize:
-            chosen = draw(solarize_keys) < self.solarize
-            pixels = jnp.where(each(chosen), solarize(pixels), pixels)
+            chosen = (uniform(solarize_rng) < self.solarize)[:, None, None, None]
+            pixels = jnp.where(chosen, solarize(pixels), pixels)
         return pixels
 
 
-def draw(keys: jax.Array, low: float = 0.0, high: float = 1.0) -> jax.Array:
-    """float32 [B], uniform in [low, high), from `keys` [B]."""
-    return jax.vmap(lambda key: jax.random.uniform(key, minval=low, maxval=high))(keys)
-
-
-def each(of_image: jax.Array) -> jax.Array:
-    """[B] as [B, 1, 1, 1]."""
-    return of_image[:, None, None, None]
-
-
 def gaussian_blur(pixels: jax.Array, sigma: jax.Array, radius: int = 6) -> jax.Array:
-    """[B, H, W, 3] blurred by a Gaussian of `sigma` [B] pixels; border pixels repeat outwards.
+    """Blur [B, H, W, 3] by a Gaussian of `sigma` [B] pixels; border pixels repeat outward.
 
-    Two products with a band matrix of each image, which accelerators do faster than a convolution
-    with another kernel for each. `radius` cuts the kernel off: three of the largest sigma.
+    Each image is multiplied by two band matrices. On accelerators this is faster than a convolution
+    with a different kernel for each image. `radius` truncates the kernel at three times the largest
+    sigma.
     """
 
-    def band(side: int) -> jax.Array:  # [B, side, side]: what each pixel of a line gives to each
+    def band(side: int) -> jax.Array:  # [B, side, side]: weight of each pixel of a line in each
         offset = jnp.arange(-radius, radius + 1)
         distance = offset.astype(jnp.float32) / sigma[:, None]  # [B, 2 · radius + 1]
         weight = jax.nn.softmax(-0.5 * distance**2)
@@ -113,28 +104,29 @@ def gaussian_blur(pixels: jax.Array, sigma: jax.Array, radius: int = 6) -> jax.A
 
 
 def solarize(pixels: jax.Array) -> jax.Array:
-    """[..., 3] with values from 128 of 255 upwards inverted, as Pillow does."""
+    """Invert the values of [..., 3] from 128 of 255 upward, as Pillow does."""
     return jnp.where(pixels < 127.5 / 255, pixels, 1 - pixels)
 
 
-def gray(pixels: jax.Array) -> jax.Array:
-    """The luma of [..., 3] in all three channels."""
+def to_gray(pixels: jax.Array) -> jax.Array:
+    """Return the luma of [..., 3] in all three channels."""
     luma = (pixels * jnp.array(LUMA)).sum(-1, keepdims=True)
     return jnp.broadcast_to(luma, pixels.shape)
 
 
 def blend(pixels: jax.Array, other: jax.Array, factor: jax.Array) -> jax.Array:
-    """`other` + factor · (pixels - other), clipped to [0, 1]: 1 gives `pixels`, 0 `other`."""
+    """Return other + factor · (pixels - other), clipped to [0, 1]."""
     return jnp.clip(other + factor * (pixels - other), 0, 1)
 
 
 def shift_hue(pixels: jax.Array, turns: jax.Array) -> jax.Array:
-    """[..., 3] in [0, 1] with hue moved by a fraction of the color circle."""
+    """Shift the hue of [..., 3] in [0, 1] by a fraction of the color circle."""
     red, green, blue = jnp.moveaxis(pixels, -1, 0)
     value, chroma = pixels.max(-1), pixels.max(-1) - pixels.min(-1)
     over = 1 / jnp.where(chroma > 0, chroma, 1)
-    # In sixths of the circle. Nothing asks for `red == value`, as the textbooks do: XLA may compute
-    # one number in two places and round it differently. Where two channels tie, both cases agree.
+    # In sixths of the circle. Textbooks compare `red == value`. XLA may compute one number in two
+    # places and round it differently, so nothing here compares floats for equality. Where two
+    # channels tie, both cases agree.
     hue = jnp.where(
         (red >= green) & (red >= blue),
         (green - blue) * over,

@@ -1,4 +1,4 @@
-"""Patch masking: x ⊙ M. Arrays are named `visible`, for the paper's M; never `mask`."""
+"""Patch masking: x ⊙ M. Boolean arrays are named `visible`, after the paper's M; never `mask`."""
 
 from __future__ import annotations
 
@@ -9,91 +9,101 @@ import jax.numpy as jnp
 
 from occinv.schema import UserError
 
-ASPECT = 0.3  # of the flattest block that BEiT removes; the steepest has 1 / 0.3
-# Blocks that are tried for an image. Of 75 or 98 in 196 patches, one is then missing in one image
+ASPECT = 0.3  # of the flattest rectangle that BEiT removes; the steepest has 1 / 0.3
+# Rectangles tried for an image. Of 75 or 98 in 196 patches, one is then missing in one image
 # of 50 (docs/fidelity.md).
 ATTEMPTS = 64
 
 
 def kept_patches(num_patches: int, ratio: float) -> int:
-    """How many of `num_patches` stay visible when `ratio` of them are removed, rounded down.
+    """Return how many of `num_patches` stay visible when `ratio` of them are removed, rounded down.
 
-    The official MAE rounds so (`random_masking` of models_mae.py). Raises UserError when the ratio
-    lies outside (0, 1) or leaves no patch to see.
+    The official MAE rounds in the same way (`random_masking` of models_mae.py).
+
+    Raises:
+      UserError: The ratio is outside (0, 1) or leaves no visible patch.
     """
     if not 0 < ratio < 1:
         raise UserError(f"mask ratio {ratio}, expected a number strictly between 0 and 1")
     # 1e-9: 0.9 * 10 patches removed must leave 1, which 1 - 0.9 in binary misses.
     kept = int(num_patches * (1 - ratio) + 1e-9)
     if kept == 0:
-        raise UserError(f"mask ratio {ratio} leaves none of the {num_patches} patches visible")
+        raise UserError(
+            f"mask ratio {ratio} leaves none of {num_patches} patches visible; use a smaller one"
+        )
     return kept
 
 
-def lowest(noise: jax.Array, kept: int) -> jax.Array:
-    """bool [B, N]: True for the `kept` patches of each image whose `noise` [B, N] is lowest.
+def lowest(noise: jax.Array, kept: int | jax.Array) -> jax.Array:
+    """Return bool [B, N]: True for the `kept` patches of each image with the lowest `noise` [B, N].
 
-    The choice of the official MAE (`random_masking`), whose own array has the opposite polarity.
+    The official MAE chooses in the same way (`random_masking`); its own array has the opposite
+    polarity.
     """
     rank = jnp.argsort(jnp.argsort(noise, axis=1), axis=1)
     return rank < kept
 
 
-def random_visible(keys: jax.Array, num_patches: int, kept: int) -> jax.Array:
-    """bool [B, N] with `kept` patches visible in each image, drawn by the image's own key [B]."""
-    noise = jax.vmap(lambda key: jax.random.uniform(key, (num_patches,)))(keys)
+def random_visible(rng: jax.Array, num_patches: int, kept: int) -> jax.Array:
+    """Draw bool [B, N] with `kept` visible patches in each image, by key array [B]."""
+    noise = jax.vmap(lambda key: jax.random.uniform(key, (num_patches,)))(rng)
     return lowest(noise, kept)
 
 
-def rectangles_visible(keys: jax.Array, num_patches: int, kept: int, smallest: int) -> jax.Array:
-    """bool [B, N] with `kept` patches visible, the others removed in blocks, as BEiT removes them.
+def rectangles_visible(
+    rng: jax.Array, num_patches: int, kept: int | jax.Array, min_rectangle: int
+) -> jax.Array:
+    """Draw bool [B, N] with `kept` visible patches; the others are removed in rectangles, as BEiT.
 
-    Blocks of random area and aspect are removed one after the other while what they add is not too
-    much (`MaskingGenerator` of masking_generator.py). What is then missing, to be exactly as many
-    as asked, are single patches beside those removed.
+    Rectangles of random area and aspect are removed one after the other while they add no more than
+    is missing (`MaskingGenerator` of masking_generator.py). To remove exactly the given number, the
+    remaining patches are removed one by one next to removed ones.
 
     Args:
-      keys: one for each image [B].
+      rng: key array [B].
       num_patches: N, a square number.
-      smallest: area that a block is drawn with at least, in patches, while so many are missing.
+      kept: int or int32 [B].
+      min_rectangle: The smallest area that a rectangle is drawn with, in patches, as long as so
+        many are missing.
     """
-    side, goal = math.isqrt(num_patches), num_patches - kept
+    side = math.isqrt(num_patches)
 
-    def one(key: jax.Array) -> jax.Array:
+    def one(key: jax.Array, goal: jax.Array) -> jax.Array:
         loop_key, rest_key = jax.random.split(key)
 
-        def remove_a_block(attempt: jax.Array, removed: jax.Array) -> jax.Array:
+        def remove_rectangle(attempt: jax.Array, removed: jax.Array) -> jax.Array:
             draws = jax.random.uniform(jax.random.fold_in(loop_key, attempt), (4,))
             missing = goal - removed.sum()
-            area = smallest + draws[0] * (missing - smallest).astype(jnp.float32)
+            area = min_rectangle + draws[0] * (missing - min_rectangle).astype(jnp.float32)
             aspect = jnp.exp(math.log(ASPECT) * (2 * draws[1] - 1))
             size = jnp.round(jnp.sqrt(area * jnp.stack([aspect, 1 / aspect]))).astype(jnp.int32)
             places = (side - size + 1).astype(jnp.float32)
             first = jnp.floor(draws[2:] * places).astype(jnp.int32)
             line = jnp.arange(side)
             rows, columns = (line >= first[:, None]) & (line < (first + size)[:, None])
-            block = rows[:, None] & columns
-            added = (block & ~removed).sum()
+            rectangle = rows[:, None] & columns
+            added = (rectangle & ~removed).sum()
             fits = (size < side).all() & (added > 0) & (added <= missing)
-            return removed | (block & fits)
+            return removed | (rectangle & fits)
 
-        # So many for every image: a loop that ends when all are done would wait for all devices.
-        removed = jax.lax.fori_loop(0, ATTEMPTS, remove_a_block, jnp.zeros((side, side), bool))
+        # The count is fixed: a loop that ends when all images are done would wait for all devices.
+        removed = jax.lax.fori_loop(0, ATTEMPTS, remove_rectangle, jnp.zeros((side, side), bool))
         around = jnp.pad(removed, 1).astype(jnp.float32)
         beside = around[2:, 1:-1] + around[:-2, 1:-1] + around[1:-1, 2:] + around[1:-1, :-2]
         noise = jax.random.uniform(rest_key, (side, side)) - beside
         return jnp.where(removed, -jnp.inf, noise).reshape(-1)
 
-    return ~lowest(jax.vmap(one)(keys), goal)
+    goal = jnp.broadcast_to(jnp.asarray(num_patches - kept, jnp.int32), rng.shape)
+    return ~lowest(jax.vmap(one)(rng, goal), goal[:, None])
 
 
 def visible_ids(visible: jax.Array, kept: int) -> jax.Array:
-    """int32 [B, kept]: where the visible patches of `visible` [B, N] are, in raster order."""
+    """Return int32 [B, kept]: the positions of the visible patches of [B, N], in raster order."""
     return jnp.argsort(~visible, axis=1, stable=True)[:, :kept]
 
 
 def paint(pixels: jax.Array, visible: jax.Array, patch_size: int) -> jax.Array:
-    """x ⊙ M in pixels: [B, H, W, 3] with the patches that are not visible [B, N] set to zero."""
+    """Return x ⊙ M in pixels: [B, H, W, 3] with the patches not in `visible` [B, N] set to zero."""
     batch, height, width, _ = pixels.shape
     grid = visible.reshape(batch, height // patch_size, width // patch_size)
     seen = grid.repeat(patch_size, 1).repeat(patch_size, 2)

@@ -1,8 +1,8 @@
-"""Mixup, CutMix and random erasing on the device: what fine-tuning adds to a crop.
+"""Mixup, CutMix and random erasing on the device, as in fine-tuning.
 
-The official MAE takes them from timm. There one draw serves the batch (mixing); here every image
-draws by its own key, as everything on the device does. An image's partner is the one as far from
-the batch's end as it is from the start, as in timm.
+The official MAE uses timm's. timm draws one mixing share for the whole batch; here every image
+draws its own by its own key, like everything on the device. As in timm, an image is mixed with its
+partner, the image at its position in the reversed batch.
 """
 
 from __future__ import annotations
@@ -13,36 +13,42 @@ import jax
 import jax.numpy as jnp
 
 from occinv.rng import split
+from occinv.transforms.view import denormalize
 
 
 class Mixed(NamedTuple):
-    """Images, each with a part of its partner."""
+    """Images that are each mixed with their partner.
 
-    pixels: jax.Array  # float32 [B, H, W, 3]
-    share: jax.Array  # float32 [B], of the image itself; the partner has the rest
+    Attributes:
+      pixels: float32 [B, H, W, 3].
+      share: float32 [B], the share of the image itself; the rest is its partner's.
+    """
+
+    pixels: jax.Array
+    share: jax.Array
 
 
 def mix(
-    keys: jax.Array, pixels: jax.Array, mixup: float, cutmix: float, switch: float = 0.5
+    rng: jax.Array, pixels: jax.Array, mixup: float, cutmix: float, switch: float = 0.5
 ) -> Mixed:
-    """Mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019) with the batch in reverse.
+    """Apply Mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019) with the reversed batch.
 
     Args:
-      keys: key array [B].
+      rng: key array [B].
       pixels: float32 [B, H, W, 3].
-      mixup, cutmix: α of the Beta(α, α) that the share is drawn from; 0: not this one.
-      switch: the probability of CutMix where both are on.
+      mixup, cutmix: α of the Beta(α, α) that the share is drawn from; 0 turns it off.
+      switch: The probability of CutMix where both are on.
     """
     if not (mixup or cutmix):
         return Mixed(pixels, jnp.ones(len(pixels)))
-    choice_keys, blend_keys, cut_keys, place_keys = split(keys, 4)
+    choice_rng, blend_rng, cut_rng, place_rng = split(rng, 4)
     partner = pixels[::-1]
     if mixup:
-        share = beta(blend_keys, mixup)
+        share = beta(blend_rng, mixup)
         blended = partner + share[:, None, None, None] * (pixels - partner)
         blend = Mixed(blended, share)
     if cutmix:
-        inside = cut_box(place_keys, beta(cut_keys, cutmix), pixels.shape[1:3])
+        inside = cut_box(place_rng, beta(cut_rng, cutmix), pixels.shape[1:3])
         cut = Mixed(
             jnp.where(inside[..., None], partner, pixels),
             1 - inside.astype(jnp.float32).mean((1, 2)),
@@ -51,24 +57,24 @@ def mix(
         return blend
     if not mixup:
         return cut
-    chosen = jax.vmap(lambda key: jax.random.bernoulli(key, switch))(choice_keys)
+    chosen = jax.vmap(lambda key: jax.random.bernoulli(key, switch))(choice_rng)
     return Mixed(
         jnp.where(chosen[:, None, None, None], cut.pixels, blend.pixels),
         jnp.where(chosen, cut.share, blend.share),
     )
 
 
-def beta(keys: jax.Array, alpha: float) -> jax.Array:
-    """float32 [B] from Beta(alpha, alpha), by each key of [B]."""
-    return jax.vmap(lambda key: jax.random.beta(key, alpha, alpha))(keys)
+def beta(rng: jax.Array, alpha: float) -> jax.Array:
+    """Draw float32 [B] from Beta(alpha, alpha), by key array [B]."""
+    return jax.vmap(lambda key: jax.random.beta(key, alpha, alpha))(rng)
 
 
-def cut_box(keys: jax.Array, share: jax.Array, size: tuple[int, ...]) -> jax.Array:
-    """bool [B, H, W]: a box around a uniform center with 1 - share [B] of the area.
+def cut_box(rng: jax.Array, share: jax.Array, size: tuple[int, ...]) -> jax.Array:
+    """Draw bool [B, H, W]: a box around a uniform center with 1 - share [B] of the area.
 
-    What would lie outside the image is cut off, so the box may be smaller than asked.
+    The box is clipped at the border of the image, so it may be smaller.
     """
-    center = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
+    center = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(rng)
     side = jnp.sqrt(1 - share)
 
     def along(axis: int) -> jax.Array:  # bool [B, length]
@@ -82,21 +88,24 @@ def cut_box(keys: jax.Array, share: jax.Array, size: tuple[int, ...]) -> jax.Arr
 
 
 def erase(
-    keys: jax.Array,
+    rng: jax.Array,
     pixels: jax.Array,
     probability: float,
     area: tuple[float, float] = (0.02, 1 / 3),
     aspect: float = 0.3,
 ) -> jax.Array:
-    """A box of normal noise in each image with this probability (Zhong et al. 2020).
+    """Replace a box of each image by noise, with this probability (Zhong et al. 2020).
 
-    The behavior is that of timm's RandomErasing with mode `pixel` and one box: its area is uniform
-    in `area` (a fraction of the image), its aspect ratio log-uniform in [aspect, 1 / aspect], and
-    the first of ten tries that fits is taken.
+    It behaves as timm's RandomErasing with mode `pixel` and one box: the box's area is uniform in
+    `area` (a fraction of the image), its aspect ratio log-uniform in [aspect, 1 / aspect], and the
+    first of ten draws that fits is used. The noise is normal in normalized pixels.
 
     Args:
-      keys: key array [B].
-      pixels: float32 [B, H, W, 3], normalized: noise of deviation 1 is as bright as an image.
+      rng: key array [B].
+      pixels: float32 [B, H, W, 3] in [0, 1]; the noise exceeds this range.
+      probability: The probability for each image.
+      area: The range of the box's area.
+      aspect: The smallest aspect ratio.
     """
     if not probability:
         return pixels
@@ -119,6 +128,6 @@ def erase(
         inside = (row >= top) & (row < top + h) & (column >= left) & (column < left + w)
         return inside & fits.any() & jax.random.bernoulli(apply_key, probability)
 
-    box_keys, noise_keys = split(keys, 2)
-    noise = jax.vmap(lambda key: jax.random.normal(key, pixels.shape[1:]))(noise_keys)
-    return jnp.where(jax.vmap(box)(box_keys)[..., None], noise, pixels)
+    box_rng, noise_rng = split(rng, 2)
+    noise = jax.vmap(lambda key: jax.random.normal(key, pixels.shape[1:]))(noise_rng)
+    return jnp.where(jax.vmap(box)(box_rng)[..., None], denormalize(noise), pixels)

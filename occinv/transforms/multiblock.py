@@ -1,4 +1,4 @@
-"""I-JEPA's masks: a large block of patches without the smaller ones that are to be told from it."""
+"""I-JEPA's multi-block masking: a large context rectangle without the smaller target rectangles."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from occinv.transforms.masking import lowest
 
 
-def block_size(num_patches: int, scale: float, aspect: float) -> tuple[int, int]:
-    """Rows and columns of a block of `scale` of a square image's patches, and never a whole side.
+def rectangle_size(num_patches: int, scale: float, aspect: float) -> tuple[int, int]:
+    """Return rows and columns of a rectangle with a share `scale` of a square image's patches.
 
-    `aspect` is height by width (`_sample_block_size` of multiblock.py).
+    `aspect` is height by width. A rectangle never spans a whole side (`_sample_block_size` of
+    multiblock.py).
     """
     area, longest = int(num_patches * scale), math.isqrt(num_patches) - 1
     rows, columns = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
@@ -21,41 +22,41 @@ def block_size(num_patches: int, scale: float, aspect: float) -> tuple[int, int]
 
 
 def multiblock(
-    keys: jax.Array,
+    rng: jax.Array,
     num_patches: int,
     context: tuple[int, int],
     target: tuple[int, int],
-    count: int,
+    num_targets: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """A context and the blocks that are to be told from it, each anywhere in the image.
+    """Draw a context rectangle and target rectangles, each anywhere in the image.
 
     Args:
-      keys: one for each image [B].
+      rng: key array [B].
       num_patches: N, a square number.
-      context, target: rows and columns of either kind of block.
-      count: T, target blocks of an image, which may overlap each other.
+      context, target: Rows and columns of either kind of rectangle.
+      num_targets: T, target rectangles of an image, which may overlap each other.
 
     Returns:
-      bool [B, N], True for patches of the context block that are in no target block: as many of
-      these, drawn at random, as are left where no target blocks overlap.
-      int32 [B, T, R], the patches of each target block in raster order.
+      bool [B, N], True for patches of the context that are in no target. Their number is what
+      remains where no targets overlap; if more remain, this many are drawn at random.
+      int32 [B, T, R], the patches of each target in raster order.
     """
     side = math.isqrt(num_patches)
-    kept = math.prod(context) - count * math.prod(target)
+    kept = math.prod(context) - num_targets * math.prod(target)
 
-    def place(key: jax.Array, size: tuple[int, int], blocks: int) -> jax.Array:
-        """Where the patches of `blocks` blocks are: int32 [blocks, rows · columns]."""
+    def place(key: jax.Array, size: tuple[int, int], count: int) -> jax.Array:
+        """Place `count` rectangles: the patches of each, int32 [count, rows · columns]."""
         rows, columns = (jnp.arange(length) for length in size)
         inside = (rows[:, None] * side + columns).reshape(-1)
-        first = jax.random.randint(key, (blocks, 2), 0, side + 1 - jnp.array(size))
+        first = jax.random.randint(key, (count, 2), 0, side + 1 - jnp.array(size))
         return first[:, :1] * side + first[:, 1:] + inside
 
     def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         context_key, target_key, noise_key = jax.random.split(key, 3)
-        blocks = place(target_key, target, count)
+        targets = place(target_key, target, num_targets)
         seen = jnp.zeros(num_patches, bool).at[place(context_key, context, 1)].set(True)
         noise = jax.random.uniform(noise_key, (num_patches,))
-        return jnp.where(seen.at[blocks].set(False), noise, jnp.inf), blocks
+        return jnp.where(seen.at[targets].set(False), noise, jnp.inf), targets
 
-    noise, blocks = jax.vmap(one)(keys)
-    return lowest(noise, kept), blocks
+    noise, targets = jax.vmap(one)(rng)
+    return lowest(noise, kept), targets

@@ -1,4 +1,4 @@
-"""What a transformation returns: an image, and which of its patches can be seen."""
+"""View: the result of a transformation, an image and which of its patches are visible."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class View:
     """T(x) for a batch.
 
     Attributes:
-      pixels: float32 [B, H, W, 3], normalized by ImageNet's mean and deviation. Patches that are
-        not visible may hold anything: nothing reads them through this view but as a target.
-      visible: bool [B, N], the paper's M: True where the patch is seen.
-      kept: how many patches of every image are visible, known when the program is traced.
-      share: float32 [B], how much of each image is its own where it is mixed with the image in its
-        place of the reversed batch; None: all of it.
+      pixels: float32 [B, H, W, 3] in [0, 1]. The encoder normalizes them itself. Pixels of patches
+        that are not visible are not read through this view, except as a reconstruction target.
+      visible: bool [B, N], the paper's M: True where the patch is visible.
+      kept: The number of visible patches in every image, known when the program is traced.
+      share: float32 [B], the weight of the image's own label where it is mixed with its partner,
+        the image at its position in the reversed batch. None: not mixed.
     """
 
     pixels: jax.Array
@@ -30,20 +30,20 @@ class View:
 
 
 def unit_range(image: jax.Array) -> jax.Array:
-    """uint8 [B, H, W, 3] to float32 in [0, 1]."""
+    """Convert uint8 [B, H, W, 3] to float32 in [0, 1]."""
     return image.astype(jnp.float32) / 255.0
 
 
 def normalize(pixels: jax.Array) -> jax.Array:
-    """float32 [..., 3] in [0, 1] to ImageNet's mean 0 and deviation 1."""
+    """Normalize float32 [..., 3] in [0, 1] by ImageNet's mean and standard deviation."""
     return (pixels - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
 
 
 def denormalize(pixels: jax.Array) -> jax.Array:
-    """The inverse of `normalize`."""
+    """Invert `normalize`."""
     return pixels * jnp.array(IMAGENET_STD) + jnp.array(IMAGENET_MEAN)
 
 
 def whole(pixels: jax.Array, num_patches: int) -> View:
-    """The identity transformation: every patch of `pixels` [B, H, W, 3] is visible."""
+    """Return the identity view of `pixels` [B, H, W, 3]: every patch is visible."""
     return View(pixels, jnp.ones((pixels.shape[0], num_patches), bool), num_patches)

@@ -1,11 +1,12 @@
-"""Other people's checkpoints, in and out.
+"""Imports checkpoints of other libraries as workdirs, and exports encoders to other libraries.
 
-container.py, torch_file.py, pickled.py   a file's arrays by name, without running anything in it
-selection.py, big_vision.py               the ViT among them, under the official PyTorch names
-translation.py, fixed_position.py         these names and layouts, and our tree; sizes from shapes
-dalle.py                                  the one file that holds a tokenizer, not a ViT
-imported.py, importing.py, exporting.py   a workdir from a file, a file from a workdir
-listing.py                                what was used, ignored, missing and assumed, in words
+import_weights.py, export_weights.py   the two public functions
+import_vit.py, import_dalle.py         parameters and config of a ViT, or of DALL·E's tokenizer
+checkpoint_file.py, torch_file.py      reading of PyTorch, safetensors and npz files
+find_vit.py                            which keys of a checkpoint belong to the ViT, by origin
+pytorch_names.py, big_vision_names.py  conversions between names and layouts
+encoder_only.py                        objectives of imported workdirs, which have no loss
+import_report.py                       used, ignored and missing keys, and assumed values
 """
 
 from typing import Literal

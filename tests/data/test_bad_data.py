@@ -16,7 +16,7 @@ from PIL import Image
 
 from occinv.data.embedded import photos
 from occinv.data.folder import open_folder
-from occinv.data.loader import EvalLoader, TrainLoader
+from occinv.data.loader import EvalLoader, LoaderSpec, TrainLoader
 from occinv.data.open_source import open_source
 from occinv.data.source import DecodeError
 from occinv.schema import UserError
@@ -48,12 +48,20 @@ def flipped(encoded, rng):
 
 
 def train_loader(source, **options):
-    options = {"batch_size": 8, "seed": 0, "num_threads": 2} | options
-    return TrainLoader(source, image_size=SIZE, **options)
+    options = {"batch_size": 8, "num_threads": 2} | options
+    return TrainLoader(source, LoaderSpec(image_size=SIZE, **options))
 
 
 def eval_loader(source, **options):
-    return EvalLoader(source, batch_size=8, image_size=SIZE, num_threads=2, **options)
+    return EvalLoader(source, LoaderSpec(batch_size=8, image_size=SIZE, num_threads=2, **options))
+
+
+def skipped(caplog):
+    """The names of the images that the log says were skipped, each logged once; clears the log."""
+    names = [r.args[2].name for r in caplog.records if r.message.startswith("skipped")]
+    assert len(set(names)) == len(names)
+    caplog.clear()
+    return set(names)
 
 
 def test_odd_images_are_images(tmp_path):
@@ -73,7 +81,7 @@ def test_odd_images_are_images(tmp_path):
     assert np.bincount(batch.index).tolist() == [20] * 7 and batch.weight.all()
     (whole,) = eval_loader(source).batches()
     assert whole.weight.tolist() == [1] * 7 + [0]
-    one = source.paths.index("one_pixel.JPEG")
+    one = source.names.index("one_pixel.JPEG")
     assert (whole.image[one] == whole.image[one, 0, 0]).all()
 
 
@@ -86,20 +94,20 @@ def test_a_truncated_image_is_named_or_counted(loader, tmp_path, caplog):
     def batches(**options):
         made = loader(source, **options)
         steps = (0, 3) if loader is train_loader else ()  # two epochs
-        return list(made.batches(*steps)), made.corrupt
+        return list(made.batches(*steps))
 
     with pytest.raises(DecodeError, match=rf"image 5, {tmp_path}/05\.jpg: .*[Pp]remature end"):
         batches()
     with caplog.at_level(logging.WARNING, logger="occinv.data"):
-        seen, corrupt = batches(max_corrupt=1)
-    assert corrupt == (f"{tmp_path}/05.jpg",)
-    assert caplog.text.count("skipped (1 of at most 1)") == 1 and "05.jpg" in caplog.text
+        seen = batches(max_corrupt=1)
+    assert caplog.text.count("skipped (1 of at most 1)") == 1
+    assert skipped(caplog) == {f"{tmp_path}/05.jpg"}
     weights = np.concatenate([batch.weight for batch in seen])
     assert weights.sum() == (24 if loader is train_loader else 11)
     assert 5 not in np.concatenate([batch.index for batch in seen])
 
 
-def test_flipped_bits_in_jpegs_are_counted_or_beyond_notice(tmp_path):
+def test_flipped_bits_in_jpegs_are_counted_or_beyond_notice(tmp_path, caplog):
     rng = np.random.default_rng(1)
     wholes = photographs(400)
     for number, encoded in enumerate(wholes):
@@ -107,27 +115,29 @@ def test_flipped_bits_in_jpegs_are_counted_or_beyond_notice(tmp_path):
     source = open_folder(str(tmp_path), train=True)
     loader = eval_loader(source, max_corrupt=400)
     seen = np.concatenate([batch.index[batch.weight == 1] for batch in loader.batches()])
-    assert len(set(seen)) == len(seen) == 400 - len(loader.corrupt)
+    corrupt = skipped(caplog)
+    assert len(set(seen)) == len(seen) == 400 - len(corrupt)
     outcomes = collections.Counter()
     for number in range(400):
         try:
             pixels = source.read(number).image
         except DecodeError as error:
-            assert error.name == f"{tmp_path}/{number:03}.jpg" and error.name in loader.corrupt
+            assert error.name == f"{tmp_path}/{number:03}.jpg" and error.name in corrupt
             outcomes["error"] += 1
         else:
             assert number in seen and pixels.dtype == np.uint8
             outcomes["seen"] += 1
     # Most flips give another picture, which no decoder can tell from a sound one: see docs/data.md.
     assert outcomes["error"] > 5 and outcomes["seen"] > 200
+    caplog.clear()
     # Training replaces the damaged: an epoch is as long as it says.
     training = train_loader(source, max_corrupt=400)
     epoch = np.concatenate([batch.index for batch in training.batches(0, 50)])
     assert len(epoch) == 400 and set(epoch) == set(seen)
-    assert training.corrupt == loader.corrupt
+    assert skipped(caplog) == corrupt
 
 
-def test_runs_of_damage_in_jpegs_are_counted(tmp_path):
+def test_runs_of_damage_in_jpegs_are_counted(tmp_path, caplog):
     rng = np.random.default_rng(2)
     for number, encoded in enumerate(photographs(100)):
         start = rng.integers(len(encoded) - 64)
@@ -135,9 +145,10 @@ def test_runs_of_damage_in_jpegs_are_counted(tmp_path):
         (tmp_path / f"{number:03}.jpg").write_bytes(encoded[:start] + junk + encoded[start + 64 :])
     source = open_folder(str(tmp_path), train=True)
     loader = eval_loader(source, max_corrupt=100)
-    assert sum(batch.weight.sum() for batch in loader.batches()) == 100 - len(loader.corrupt)
-    assert len(loader.corrupt) > 10
-    with pytest.raises(UserError, match=r"\d+ images cannot be read, data\.max_corrupt=2 "):
+    read = sum(batch.weight.sum() for batch in loader.batches())
+    corrupt = skipped(caplog)
+    assert read == 100 - len(corrupt) and len(corrupt) > 10
+    with pytest.raises(UserError, match=r"\d+ images cannot be read, but data\.max_corrupt=2\. "):
         list(eval_loader(source, max_corrupt=2).batches())
 
 
@@ -194,7 +205,8 @@ def test_flipped_bits_in_records_are_found_by_their_checksums(records, tmp_path)
     assert outcomes["error"] > 20
 
 
-def test_the_loader_holds_no_more_batches_than_it_says(monkeypatch):
+def test_the_loader_holds_no_more_batches_than_documented(monkeypatch):
+    """docs/data.md: at most max(2, num_threads) + 2 batches; without threads two."""
     alive, most, made = set(), [], 0
     empty = TrainLoader._empty
 
@@ -211,9 +223,8 @@ def test_the_loader_holds_no_more_batches_than_it_says(monkeypatch):
     for num_threads in (0, 1, 4):
         alive.clear()
         most.clear()
-        loader = TrainLoader(
-            photos(True), batch_size=4, image_size=8, seed=0, num_threads=num_threads
-        )
+        spec = LoaderSpec(batch_size=4, image_size=8, num_threads=num_threads)
+        loader = TrainLoader(photos(True), spec)
         batches = loader.batches(0, 10**6)
         for number in range(200):
             batch = next(batches)
@@ -222,7 +233,8 @@ def test_the_loader_holds_no_more_batches_than_it_says(monkeypatch):
         assert batch.image.shape == (4, 8, 8, 3)
         batches.close()
         del batch, batches
-        assert max(1, num_threads) < max(most) <= loader.most_batches
+        bound = max(2, num_threads) + 2 if num_threads else 2
+        assert max(1, num_threads) < max(most) <= bound
         deadline = time.monotonic() + 5
         while alive and time.monotonic() < deadline:
             gc.collect()

@@ -3,7 +3,7 @@
 import numpy as np
 
 from occinv.data.crop import Crop
-from occinv.data.loader import EvalLoader, TrainLoader
+from occinv.data.loader import EvalLoader, LoaderSpec, TrainLoader
 from occinv.data.open_source import open_source
 
 CROPS = (Crop(32), Crop(16, (0.05, 0.2)), Crop(16, (0.05, 0.2)))
@@ -12,7 +12,7 @@ CROPS = (Crop(32), Crop(16, (0.05, 0.2)), Crop(16, (0.05, 0.2)))
 def loader(**options: object) -> TrainLoader:
     source = open_source("photos", train=True)
     settings = {"batch_size": 6, "image_size": 32, "seed": 3, "num_threads": 0, **options}
-    return TrainLoader(source, **settings)  # type: ignore[arg-type]
+    return TrainLoader(source, LoaderSpec(**settings))  # type: ignore[arg-type]
 
 
 def test_the_first_crop_is_what_it_is_without_further_ones() -> None:
@@ -49,10 +49,8 @@ def test_a_small_scale_shows_a_small_part() -> None:
 
 def test_evaluation_draws_the_same_crops_each_time() -> None:
     source = open_source("photos", train=False)
-    first, again = (
-        EvalLoader(source, batch_size=4, image_size=32, num_threads=0, crops=CROPS).batch(1)
-        for _ in range(2)
-    )
+    spec = LoaderSpec(batch_size=4, image_size=32, num_threads=0, crops=CROPS)
+    first, again = (EvalLoader(source, spec).batch(1) for _ in range(2))
     for one, other in zip(first.crops, again.crops, strict=True):
         np.testing.assert_array_equal(one, other)
     assert (first.crops[0] != first.image).any()

@@ -47,7 +47,7 @@ def test_the_pixels_are_pillows(mode, options):
     if mode == "L":
         options.pop("subsampling", None)
     encoded = jpeg(image, **options)
-    np.testing.assert_array_equal(decode_rgb(io.BytesIO(encoded)), by_pillow(encoded))
+    np.testing.assert_array_equal(decode_rgb(encoded, "image"), by_pillow(encoded))
 
 
 def test_orientation_is_pillows_in_exif_and_xmp():
@@ -64,7 +64,7 @@ def test_orientation_is_pillows_in_exif_and_xmp():
         encoded = jpeg(**options)
         with Image.open(io.BytesIO(encoded)) as image:
             upright = np.asarray(ImageOps.exif_transpose(image))
-        pixels = decode_rgb(io.BytesIO(encoded))
+        pixels = decode_rgb(encoded, "image")
         np.testing.assert_array_equal(pixels, upright)
         shapes.append(pixels.shape[0])
     assert shapes == [93, *[71] * 5, *[93] * 4, 71]
@@ -74,13 +74,13 @@ def test_a_bomb_is_left_to_pillow_which_refuses(monkeypatch):
     encoded = jpeg()
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 71 * 93 // 2 - 1)
     with pytest.raises(Image.DecompressionBombError):
-        decode_rgb(io.BytesIO(encoded))
+        decode_rgb(encoded, "image")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 71 * 93 - 1)
     with pytest.warns(Image.DecompressionBombWarning):
-        decode_rgb(io.BytesIO(encoded))
+        decode_rgb(encoded, "image")
     for limit in (71 * 93, None):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        assert decode_rgb(io.BytesIO(encoded)).shape == (71, 93, 3)
+        assert decode_rgb(encoded, "image").shape == (71, 93, 3)
 
 
 def test_a_jpeg_that_only_pillow_decodes_is_left_to_it(monkeypatch, caplog):
@@ -90,7 +90,7 @@ def test_a_jpeg_that_only_pillow_decodes_is_left_to_it(monkeypatch, caplog):
     monkeypatch.setattr(simplejpeg, "decode_jpeg", refuse)
     encoded = jpeg()
     with caplog.at_level(logging.WARNING, logger="occinv.data"):
-        np.testing.assert_array_equal(decode_rgb(io.BytesIO(encoded)), by_pillow(encoded))
+        np.testing.assert_array_equal(decode_rgb(encoded, "image"), by_pillow(encoded))
 
 
 def test_invented_pixels_are_an_error():
@@ -100,7 +100,7 @@ def test_invented_pixels_are_an_error():
     assert by_pillow(closed).shape == (71, 93, 3)  # Pillow grays the rest and says nothing
     for damaged in (cut, closed, encoded[:-2]):
         with pytest.raises(ValueError, match=r"[Pp]remature end"):
-            decode_rgb(io.BytesIO(damaged))
+            decode_rgb(damaged, "image")
 
 
 def test_what_is_no_image_is_shown():
@@ -109,7 +109,7 @@ def test_what_is_no_image_is_shown():
         (b"", "0 byt"),
     ):
         with pytest.raises(ValueError, match=f"no image: {shown}"):
-            decode_rgb(io.BytesIO(encoded))
+            decode_rgb(encoded, "image")
 
 
 def test_plain_jpegs_do_without_pillow(monkeypatch):
@@ -118,27 +118,25 @@ def test_plain_jpegs_do_without_pillow(monkeypatch):
     files = [jpeg(), jpeg(exif=exif), jpeg(keep_rgb=True), jpeg(Image.new("L", (8, 8)))]
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("by Pillow"))
     for encoded in files:
-        decode_rgb(io.BytesIO(encoded))
+        decode_rgb(encoded, "image")
     # Nor is it asked for an orientation because of bytes that are among the pixels or behind them.
     monkeypatch.setattr(Image, "open", lambda *args: pytest.fail("by Pillow"))
-    decode_rgb(io.BytesIO(jpeg() + b"Exif\0\0"))
+    decode_rgb(jpeg() + b"Exif\0\0", "image")
 
 
-def test_a_lesser_complaint_is_logged_with_the_name(caplog, tmp_path):
+def test_a_lesser_complaint_is_logged_with_the_name(caplog):
     encoded = jpeg()
     odd = encoded[:-2] + bytes(100) + encoded[-2:]  # more than the scan needs before its end
-    path = tmp_path / "odd.jpg"
-    path.write_bytes(odd)
     with caplog.at_level(logging.WARNING, logger="occinv.data"):
-        pixels = decode_rgb(path)
+        pixels = decode_rgb(odd, "folder/odd.jpg")
         np.testing.assert_array_equal(pixels, by_pillow(encoded))
-        np.testing.assert_array_equal(decode_rgb(io.BytesIO(odd), "record 7"), pixels)
+        np.testing.assert_array_equal(decode_rgb(odd, "record 7"), pixels)
     assert [record.message.split(" extraneous")[0][:-3] for record in caplog.records] == [
-        f"{path}: Corrupt JPEG data:",
+        "folder/odd.jpg: Corrupt JPEG data:",
         "record 7: Corrupt JPEG data:",
     ]
     caplog.clear()
-    decode_rgb(io.BytesIO(encoded))
+    decode_rgb(encoded, "image")
     assert not caplog.records
 
 
@@ -148,4 +146,4 @@ def test_orientation_is_found_behind_other_segments():
     encoded = jpeg(exif=exif)
     thumbnail = b"\xff\xed\x00\x0aPhoto\x00\xff\xda"  # the marker of a scan, within a segment
     for before in (thumbnail, b"\xff", thumbnail + b"\xff"):  # a marker may be filled up with 0xff
-        assert decode_rgb(io.BytesIO(encoded[:2] + before + encoded[2:])).shape == (93, 71, 3)
+        assert decode_rgb(encoded[:2] + before + encoded[2:], "image").shape == (93, 71, 3)

@@ -9,10 +9,10 @@ from occinv.data.embedded import (
     PHOTOGRAPHS,
     TEST_TILES,
     TRAIN_TILES,
-    block_boxes,
     cut_tiles,
     digits,
     photos,
+    region_boxes,
 )
 from occinv.schema import UserError
 
@@ -37,11 +37,11 @@ def test_photos_are_balanced_deterministic_fast_and_offline(monkeypatch):
 
 
 @pytest.mark.parametrize("size", [(512, 512), (600, 400), (303, 384), (1411, 1411), (448, 172)])
-def test_train_and_test_blocks_share_no_pixel(size):
+def test_train_and_test_regions_share_no_pixel(size):
     width, height = size
     seen = np.zeros((height, width), np.int32)
     for train, mark in ((True, 1), (False, 100)):
-        for left, top, right, bottom in block_boxes(width, height, train):
+        for left, top, right, bottom in region_boxes(width, height, train):
             assert 0 <= left < right <= width and 0 <= top < bottom <= height
             seen[top:bottom, left:right] += mark
     assert set(np.unique(seen)) <= {0, 1, 100}  # no pixel twice
@@ -56,7 +56,7 @@ def test_no_test_pixel_reaches_a_train_tile():
     pixels = rng.integers(0, 256, (300, 451, 3), dtype=np.uint8)
     for train in (True, False):
         changed = pixels.copy()
-        for left, top, right, bottom in block_boxes(451, 300, not train):
+        for left, top, right, bottom in region_boxes(451, 300, not train):
             changed[top:bottom, left:right] = 255 - changed[top:bottom, left:right]
         tiles, again = (cut_tiles(Image.fromarray(p), 32, train) for p in (pixels, changed))
         np.testing.assert_array_equal(tiles, again)

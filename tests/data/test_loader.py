@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from occinv.data.embedded import photos
-from occinv.data.loader import EvalLoader, TrainLoader, _crop_generator
+from occinv.data.loader import EvalLoader, LoaderSpec, TrainLoader, sample_rng
 from occinv.data.order import sample_indices
 from occinv.data.source import DecodeError, Sample
 from occinv.schema import UserError
@@ -26,8 +26,8 @@ class Numbered:
     def __len__(self):
         return self.count
 
-    def expect(self, indices):
-        self.expected = list(indices)
+    def prefetch(self, indices):
+        self.announced = list(indices)
 
     def read(self, index, reduction=None):
         if index in self.corrupt:
@@ -37,8 +37,12 @@ class Numbered:
 
 
 def train_loader(source=None, **options):
-    options = {"batch_size": 8, "image_size": 4, "seed": 0, "num_threads": 0} | options
-    return TrainLoader(source or Numbered(), **options)
+    options = {"batch_size": 8, "image_size": 4, "num_threads": 0} | options
+    return TrainLoader(source or Numbered(), LoaderSpec(**options))
+
+
+def eval_loader(source, **options):
+    return EvalLoader(source, LoaderSpec(image_size=4, **options))
 
 
 def assert_equal(first, second):
@@ -71,12 +75,10 @@ def test_each_image_comes_once_an_epoch_though_the_batch_does_not_divide_it():
 
 def test_the_source_is_told_what_comes_next():
     source = Numbered(10)
-    loader = TrainLoader(
-        source, batch_size=4, image_size=8, seed=0, process_index=1, process_count=2
-    )
-    assert loader.batch(3).index.tolist() == source.expected
-    held_out = EvalLoader(source, batch_size=4, image_size=8)
-    assert held_out.batch(2).index.tolist() == [*source.expected, -1, -1] == [8, 9, -1, -1]
+    loader = train_loader(source, batch_size=4, process_index=1, process_count=2)
+    assert loader.batch(3).index.tolist() == source.announced
+    validation = eval_loader(source, batch_size=4)
+    assert validation.batch(2).index.tolist() == [*source.announced, -1, -1] == [8, 9, -1, -1]
 
 
 def test_a_batch_may_be_larger_than_the_data():
@@ -116,7 +118,7 @@ def test_the_draws_of_a_sample_stay_what_they_are():
     for seed, number in ((0, 0), (7, 5), (2**63 - 1, 10**12)):
         philox = np.random.Philox(key=[seed, 0], counter=[0, number, 0, 0])
         wanted = np.random.Generator(philox).random(3)
-        np.testing.assert_array_equal(_crop_generator(seed, number).random(3), wanted)
+        np.testing.assert_array_equal(sample_rng(seed, number).random(3), wanted)
 
 
 def test_no_crop_and_no_flip_is_the_identity():
@@ -171,8 +173,8 @@ def test_corrupt_images_are_replaced_counted_and_logged_once(caplog):
     with caplog.at_level(logging.WARNING, logger="occinv.data"):
         loader = train_loader(source, max_corrupt=2)
         batches = list(loader.batches(0, 10))
-    assert loader.corrupt == ("file3", "file7")
-    assert len(caplog.records) == 2 and "file3" in caplog.text and "at most 2" in caplog.text
+    assert sorted(record.args[2].name for record in caplog.records) == ["file3", "file7"]
+    assert "skipped (1 of at most 2)" in caplog.text and "skipped (2 of at most 2)" in caplog.text
     stream = sample_indices(0, 10, 0, 200)
     for position, index in enumerate(joined(batches).index):
         later = stream[position:]
@@ -198,7 +200,7 @@ def test_one_corrupt_image_too_many_is_an_error_that_names_all():
 
 
 def test_evaluation_sees_every_image_once_in_order():
-    loader = EvalLoader(Numbered(), batch_size=4, image_size=4, resize_ratio=1.0, num_threads=2)
+    loader = eval_loader(Numbered(), batch_size=4, resize_ratio=1.0, num_threads=2)
     batches = list(loader.batches())
     assert len(loader) == len(batches) == 3
     whole = joined(batches)
@@ -207,7 +209,7 @@ def test_evaluation_sees_every_image_once_in_order():
     assert whole.weight.tolist() == [1.0] * 10 + [0.0] * 2
     np.testing.assert_array_equal(whole.image[:10, 0, 0, 0], range(10))
     assert not whole.image[10:].any()
-    assert len(EvalLoader(Numbered(8), batch_size=4, image_size=4)) == 2
+    assert len(eval_loader(Numbered(8), batch_size=4)) == 2
     with pytest.raises(IndexError):
         loader.batch(3)
 
@@ -216,7 +218,7 @@ def test_evaluation_sees_every_image_once_in_order():
 def test_evaluation_is_shared_by_processes(process_count):
     # 9 images in batches of 8: some processes have nothing but padding at the end.
     def loader(**options):
-        return EvalLoader(Numbered(9), batch_size=8, image_size=4, num_threads=0, **options)
+        return eval_loader(Numbered(9), batch_size=8, num_threads=0, **options)
 
     parts = [loader(process_index=i, process_count=process_count) for i in range(process_count)]
     assert {len(part) for part in parts} == {2}
@@ -224,25 +226,38 @@ def test_evaluation_is_shared_by_processes(process_count):
         assert_equal(loader().batch(number), joined([part.batch(number) for part in parts]))
 
 
-def test_evaluation_pads_where_an_image_is_corrupt():
+def test_evaluation_pads_where_an_image_is_corrupt(caplog):
     source = Numbered(corrupt=[5])
-    loader = EvalLoader(source, batch_size=5, image_size=4, max_corrupt=1, num_threads=0)
+    loader = eval_loader(source, batch_size=5, max_corrupt=1, num_threads=0)
     whole = joined(loader.batches())
     assert whole.index.tolist() == [0, 1, 2, 3, 4, -1, 6, 7, 8, 9]
     assert whole.weight.tolist() == [1.0] * 5 + [0.0] + [1.0] * 4
-    assert loader.corrupt == ("file5",)
+    assert [record.args[2].name for record in caplog.records] == ["file5"]
     with pytest.raises(DecodeError, match="file5"):
-        list(EvalLoader(source, batch_size=5, image_size=4).batches())
+        list(eval_loader(source, batch_size=5).batches())
 
 
-def test_mistakes():
-    with pytest.raises(UserError, match="batch_size is 6, expected a multiple of the 4 processes"):
-        train_loader(batch_size=6, process_count=4)
-    with pytest.raises(UserError, match="batch_size is 0"):
-        train_loader(batch_size=0)
-    with pytest.raises(UserError, match="seed is -1"):
-        train_loader(seed=-1)
-    with pytest.raises(UserError, match="resize_ratio is 2"):
-        EvalLoader(Numbered(), batch_size=4, image_size=4, resize_ratio=2)
-    with pytest.raises(ValueError, match="process_index is 2 of 2"):
-        train_loader(process_index=2, process_count=2)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"batch_size": 6, "process_count": 4},
+            r"batch_size=6 is not divisible by 4 processes\. Use 4 or 8\.",
+        ),
+        ({"batch_size": 3, "process_count": 4}, r"batch_size=3 is not .* Use 4\."),
+        ({"batch_size": 0}, "batch_size=0, expected 1 or more"),
+        ({"seed": -1}, "seed=-1, expected 0 to"),
+        ({"seed": 2**63}, "seed=9223372036854775808, expected 0 to"),
+        ({"resize_ratio": 2}, r"resize_ratio=2, expected a number in \(0, 1\]"),
+        ({"resize_ratio": 0.0}, r"resize_ratio=0\.0, expected a number in \(0, 1\]"),
+    ],
+)
+def test_a_spec_out_of_range(options, message):
+    with pytest.raises(UserError, match=message):
+        LoaderSpec(**{"batch_size": 8, "image_size": 4} | options)
+
+
+@pytest.mark.parametrize("process_index", [-1, 2])
+def test_a_process_that_does_not_exist(process_index):
+    with pytest.raises(ValueError, match=f"process_index={process_index}, expected 0 to 1"):
+        LoaderSpec(batch_size=8, image_size=4, process_index=process_index, process_count=2)

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 from PIL import Image
 
@@ -30,3 +33,23 @@ def test_other_specs_are_refused(spec, hint):
     with pytest.raises(UserError, match=hint) as caught:
         open_source(spec, train=True)
     assert repr(spec) in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["digits", "folder"])
+def test_a_source_imports_only_what_it_uses(tmp_path, kind):
+    Image.new("RGB", (4, 4)).save(tmp_path / "1.png")
+    spec = f"folder:{tmp_path}" if kind == "folder" else kind
+    program = f"""
+import sys
+from occinv.data.loader import LoaderSpec, TrainLoader
+from occinv.data.open_source import open_source
+from occinv.data.subset import select
+from occinv.schema import Data
+source = select(open_source({spec!r}, train=True), Data(""), 0)
+TrainLoader(source, LoaderSpec(batch_size=2, image_size=4)).batch(0)
+unused = ("tensorflow_datasets", "occinv.data.tfds", "occinv.data.selections",
+          "occinv.data.rand_augment")
+assert not [name for name in unused if name in sys.modules]
+assert ("occinv.data.embedded" in sys.modules) == ({kind!r} == "digits")
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -11,8 +11,8 @@ from PIL import Image, ImageEnhance, ImageOps
 from occinv import schema
 from occinv.config import CONFIGS, load_config
 from occinv.data import rand_augment as augment
-from occinv.data.crop import Crop, random_resized_crop
-from occinv.data.loader import TrainLoader, _crop_generator
+from occinv.data.crop import Crop, RandomCrops
+from occinv.data.loader import LoaderSpec, TrainLoader, sample_rng
 from occinv.data.open_source import open_source
 from occinv.data.order import sample_indices
 from occinv.data.rand_augment import FILL, OPERATIONS, rand_augment
@@ -236,17 +236,22 @@ def test_the_level_is_normal_and_clipped(drawn: list[list[Drawn]]) -> None:
     assert abs(np.corrcoef(pairs.T)[0, 1]) < 0.1
 
 
-def test_settings_are_heeded() -> None:
-    image, rng = Image.fromarray(NOISE), np.random.default_rng(2)
-    assert rand_augment(image, rng, count=0) is image
-    assert rand_augment(image, rng, probability=0.0) is image
-    levels: list[float] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            augment, "OPERATIONS", {"one": lambda image, level, _: levels.append(level) or image}
-        )
-        for magnitude in (-3.0, 4.0, 12.0):
-            rand_augment(image, rng, magnitude, deviation=0.0, count=3, probability=1.0)
+@pytest.mark.parametrize(("setting", "value"), [("COUNT", 0), ("PROBABILITY", 0.0)])
+def test_nothing_is_applied(monkeypatch: pytest.MonkeyPatch, setting: str, value: float) -> None:
+    monkeypatch.setattr(augment, setting, value)
+    image = Image.fromarray(NOISE)
+    assert rand_augment(image, np.random.default_rng(2)) is image
+
+
+def test_the_level_is_the_magnitude_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, rng, levels = Image.fromarray(NOISE), np.random.default_rng(2), []
+    operation = {"one": lambda image, level, _: levels.append(level) or image}
+    monkeypatch.setattr(augment, "OPERATIONS", operation)
+    for name, value in (("DEVIATION", 0.0), ("COUNT", 3), ("PROBABILITY", 1.0)):
+        monkeypatch.setattr(augment, name, value)
+    for magnitude in (-3.0, 4.0, 12.0):
+        monkeypatch.setattr(augment, "MAGNITUDE", magnitude)
+        rand_augment(image, rng)
     assert levels == [0.0] * 3 + [0.4] * 3 + [1.0] * 3
 
 
@@ -267,14 +272,15 @@ CROPS = (Crop(32), Crop(16, (0.05, 0.2)))
 def loader(**options: object) -> TrainLoader:
     source = open_source("photos", train=True)
     settings = {"batch_size": 12, "image_size": 32, "seed": 3, "num_threads": 0, **options}
-    return TrainLoader(source, **settings)  # type: ignore[arg-type]
+    return TrainLoader(source, LoaderSpec(**settings))  # type: ignore[arg-type]
 
 
 def test_without_it_a_batch_is_its_crops() -> None:
     ours = loader()
     batch = ours.batch(2)
     for row, index in enumerate(sample_indices(3, len(ours.source), 24, 12).tolist()):
-        image = random_resized_crop(ours.source.read(index).image, 32, _crop_generator(3, 24 + row))
+        crops = RandomCrops([Crop(32)], sample_rng(3, 24 + row), (0.2, 1.0), 0.5)
+        (image,) = crops.cut(ours.source.read(index).image)
         np.testing.assert_array_equal(batch.image[row], image)
 
 
@@ -286,9 +292,8 @@ def test_it_changes_the_first_crop_and_nothing_else() -> None:
         np.testing.assert_array_equal(ours, theirs)
     source, changed = open_source("photos", train=True), 0
     for row, index in enumerate(plain.index.tolist()):
-        rng = _crop_generator(3, 24 + row)
-        for crop in (Crop(32), *CROPS):
-            random_resized_crop(source.read(index).image, crop.size, rng, crop.scale or (0.2, 1.0))
+        rng = sample_rng(3, 24 + row)
+        RandomCrops([Crop(32), *CROPS], rng, (0.2, 1.0), 0.5).cut(source.read(index).image)
         expected = rand_augment(Image.fromarray(plain.image[row]), rng)
         np.testing.assert_array_equal(batch.image[row], np.asarray(expected))
         changed += not np.array_equal(batch.image[row], plain.image[row])
@@ -305,7 +310,7 @@ def test_it_does_not_depend_on_the_number_of_processes_or_threads() -> None:
 
 
 def test_a_config_asks_for_it_in_training_only() -> None:
-    from occinv.train.loop import prepare
+    from occinv.train.prepare import prepare
 
     runs = [
         prepare(schema.resolve(load_config(str(CONFIGS / "finetune.py:smoke"), overrides)))
@@ -313,5 +318,5 @@ def test_a_config_asks_for_it_in_training_only() -> None:
     ]
     plain, ours = (run.loader.batch(0).image for run in runs)
     assert (plain != ours).any(axis=(1, 2, 3)).sum() >= 4
-    plain, ours = (run.held_out.batch(0).image for run in runs)  # type: ignore[union-attr]
+    plain, ours = (run.validation.batch(0).image for run in runs)  # type: ignore[union-attr]
     np.testing.assert_array_equal(plain, ours)

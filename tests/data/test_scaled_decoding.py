@@ -14,10 +14,10 @@ from occinv.data import rand_augment as augment
 from occinv.data.crop import Crop, RandomCrops
 from occinv.data.decode import decode_rgb
 from occinv.data.folder import open_folder
-from occinv.data.loader import TrainLoader, _crop_generator
+from occinv.data.loader import LoaderSpec, TrainLoader, sample_rng
 from occinv.data.subset import Subset
 
-SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
+SCALE = (0.2, 1.0)
 
 
 def waves(height, width):
@@ -39,19 +39,19 @@ def jpeg(image, subsampling="4:4:4", **options):
 
 def random_crops(number, *sizes):
     crops = [Crop(size) for size in sizes]
-    return RandomCrops(crops, _crop_generator(0, number), SCALE, RATIO, 0.5)
+    return RandomCrops(crops, sample_rng(0, number), SCALE, 0.5)
 
 
 def whole_and_scaled(encoded, number, *sizes):
     """The crops of both, and how many times smaller the latter was decoded."""
-    whole = random_crops(number, *sizes).cut(decode_rgb(io.BytesIO(encoded)))
+    whole = random_crops(number, *sizes).cut(decode_rgb(encoded, "image"))
     smaller, asked = random_crops(number, *sizes), []
 
     def reduction(width, height):
         asked.append(smaller.reduction(width, height))
         return asked[0]
 
-    scaled = smaller.cut(decode_rgb(io.BytesIO(encoded), reduction=reduction))
+    scaled = smaller.cut(decode_rgb(encoded, "image", reduction))
     return whole, scaled, asked[0]
 
 
@@ -79,10 +79,10 @@ def test_pixels_are_saved_and_no_crop_is_enlarged_by_it():
         for sizes in ((224,), (96,), (32,), (224, 96), (96, 300, 32)):
             drawn = random_crops(number, *sizes)
             factor = drawn.reduction(1000, 750)
-            rng = _crop_generator(0, number)
+            rng = sample_rng(0, number)
             spare = []
             for size in sizes:
-                left, top, right, bottom = crop._crop_box(1000, 750, rng, SCALE, RATIO)
+                left, top, right, bottom = crop.crop_box(1000, 750, rng, SCALE)
                 rng.random()
                 spare.append(min(right - left, bottom - top) / size)
             assert factor == 1 or factor <= min(spare)
@@ -94,7 +94,7 @@ def test_what_a_crop_is_cut_from_is_the_box_and_its_pixels():
     drawn = random_crops(5, 50)
     factor = drawn.reduction(800, 600)
     assert factor == 8 or factor == 4
-    left, top, right, bottom = crop._crop_box(800, 600, _crop_generator(0, 5), SCALE, RATIO)
+    left, top, right, bottom = crop.crop_box(800, 600, sample_rng(0, 5), SCALE)
     image = noise(600 // factor, 800 // factor)
     inside = (
         slice(top // factor, -(-bottom // factor)),
@@ -111,9 +111,7 @@ def test_the_decoder_is_asked_for_less():
     encoded = jpeg(waves(301, 403))
     for factor in (1, 2, 4, 8):
         asked = []
-        image = decode_rgb(
-            io.BytesIO(encoded), reduction=lambda *size, f=factor, a=asked: a.append(size) or f
-        )
+        image = decode_rgb(encoded, "image", lambda *size, f=factor, a=asked: a.append(size) or f)
         assert asked == [(403, 301)]
         assert image.shape == (-(-301 // factor), -(-403 // factor), 3)
 
@@ -127,8 +125,8 @@ def test_what_is_no_plain_jpeg_comes_whole():
     Image.fromarray(image).convert("CMYK").save(cmyk, "JPEG")
     for encoded in (png.getvalue(), cmyk.getvalue(), jpeg(image, exif=exif)):
         asked = pytest.fail
-        whole = decode_rgb(io.BytesIO(encoded))
-        np.testing.assert_array_equal(decode_rgb(io.BytesIO(encoded), reduction=asked), whole)
+        whole = decode_rgb(encoded, "image")
+        np.testing.assert_array_equal(decode_rgb(encoded, "image", asked), whole)
     # What libjpeg complains of comes whole from Pillow, after the reduction was asked for.
     odd = jpeg(image)[:-2] + bytes(100) + b"\xff\xd9"
     (whole,), (scaled,), factor = whole_and_scaled(odd, 0, 8)
@@ -143,7 +141,7 @@ def test_truncation_is_noticed_at_every_scale():
         for damaged in (cut, cut + b"\xff\xd9"):
             for factor in (1, 2, 4, 8):
                 with pytest.raises(ValueError, match=r"[Pp]remature end"):
-                    decode_rgb(io.BytesIO(damaged), reduction=lambda *_, f=factor: f)
+                    decode_rgb(damaged, "image", lambda *_, f=factor: f)
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +156,7 @@ def folder(tmp_path_factory):
 
 def loader(source, **options):
     options = {"batch_size": 24, "image_size": 64, "num_threads": 0, "max_corrupt": 1} | options
-    return TrainLoader(source, seed=0, crops=(Crop(24), Crop(16, (0.05, 0.2))), **options)
+    return TrainLoader(source, LoaderSpec(crops=(Crop(24), Crop(16, (0.05, 0.2))), **options))
 
 
 def test_batches_are_those_of_whole_decoding(folder, monkeypatch):
@@ -187,7 +185,7 @@ def test_batches_are_those_of_whole_decoding(folder, monkeypatch):
     # Off, the crops are of the pixels that Pillow decodes.
     for row, index in enumerate(whole.index[:8].tolist()):
         drawn = random_crops(72 + row, 64)
-        with Image.open(f"{folder.folder}/{folder.paths[index]}") as image:
+        with Image.open(f"{folder.folder}/{folder.names[index]}") as image:
             (expected,) = drawn.cut(np.asarray(image))
         np.testing.assert_array_equal(whole.image[row], expected)
 
@@ -213,7 +211,7 @@ def test_what_is_drawn_after_the_crops_is_the_same(folder, monkeypatch):
 
 
 def test_a_config_asks_for_it_in_training_only(folder):
-    from occinv.train.loop import prepare
+    from occinv.train.prepare import prepare
 
     options = [f"--config.data.{name}=folder:{folder.folder}" for name in ("source", "eval_source")]
     options.append("--config.data.max_corrupt=1")
@@ -224,5 +222,5 @@ def test_a_config_asks_for_it_in_training_only(folder):
     whole, scaled = (run.loader.batch(0) for run in runs)
     np.testing.assert_array_equal(whole.index, scaled.index)
     assert (whole.image != scaled.image).any((1, 2, 3)).all()
-    whole, scaled = (run.held_out.batch(0).image for run in runs)
+    whole, scaled = (run.validation.batch(0).image for run in runs)
     np.testing.assert_array_equal(whole, scaled)

@@ -1,4 +1,4 @@
-"""The table of docs/fidelity.md, written by the tests when asked for."""
+"""The option --fidelity-table: the tests write the table of docs/fidelity.md."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from official import (
-    ERRORS,
-    PIECES,
-)
+from official import ERRORS, PIECES
 
 
 @pytest.fixture(scope="session", autouse=True)
 def table(request: pytest.FixtureRequest, repository: Path) -> Iterator[None]:
-    """With --fidelity-table, writes what the tests of this folder have found into the page."""
+    """With --fidelity-table, write the errors that the tests of this folder found."""
     yield
     if not request.config.getoption("--fidelity-table"):
         return

@@ -1,4 +1,4 @@
-"""Official names and layouts as ours, and the comparison whose errors docs/fidelity.md lists."""
+"""Official arrays in our names and layouts, and the comparison behind docs/fidelity.md."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import numpy as np
 from occinv import schema
 from occinv.data.batch import Batch
 from occinv.models import vit
-from occinv.objectives.base import Setting, make_objective
+from occinv.objectives import forward
+from occinv.objectives.base import Setting, Terms, make_objective
 from occinv.rng import image_rngs
-from occinv.transforms.view import View
+from occinv.transforms.view import IMAGENET_MEAN, IMAGENET_STD, View
 
 PLACES = {  # regular expressions of official names -> our path
     r"cls_token": "encoder class_token",
@@ -46,7 +47,7 @@ INSIDE_A_BLOCK = {
 
 
 def path_of(name: str, dimensions: int) -> tuple[str, ...]:
-    """Where in our tree the official parameter `name` of so many dimensions is."""
+    """Return the path in our tree of the official parameter `name` with `dimensions` axes."""
     stem, _, kind = name.rpartition(".")
     if kind not in ("weight", "bias"):
         stem, kind = name, ""
@@ -61,13 +62,13 @@ def path_of(name: str, dimensions: int) -> tuple[str, ...]:
 
 
 def layer_of(name: str) -> int | None:
-    """Which block a parameter belongs to; ours are stacked along the first axis."""
+    """Return the block of a parameter; our blocks are stacked along the first axis."""
     match = re.search(r"blocks\.(\d+)\.", name)
     return int(match[1]) if match else None
 
 
 def converted(value: np.ndarray) -> np.ndarray:
-    """An official array in our layout."""
+    """Return an official array in our layout."""
     if value.ndim == 4:  # a convolution [out, in, h, w] over a patch that is (h, w, in) for us
         return value.transpose(2, 3, 1, 0).reshape(-1, value.shape[0])
     if value.ndim == 3:  # tokens [1, 1, D] and position embeddings [1, 1 + N, D]
@@ -76,13 +77,13 @@ def converted(value: np.ndarray) -> np.ndarray:
 
 
 def group(file: Any, prefix: str) -> dict[str, np.ndarray]:
-    """The arrays of a file whose name starts with `prefix`/, without it."""
+    """Return the arrays of a file whose names start with `prefix`/, by the rest of the name."""
     start = prefix + "/"
     return {k.removeprefix(start): file[k] for k in file.files if k.startswith(start)}
 
 
 def ours(weights: dict[str, np.ndarray]) -> Any:
-    """Official parameters by name as our nested dict."""
+    """Return official parameters by name as our nested dict."""
     layers: dict[tuple[str, ...], list[np.ndarray]] = {}
     for name in sorted(weights, key=lambda name: (layer_of(name) or 0, name)):
         path = path_of(name, weights[name].ndim)
@@ -97,12 +98,13 @@ def ours(weights: dict[str, np.ndarray]) -> Any:
 
 
 def at(tree: Any, path: tuple[str, ...]) -> Any:
+    """Return the leaf or subtree at a path."""
     for key in path:
         tree = tree[key]
     return tree
 
 
-# What is compared, and with which official function: the rows of docs/fidelity.md.
+# The rows of docs/fidelity.md: the compared quantity, and the official function.
 PIECES = {
     "MAE: latent": "`forward_encoder`, models_mae.py",
     "MAE: prediction": "`forward_decoder`, models_mae.py",
@@ -133,11 +135,12 @@ ERRORS: dict[str, tuple[float, float]] = {}  # piece -> largest error found, tol
 
 
 def agrees(piece: str, found: Any, expected: Any, tolerance: float = 1e-4) -> None:
-    """Every array of the tree `expected` is in `found`, and as close as float32 sums can be.
+    """Assert that `found` has every array of the tree `expected`, with equal values.
 
-    A value may be off by `tolerance` of itself, by a fifth of that of the largest of its array
-    (sums cancel), or by a hundredth of that of the largest of all (what is zero but for rounding).
-    The largest error, as a share of the largest value of its array, goes into the table.
+    The allowed difference of a value v is `tolerance` · (|v| + 0.2 · m). Here m is the largest
+    value of its array, because terms of a sum cancel, and at least a twentieth of the largest value
+    of all arrays, because some gradients are zero but for rounding. The largest error as a share of
+    m is a cell of the table.
     """
     assert piece in PIECES
     error = ERRORS.get(piece, (0.0, 0.0))[0]
@@ -155,39 +158,58 @@ def agrees(piece: str, found: Any, expected: Any, tolerance: float = 1e-4) -> No
 
 
 def paths(tree: Any) -> list[tuple[str, ...]]:
-    """Where the leaves are."""
+    """Return the paths of the leaves."""
     return [tuple(key.key for key in path) for path, _ in jax.tree.leaves_with_path(tree)]
 
 
-def with_views(objective: Any, views: list[View], cls: Any = None) -> Any:
-    """The same objective, whose transformation returns these views."""
+def pixels_of(images: np.ndarray) -> jax.Array:
+    """Return official images, which are normalized, as pixels in [0, 1].
 
-    class Given(cls or type(objective)):  # type: ignore[misc]
-        def transform(self, pixels: Any, keys: Any) -> Any:
-            return tuple(views)
+    Computed in float64, because our encoder normalizes the pixels again.
+    """
+    pixels = images.astype(np.float64) * IMAGENET_STD + np.array(IMAGENET_MEAN)
+    return jnp.asarray(pixels, jnp.float32)
+
+
+def with_views(objective: Any, *views: View) -> Any:
+    """Return the same objective with these views instead of random ones."""
+
+    class Given(type(objective)):  # type: ignore[misc]
+        def views(self, pixels: Any, rng: Any) -> Any:
+            return views
 
     fields = {f.name: getattr(objective, f.name) for f in dataclasses.fields(objective)}
     return Given(**fields)
 
 
-def differentiated(objective: Any, params: Any, state: Any, images: int) -> Any:
-    """(loss, state, gradient) of `objective.loss` at step 0."""
-    nothing = np.zeros((images, 1, 1, 3), np.uint8)
-    batch = Batch(nothing, np.arange(images), np.arange(images), np.ones(images, np.float32))
-    keys = image_rngs(jax.random.key(0), jnp.int32(0), images)
+def inputs(count: int, labels: np.ndarray | None = None) -> tuple[Batch, jax.Array, jax.Array]:
+    """Return batch, rng and step of `count` images, whose pixels come from `with_views`."""
+    black = np.zeros((count, 1, 1, 3), np.uint8)
+    labels = np.zeros(count, np.int32) if labels is None else labels.astype(np.int32)
+    batch = Batch(black, labels, np.arange(count), np.ones(count, np.float32))
+    step = jnp.int32(0)
+    return batch, image_rngs(jax.random.key(0), step, count), step
 
-    def loss(params: Any) -> Any:
-        return objective.loss(params, state, batch, keys, jnp.int32(0))
 
-    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
-    (value, (state, _)), gradients = jax.device_get(gradient(params))
-    return value, state, gradients
+def loss_and_features(
+    objective: Any, params: Any, state: Any, count: int, labels: np.ndarray | None = None
+) -> tuple[jax.Array, tuple[Terms, Any]]:
+    """Return the mean loss, and (terms, features), of `count` images; the target does not move."""
+    batch, rng, step = inputs(count, labels)
+    views, z = forward.represent(objective, params, state, batch, rng, step)
+    terms = forward.compare(objective, params, state, views, z, batch, rng, step)
+    return terms.loss.mean(), (terms, z)
+
+
+def differentiated(function: Any, params: Any) -> Any:
+    """Return ((value, other results), gradient) of `function(params)` as NumPy arrays."""
+    return jax.device_get(jax.jit(jax.value_and_grad(function, has_aux=True))(params))
 
 
 def objective_of(
     file: Any, section: dict[str, Any], num_classes: int = 0, train_position: bool = False
 ) -> Any:
-    """The objective whose encoder has the sizes that the file was computed with."""
+    """Return the objective of `section`, with an encoder of the file's sizes."""
     config = json.loads(str(file["config"]))
     encoder = schema.Encoder(
         name="micro",

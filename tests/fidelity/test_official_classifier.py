@@ -1,4 +1,4 @@
-"""The classifier and its layer-wise rates against models_vit.py and lr_decay.py."""
+"""The classifier and its layer-wise learning rates against models_vit.py and lr_decay.py."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.tree_util import DictKey
 from official import (
     agrees,
     at,
+    differentiated,
     group,
     layer_of,
+    loss_and_features,
     objective_of,
     ours,
     path_of,
+    pixels_of,
+    with_views,
 )
 
 from occinv import schema
-from occinv.losses.losses import cross_entropy
 from occinv.train.optimizer import is_decayed, layer_scales
 from occinv.transforms.view import whole
 
@@ -33,19 +35,17 @@ def classifier(reference: Path) -> Any:
 
 
 def classify(file: Any, pooling: str, weights: Any, smoothing: float = 0.0) -> Any:
-    """(loss, logits), gradient of the file's images and labels."""
-    labels = jnp.asarray(file["labels"], jnp.int32)
-    objective = objective_of(
-        file, {"name": "classification", "pooling": pooling}, file["logits"].shape[1]
-    )
-    view = whole(jnp.asarray(file["images"]), objective.encoder.num_patches)
+    """Return (loss, logits) and the gradient of the file's images and labels."""
+    section = {"name": "classification", "pooling": pooling, "label_smoothing": smoothing}
+    objective = objective_of(file, section, file["logits"].shape[1])
+    view = whole(pixels_of(file["images"]), objective.setting.encoder.num_patches)
+    objective, labels = with_views(objective, view), file["labels"]
 
     def loss(params: Any) -> Any:
-        logits = objective.classify(params, objective.encode(params, view))
-        return cross_entropy(logits, labels, smoothing).mean(), logits
+        return loss_and_features(objective, params, {}, len(labels), labels)
 
-    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
-    return jax.device_get(gradient(ours(weights)))
+    (value, (_, logits)), gradient = differentiated(loss, ours(weights))
+    return (value, logits), gradient
 
 
 def test_classifier_of_the_mean_token(classifier: Any) -> None:
@@ -55,7 +55,7 @@ def test_classifier_of_the_mean_token(classifier: Any) -> None:
     smoothed = classifier["loss_label_smoothing_0_1"]
     agrees("Classifier: label-smoothed loss", loss, smoothed, 1e-5)
     expected = group(classifier, "grad")
-    expected.pop("pos_embed", None)  # learns there; here only where the config says so
+    expected.pop("pos_embed", None)  # trained there; here only if the config says so
     agrees("Classifier: every gradient", gradient, ours(expected))
 
 

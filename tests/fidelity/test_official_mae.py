@@ -16,12 +16,17 @@ from official import (
     at,
     group,
     layer_of,
+    loss_and_features,
     objective_of,
     ours,
     path_of,
+    paths,
+    pixels_of,
+    with_views,
 )
 
 from occinv import schema
+from occinv.objectives import forward
 from occinv.train.optimizer import is_decayed, make_optimizer
 from occinv.transforms.masking import kept_patches, lowest
 from occinv.transforms.view import View
@@ -33,18 +38,19 @@ def mae(reference: Path) -> Any:
 
 
 def mae_loss(file: Any, **fields: Any) -> Any:
-    """A function (params, noise) -> loss, (latent, prediction, visible) of the file's images."""
+    """Return a function (params, noise) -> loss, (latent, prediction, visible)."""
     objective = objective_of(file, {"name": "mae", **fields})
-    kept = kept_patches(objective.encoder.num_patches, objective.mask_ratio)
-    images = jnp.asarray(file["images"])
+    count = objective.setting.encoder.num_patches
+    kept = kept_patches(count, objective.mask_ratio)
+    pixels = pixels_of(file["images"])
 
     def loss(params: Any, noise: jax.Array) -> Any:
         visible = lowest(noise, kept)
-        count = visible.shape[1]
-        shown, removed = View(images, visible, kept), View(images, ~visible, count - kept)
-        z = objective.encode(params, shown)
-        value, _ = objective.measure(params, {}, z, objective.patches(removed), shown, removed)
-        return value.mean(), (z.tokens, objective.decode(params, z, shown), visible)
+        views = View(pixels, visible, kept), View(pixels, ~visible, count - kept)
+        given = with_views(objective, *views)
+        value, (_, z) = loss_and_features(given, params, {}, len(pixels))
+        predicted = objective.networks.bind({"params": params}).decode(z, views[0])
+        return value, (z.tokens, predicted, visible)
 
     return loss
 
@@ -61,12 +67,12 @@ def mae_outcome(mae: Any, mae_gradient: Any) -> Any:
 
 def test_our_parameters_are_the_official_ones(mae: Any) -> None:
     objective = objective_of(mae, {"name": "mae"})
-    params, _ = jax.eval_shape(objective.init, jax.random.key(0))
+    params, _ = jax.eval_shape(lambda: forward.init(objective, jax.random.key(0)))
     shapes = jax.tree.map(lambda x: x.shape, params)
     assert shapes == jax.tree.map(np.shape, ours(group(mae, "state")))
 
 
-def test_visible_is_what_the_official_code_does_not_remove(mae: Any, mae_outcome: Any) -> None:
+def test_visible_patches_are_the_official_ones(mae: Any, mae_outcome: Any) -> None:
     (_, (_, _, visible)), _ = mae_outcome
     np.testing.assert_array_equal(visible, mae["removed"] == 0)
 
@@ -93,10 +99,8 @@ def test_every_gradient(mae: Any, mae_outcome: Any) -> None:
     expected = group(mae, "grad")
     agrees("MAE: every gradient", gradient, ours(expected))
     compared = {path_of(name, value.ndim) for name, value in expected.items()}
-    paths = {
-        tuple(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(gradient)
-    }
-    assert {path[-1] for path in paths - compared} == {"position"}  # theirs need no gradient
+    # The official position embeddings need no gradient.
+    assert {path[-1] for path in set(paths(gradient)) - compared} == {"position"}
 
 
 @pytest.mark.parametrize("ratio", [0.25, 0.5, 0.9])
@@ -117,7 +121,7 @@ def test_four_steps_of_adamw(mae: Any, mae_gradient: Any) -> None:
     rates = jnp.asarray(mae["train_lrs"], jnp.float32)
     config = schema.Optimizer(betas=(0.9, 0.95), weight_decay=0.05)
     params = jax.tree.map(jnp.asarray, ours(group(mae, "state")))
-    with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
         optimizer = make_optimizer(config, lambda step: rates[step])
         state = optimizer.init(params)
 
@@ -134,7 +138,7 @@ def test_four_steps_of_adamw(mae: Any, mae_gradient: Any) -> None:
     agrees("MAE: losses of four AdamW steps", np.array(losses), mae["train_losses"], 1e-5)
     trained = group(mae, "trained")
     assert trained
-    # A bias of the keys has no gradient but rounding, which Adam blows up to full steps.
+    # The gradient of the keys' bias is rounding noise, which Adam scales up to full steps.
     for name in [name for name in trained if name.endswith("attn.qkv.bias")]:
         path, layer = path_of(name, 1), layer_of(name)
         width = trained[name].shape[0] // 3

@@ -12,11 +12,7 @@ import numpy as np
 import optax
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
-from official import (
-    agrees,
-    converted,
-    group,
-)
+from official import agrees, converted, group
 
 from occinv import schema
 from occinv.models.position import interpolate, sincos
@@ -50,11 +46,11 @@ def test_five_steps_of_lars(schedule_and_embedding: Any) -> None:
     hparams = json.loads(str(file["lars_hparams"]))
     rate = hparams.pop("lr")
     config = schema.Optimizer(name="lars", **hparams)
-    # Only matrices decay and are trusted: by our names, kernels.
+    # Only matrices get weight decay and the trust ratio; we choose them by the name `kernel`.
     names = {"w": "kernel", "b": "bias", "z": "z/kernel"}
     weights = {mine: jnp.asarray(file[f"lars/{theirs}"][0]) for theirs, mine in names.items()}
     params = unflatten_dict(weights, sep="/")
-    with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
         optimizer = make_optimizer(config, lambda step: jnp.float32(rate))
         state = optimizer.init(params)
         for step in range(len(file["lars_grad/w"])):
@@ -68,11 +64,11 @@ def test_five_steps_of_lars(schedule_and_embedding: Any) -> None:
 
 
 def test_learning_rate(schedule_and_embedding: Any) -> None:
-    # lr .5, from 5 epochs of warm-up to 1e-6 at epoch 100: what the README beside the file says.
+    # The file's settings: lr 0.5, 5 epochs of warm-up, and 1e-6 at epoch 100.
     config = schema.Optimizer(base_lr=0.5, min_lr=1e-6)
     epochs = schedule_and_embedding["sched_epochs"]
     steps_an_epoch = 10
-    with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
         rate = learning_rate(config, 256, 5 * steps_an_epoch, 100 * steps_an_epoch)
         found = jax.vmap(rate)(jnp.asarray(epochs * steps_an_epoch, jnp.float32))
     agrees("Learning-rate schedule", found, schedule_and_embedding["sched_lr"])

@@ -1,12 +1,10 @@
-"""docs/fidelity.md."""
+"""docs/fidelity.md has a row for every comparison."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from official import (
-    PIECES,
-)
+from official import PIECES
 
 
 def test_the_page_has_every_piece(repository: Path) -> None:

@@ -8,43 +8,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_objectives import DECODER, HEADS, PATCH, SIDE, make, rngs_of
 
-from occinv import schema
 from occinv.data.batch import Batch
-from occinv.models import vit
-from occinv.objectives.base import Objective, Setting, make_objective
-from occinv.rng import image_rngs
+from occinv.objectives import forward
 from occinv.schema import UserError
 from occinv.transforms.view import normalize
 
-PATCH, SIDE, IMAGES = 4, 4, 6
-DECODER = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
+IMAGES = 6
 PIXELS = jnp.asarray(np.random.default_rng(0).random((IMAGES, 16, 16, 3)), jnp.float32)
-KEYS = image_rngs(jax.random.key(0), jnp.int32(0), IMAGES)
-
-
-def make(name: str, **fields: Any) -> Objective:
-    encoder = schema.Encoder(name="micro", patch_size=PATCH, width=16, depth=1, heads=2)
-    setting = Setting(vit.make_vit(encoder, SIDE * PATCH), num_classes=3, total_steps=100)
-    return make_objective({"name": name, **fields}, setting)
+RNG = rngs_of(0, IMAGES, seed=0)
 
 
 def views(name: str, **fields: Any) -> Any:
-    return make(name, **fields).transform(PIXELS, KEYS)
+    return make(name, **fields).views(PIXELS, RNG)
 
 
 def from_itself_or_partner(pixels: jax.Array) -> np.ndarray:
-    """bool [B, H, W]: where each pixel is its partner's; all others must be the image's own."""
-    own, partner = (np.asarray(normalize(x)) for x in (PIXELS, PIXELS[::-1]))
-    is_own = np.isclose(pixels, own, atol=1e-6).all(-1)
-    is_partners = np.isclose(pixels, partner, atol=1e-6).all(-1)
+    """Return bool [B, H, W], where a pixel is its partner's; all others must be the image's own."""
+    is_own = np.isclose(pixels, PIXELS, atol=1e-6).all(-1)
+    is_partners = np.isclose(pixels, PIXELS[::-1], atol=1e-6).all(-1)
     assert (is_own | is_partners).all()
     return ~is_own
 
 
 @pytest.mark.parametrize("color", [None, {}])
 @pytest.mark.parametrize("cutmix", [0.0, 1.0])
-def test_masks_do_not_change_with_what_is_done_to_pixels(cutmix: float, color: Any) -> None:
+def test_augmentation_does_not_change_the_masks(cutmix: float, color: Any) -> None:
     plain = views("mae", **DECODER)
     changed = views("mae", cutmix=cutmix, color=color, **DECODER)
     for ours, theirs in zip(changed, plain, strict=True):
@@ -54,16 +44,16 @@ def test_masks_do_not_change_with_what_is_done_to_pixels(cutmix: float, color: A
     assert is_plain == (not cutmix and color is None)
 
 
-def test_the_target_of_an_augmented_input_is_the_image_as_it_was() -> None:
+def test_the_target_of_an_augmented_input_is_the_original_image() -> None:
     first, second = views("mae", color={}, cutmix=1.0, **DECODER)
-    np.testing.assert_array_equal(second.pixels, normalize(PIXELS))
+    np.testing.assert_array_equal(second.pixels, PIXELS)
     assert not np.allclose(first.pixels, second.pixels, atol=1e-2)
 
 
 def test_the_target_of_an_augmented_image_is_augmented() -> None:
     first, second = views("mae", color={}, augmented="image", **DECODER)
     np.testing.assert_array_equal(second.pixels, first.pixels)
-    assert not np.allclose(first.pixels, normalize(PIXELS), atol=1e-2)
+    assert not np.allclose(first.pixels, PIXELS, atol=1e-2)
 
 
 def test_cutmix_pastes_a_box_of_the_partner() -> None:
@@ -74,28 +64,28 @@ def test_cutmix_pastes_a_box_of_the_partner() -> None:
         assert box.sum() == len(rows) * len(columns)
 
 
-def test_each_view_of_cmae_has_a_box_of_its_own() -> None:
-    heads = {"head_hidden": 8, "head_out": 8}
-    first, second = views("cmae", mask_ratio=0.0, cutmix=1.0, color=None, **heads)
+def test_each_view_of_cmae_has_its_own_box() -> None:
+    first, second = views("cmae", mask_ratio=0.0, cutmix=1.0, color=None, **HEADS)
     boxes = [from_itself_or_partner(view.pixels) for view in (first, second)]
     assert (boxes[0] != boxes[1]).any((1, 2)).sum() >= IMAGES - 2
 
 
 def test_without_masking_every_patch_is_seen_and_predicted() -> None:
-    """The plain autoencoder: the mean over all patches of the squared error."""
+    """The objective is a plain autoencoder: its loss is the mean squared error of all patches."""
     objective = make("mae", mask_ratio=0.0, normalize_target=False, **DECODER)
-    first, second = objective.transform(PIXELS, KEYS)
+    first, second = objective.views(PIXELS, RNG)
     for view in (first, second):
         assert np.asarray(view.visible).all() and view.kept == SIDE**2
-    params, state = objective.init(jax.random.key(1))
+    params, state = forward.init(objective, jax.random.key(1))
     image = np.asarray(PIXELS * 255).astype(np.uint8)
     batch = Batch(image, np.zeros(IMAGES, np.int32), np.arange(IMAGES), np.ones(IMAGES, np.float32))
-    terms = objective.terms(params, state, batch, KEYS)
-    shown = normalize(jnp.asarray(image / np.float32(255)))
-    predicted = objective.decode(
-        params, objective.encode(params, first.replace(pixels=shown)), first
-    )
-    patches = np.asarray(shown).reshape(IMAGES, SIDE, PATCH, SIDE, PATCH, 3)
+    inputs = params, state, batch, RNG, jnp.int32(0)
+    terms = forward.terms_of(objective, *inputs)
+    net, _ = forward.bind(objective, *inputs)
+    shown = image / np.float32(255)
+    predicted = net.decode(net.encode(first.replace(pixels=shown)), first)
+    patches = np.asarray(normalize(jnp.asarray(shown)))
+    patches = patches.reshape(IMAGES, SIDE, PATCH, SIDE, PATCH, 3)
     patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(IMAGES, SIDE**2, -1)
     expected = np.square(np.asarray(predicted, np.float64) - patches).mean((1, 2))
     np.testing.assert_allclose(terms.loss, expected, rtol=1e-5)
@@ -112,7 +102,9 @@ def test_without_masking_every_patch_is_seen_and_predicted() -> None:
         ("rmae", {"t2": "identity", "color": {}}, "75% removed, color", "identity"),
     ],
 )
-def test_the_axes_say_what_is_done(name: str, fields: dict[str, Any], t1: str, t2: str) -> None:
+def test_the_axes_describe_the_transformations(
+    name: str, fields: dict[str, Any], t1: str, t2: str
+) -> None:
     assert make(name, **fields).axes[:2] == (t1, t2)
 
 
@@ -121,8 +113,9 @@ def test_rmae_needs_masking() -> None:
         make("rmae", mask_ratio=0.0)
 
 
-def test_evaluation_sees_images_as_they_are() -> None:
+def test_evaluation_does_not_augment_images() -> None:
     objective = make("mae", cutmix=1.0, color={}, **DECODER)
-    assert objective.couples_batch and not objective.for_evaluation.couples_batch
-    for view in objective.for_evaluation.transform(PIXELS, KEYS):
-        np.testing.assert_array_equal(view.pixels, normalize(PIXELS))
+    evaluated = forward.for_evaluation(objective)
+    assert (objective.couples, evaluated.couples) == ("features", "nothing")
+    for view in evaluated.views(PIXELS, RNG):
+        np.testing.assert_array_equal(view.pixels, PIXELS)

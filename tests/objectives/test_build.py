@@ -1,4 +1,4 @@
-"""From a config's `objective` section to an objective, or to one clear line."""
+"""A config's `objective` section becomes an objective, or an error of one line."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def setting(num_classes: int = 3) -> Setting:
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_every_name_builds_and_says_its_row(name: str) -> None:
+def test_every_name_builds_and_describes_its_axes(name: str) -> None:
     objective = make_objective({"name": name}, setting())
     assert isinstance(objective, Objective)
     assert all(isinstance(text, str) and text for text in objective.axes)
 
 
-def test_defaults_are_the_paper_s() -> None:
+def test_defaults_are_those_of_the_paper() -> None:
     mae, rmae, cmae = (
         make_objective({"name": name}, setting()) for name in ("mae", "rmae", "cmae")
     )
@@ -66,7 +66,7 @@ def test_defaults_are_the_paper_s() -> None:
         ({"name": "json:dumps"}, "'json:dumps' is not a subclass of Objective"),
     ],
 )
-def test_one_line_for_each_mistake(section: dict[str, Any], message: str) -> None:
+def test_each_mistake_gives_an_error_of_one_line(section: dict[str, Any], message: str) -> None:
     with pytest.raises(schema.UserError, match=re.escape(message)) as caught:
         make_objective(section, setting())
     assert "\n" not in str(caught.value)

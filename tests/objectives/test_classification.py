@@ -1,4 +1,4 @@
-"""Mixed labels, and what evaluation leaves out."""
+"""The loss of mixed labels, and evaluation, which draws nothing."""
 
 from typing import Any
 
@@ -6,23 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_objectives import make, rngs_of
 
-from occinv import schema
 from occinv.data.batch import Batch
-from occinv.models import vit
-from occinv.objectives.base import Setting, make_objective
-from occinv.rng import image_rngs
+from occinv.objectives import forward
+from occinv.objectives.base import Context
 from occinv.transforms.view import View
 
-IMAGES, CLASSES, SIZE = 6, 4, 8
+IMAGES, CLASSES, SIZE = 6, 3, 8
 
 
 def classification(drop_path: float = 0.0, **fields: Any) -> Any:
-    encoder = schema.Encoder(
-        name="micro", patch_size=4, width=16, depth=2, heads=2, drop_path=drop_path
-    )
-    setting = Setting(vit.make_vit(encoder, SIZE), CLASSES, total_steps=1)
-    return make_objective({"name": "classification", **fields}, setting)
+    return make("classification", depth=2, drop_path=drop_path, size=SIZE, **fields)
 
 
 def test_a_mixed_image_has_both_labels() -> None:
@@ -31,14 +26,15 @@ def test_a_mixed_image_has_both_labels() -> None:
     kernel = draw.normal(size=(16, CLASSES)).astype("f4")
     tokens = draw.normal(size=(IMAGES, 5, 16)).astype("f4")
     share = draw.random(IMAGES).astype("f4")
-    label = np.array([0, 1, 2, 3, 1, 0])
+    label = np.array([0, 1, 2, 2, 1, 0])
     head = {
         "norm": {"scale": np.ones(16, "f4"), "bias": np.zeros(16, "f4")},
         "linear": {"kernel": kernel, "bias": np.zeros(CLASSES, "f4")},
     }
     view = View(jnp.zeros((IMAGES, SIZE, SIZE, 3)), jnp.ones((IMAGES, 4), bool), 4, share)
-    z1 = vit.Features(jnp.asarray(tokens), jnp.zeros(()))
-    loss, _ = objective.measure({"head": head}, {}, z1, jnp.asarray(label), view, view)
+    net = objective.networks.bind({"params": {"head": head}})
+    ctx = Context(rngs_of(0, IMAGES), jnp.int32(0), jnp.asarray(label), jnp.ones(IMAGES), {}, None)
+    loss = objective.loss(net, net.head(tokens), (view,), ctx).loss
 
     pooled = tokens[:, 1:].mean(1).astype("f8")
     pooled = (pooled - pooled.mean(1, keepdims=True)) / pooled.std(1, keepdims=True)
@@ -55,8 +51,8 @@ def test_evaluation_draws_nothing() -> None:
     drawn = {"mixup": 0.8, "cutmix": 1.0, "erase": 1.0, "label_smoothing": 0.1}
     objective = classification(drop_path=0.9, **drawn)
     plain = classification(label_smoothing=0.0)
-    params, state = objective.init(jax.random.key(0))
-    params["head"]["linear"]["kernel"] *= 1e5  # it starts near zero, where nothing shows
+    params, state = forward.init(objective, jax.random.key(0))
+    params["head"]["linear"]["kernel"] *= 1e5  # its first values are near 0 and would hide a change
     draw = np.random.default_rng(1)
     batch = Batch(
         draw.integers(0, 256, (IMAGES, SIZE, SIZE, 3), np.uint8),
@@ -66,13 +62,15 @@ def test_evaluation_draws_nothing() -> None:
     )
 
     def evaluated(which: Any, step: int) -> dict[str, float]:
-        keys = image_rngs(jax.random.key(0), jnp.int32(step), IMAGES)
-        return {k: float(v) for k, v in which.evaluate(params, state, batch, keys).items()}
+        rng = rngs_of(step, IMAGES, seed=0)
+        found = forward.evaluate(which, params, state, batch, rng, jnp.int32(0))
+        return {name: float(value.compute()) for name, value in found.items()}
 
-    found = evaluated(objective.for_evaluation, 0)
-    assert found == evaluated(objective.for_evaluation, 1)
+    for_evaluation = forward.for_evaluation(objective)
+    found = evaluated(for_evaluation, 0)
+    assert found == evaluated(for_evaluation, 1)
     assert found == pytest.approx(evaluated(plain, 0), rel=1e-5)
-    assert not objective.for_evaluation.couples_batch  # so that the last, padded batch counts
-    keys = image_rngs(jax.random.key(0), jnp.int32(0), IMAGES)
-    training, _ = objective.loss(params, state, batch, keys, jnp.int32(0))
-    assert abs(float(training) - found["loss"] / IMAGES) > 1e-3
+    assert for_evaluation.couples == "nothing"  # so that the padded last batch counts
+    rng = rngs_of(0, IMAGES, seed=0)
+    training, _ = forward.mean_loss(objective, params, state, batch, rng, jnp.int32(0))
+    assert abs(float(training) - found["loss"]) > 1e-3

@@ -1,4 +1,4 @@
-"""What a program moves, counted by hand in a short one, in the words of the TPU's compiler."""
+"""Tests of the bytes that a program moves, against counts by hand of a short TPU program."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 from occinv import parallel
 from occinv.plan.hlo import Collective, Program
 
-# A loop of 6 turns: each takes a layer [16, 128] of a stack, adds 1, writes the result into a slice
-# of another stack in place, and sums a vector over the chips. Before it a sum of two vectors, and
-# the prefetch of an array into faster memory, S(1).
+# A loop of 6 iterations: each reads a layer [16, 128] of a stack, adds 1, writes the result into a
+# slice of another stack in place, and sums a vector over the chips. Before the loop, two arrays are
+# added, and one is prefetched into faster memory, S(1).
 TEXT = """\
 HloModule jit_step, is_scheduled=true
 
@@ -65,18 +65,18 @@ def program() -> Program:
     return Program(TEXT)
 
 
-def test_a_loop_runs_as_often_as_its_counter_says(program: Program) -> None:
+def test_a_loop_runs_as_often_as_its_condition_says(program: Program) -> None:
     assert program.executed == {"%main": 1, "%body": 6, "%condition": 6}
     assert program.fused == {"%fused": 6}
 
 
-def test_a_noted_number_of_turns_goes_before() -> None:
+def test_known_trip_count_has_precedence() -> None:
     noted = ', backend_config={"known_trip_count":{"n":"9"}}'
     text = TEXT.replace("body=%body", "body=%body" + noted)
     assert Program(text).executed["%body"] == 9
 
 
-def test_collectives_in_a_loop_count_in_every_turn(program: Program) -> None:
+def test_collectives_in_a_loop_count_in_every_iteration(program: Program) -> None:
     reduced, gathered = 6 * 128 * 4, 256 * 2  # the eighth of bf16[8] is padded to a tile of 256
     assert program.collectives(4) == [
         Collective("all-gather", 1, gathered, 3 * gathered),
@@ -106,7 +106,7 @@ ENTRY %main (p: f32[1024]) -> f32[1024] {{
     assert Program(said).collectives(64) == [Collective("all-reduce", 1, 4096, sent)]
 
 
-def test_one_that_goes_on_while_fusions_run_counts_once() -> None:
+def test_a_collective_beside_several_fusions_counts_once() -> None:
     said = """
 %some (q: f32[256]) -> f32[1024] {
   %q = f32[256]{0} parameter(0)
@@ -137,29 +137,55 @@ ENTRY %main (p: f32[256]) -> f32[256] {
     ]
 
 
-def test_memory_is_read_and_written_by_slices(program: Program) -> None:
+def test_traffic_counts_slices(program: Program) -> None:
     layer, vector = 16 * 128 * 4, 128 * 4
     turns = 6 * (2 * layer + 2 * vector)  # the counter is not in memory
     compare = 6 * (512 + 2 * 512)  # bool and two int32, each padded to its tile
-    once = 3 * PADDED + PADDED + PADDED  # plus, the prefetch, the last sum of what was prefetched
+    once = 3 * PADDED + PADDED + PADDED  # plus, the prefetch, the last sum
     assert program.traffic() == turns + compare + once
+
+
+@pytest.mark.parametrize(
+    "branches",
+    ["true_computation=%one, false_computation=%two", "branch_computations={%one, %two}"],
+)
+def test_a_conditional_counts_as_its_first_branch(branches: str) -> None:
+    text = f"""
+%one (p: f32[1024]) -> f32[1024] {{
+  %p = f32[1024]{{0}} parameter(0)
+  ROOT %r = f32[1024]{{0}} add(%p, %p)
+}}
+
+%two (p: f32[1024]) -> f32[1024] {{
+  %p = f32[1024]{{0}} parameter(0)
+  ROOT %r = f32[1024]{{0}} copy(%p)
+}}
+
+ENTRY %main (i: s32[], p: f32[1024]) -> f32[1024] {{
+  %i = s32[] parameter(0)
+  %p = f32[1024]{{0}} parameter(1)
+  ROOT %c = f32[1024]{{0}} conditional(%i, %p, %p), {branches}
+}}
+"""
+    assert Program(text).executed == {"%main": 1, "%one": 1}
+    assert Program(text).traffic() == 3 * 4096
 
 
 @pytest.mark.parametrize(
     ("instruction", "moved"),
     [
-        # A quarter of a stack, read into faster memory, there and then or meanwhile.
+        # A quarter of a stack, read into faster memory, synchronously or asynchronously.
         ("f32[4,16,128]{2,1,0:S(1)} slice(%p), slice={[0:4], [0:16], [0:128]}", 1),
         ("((f32[16,16,128]{2,1,0}), f32[4,16,128]{2,1,0:S(1)}, s32[]{:S(2)}) slice-start(%p)", 1),
         ("f32[4,16,128]{2,1,0} dynamic-slice(%p, %i, %i, %i)", 2),
-        # A quarter of it, written in place, from memory and from faster memory.
+        # A quarter of it, written in place, from HBM and from faster memory.
         ("f32[16,16,128]{2,1,0} dynamic-update-slice(%p, %q, %i, %i, %i)", 2),
         ("f32[16,16,128]{2,1,0} dynamic-update-slice(%p, %fast, %i, %i, %i)", 1),
-        # Written from faster memory, whole; the source stands second.
+        # Written from faster memory as a whole. The source is the second result.
         ("(f32[4,16,128]{2,1,0}, f32[4,16,128]{2,1,0:S(1)}, u32[]{:S(2)}) copy-start(%fast)", 1),
     ],
 )
-def test_of_a_slice_the_slice_moves(instruction: str, moved: int) -> None:
+def test_only_the_slice_of_an_array_moves(instruction: str, moved: int) -> None:
     said = f"""
 ENTRY %main (p: f32[16,16,128], q: f32[4,16,128]) -> f32[16,16,128] {{
   %p = f32[16,16,128]{{2,1,0}} parameter(0)
@@ -172,8 +198,8 @@ ENTRY %main (p: f32[16,16,128], q: f32[4,16,128]) -> f32[16,16,128] {{
     assert Program(said).traffic() == moved * 4 * 16 * 128 * 4
 
 
-def test_the_count_of_a_real_program() -> None:
-    """Compiled for the CPU: sum over 8 devices of a product, in a scan of 6 turns."""
+def test_a_program_compiled_for_the_cpu() -> None:
+    """A sum over 8 devices of products, in a scan of 6 iterations."""
     mesh = parallel.make_mesh()
 
     def loss(w: jax.Array, x: jax.Array) -> jax.Array:

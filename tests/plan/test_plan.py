@@ -1,7 +1,7 @@
-"""A plan against what `train` does on the same devices, and its arithmetic by hand.
+"""Tests of plans, against `train` on the same devices and against arithmetic by hand.
 
-The TPU's compiler is not among the test dependencies (700 MB): programs here are compiled for the
-CPU's eight devices, which every function takes as well as those of a slice.
+The TPU's compiler (700 MB) is not a test dependency. The programs here are compiled for eight CPU
+devices in place of a slice.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from tiny_runs import make_images, overrides, tiny
 from occinv import cli, parallel, schema
 from occinv.config import load_config
 from occinv.plan import chips, plan
-from occinv.plan.chips import CHIPS, GIB
+from occinv.plan.chips import CHIPS, GIB, Slice
 from occinv.plan.hlo import Collective
 from occinv.plan.plan import Memory, Plan, Roofline, exhausted, make_plan, search
 from occinv.plan.show import print_plan
 from occinv.schema import Experiment, UserError
-from occinv.train.assemble import assemble, model_flops, trace_step
 from occinv.train.checkpoints import Checkpoints
-from occinv.train.flops import traced_flops
-from occinv.train.loop import prepare, start_or_resume
-from occinv.train.step import init_state
+from occinv.train.flops import model_flops, traced_flops
+from occinv.train.loop import start_or_resume
+from occinv.train.prepare import prepare
+from occinv.train.step import assemble, init_state, trace_step
 
-CHIP = CHIPS["v5e"]
+SLICE = Slice("v5e:2x4", CHIPS["v5e"], jax.devices())
 NOWHERE = Path("no/such/folder")  # a plan opens no data
-# What the compiler says of a step that is too large, having tried, and of one far too large.
+# The compiler's errors for a step that is too large, and for one that is much too large.
 EXHAUSTED = (
     "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. "
     "Used 27.06G of 15.75G hbm. Exceeded hbm capacity by 11.31G.\n\nTotal hbm usage >= 27.31G:\n"
 )
-AT_ONCE = (
+EARLY = (
     "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries "
     "(53.22G) exceeds available HBM (15.75G)."
 )
@@ -55,12 +55,12 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def planned() -> Plan:
-    return make_plan(experiment("mae"), jax.devices(), CHIP, 2, 24)
+    return make_plan(experiment("mae"), SLICE, 2, 24)
 
 
-def test_the_step_that_is_planned_is_the_one_that_trains(images: Path) -> None:
+def test_plan_and_train_have_the_same_step(images: Path) -> None:
     for config in ("mae", "finetune"):
-        run = prepare(experiment(config, images=images))
+        run = prepare(experiment(config, images=images)).assembly
         parts = assemble(experiment(config), parallel.make_mesh(), 2, 24)
         state = jax.eval_shape(lambda p=parts: init_state(p.objective, p.optimizer, 0))
         steps = [str(trace_step(part, state).jaxpr) for part in (run, parts)]
@@ -69,17 +69,17 @@ def test_the_step_that_is_planned_is_the_one_that_trains(images: Path) -> None:
 
 
 @pytest.mark.parametrize("fsdp", [1, 4])
-def test_arguments_are_what_train_puts_on_a_device(
+def test_arguments_are_the_bytes_that_train_puts_on_a_device(
     fsdp: int, planned: Plan, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if fsdp > 1:
         monkeypatch.setattr(parallel, "SHARDED_FROM", 256)
         given = experiment("mae", f"train.fsdp={fsdp}", "train.remat=True")
-        planned = make_plan(given, jax.devices(), CHIP, 2, 24)
+        planned = make_plan(given, SLICE, 2, 24)
     run = prepare(experiment("mae", f"train.fsdp={fsdp}", images=images))
     with Checkpoints(images / f"none{fsdp}") as none:
         state = start_or_resume(run, none)
-    batch = parallel.put_batch(run.mesh, run.loader.batch(0))
+    batch = parallel.put_batch(run.assembly.mesh, run.loader.batch(0))
     first = jax.devices()[0]
 
     def on_first(tree: object) -> int:
@@ -88,30 +88,31 @@ def test_arguments_are_what_train_puts_on_a_device(
         return sum(s.data.nbytes for s in shards)
 
     assert planned.memory
-    unused = on_first((batch.label, batch.index))  # by MAE: they may not be there at all
+    # MAE does not use labels and indices, so the compiler may drop them.
+    unused = on_first((batch.label, batch.index))
     whole = on_first((state, batch))
     assert whole - unused <= planned.memory.arguments <= whole
     assert planned.state == sum(x.nbytes for x in jax.tree.leaves(state))
     assert on_first(state) < (0.4 * planned.state if fsdp > 1 else planned.state + 1)
-    if fsdp > 1:  # parameters travel, forward and backward, and their gradient; activations never
+    if fsdp > 1:  # parameters and gradients are sent, activations are not
         sent = {one.operation: one.sent for one in planned.collectives}
         assert sent.keys() == {"all-gather", "all-reduce"}
         once = 4 * planned.parameters * (fsdp - 1) / fsdp
         assert 0.9 * once < sent["all-gather"] < 2 * once
     assert planned.parameters == sum(x.size for x in jax.tree.leaves(state.params))
-    assert planned.memory.outputs < 0.03 * planned.memory.arguments  # metrics, and a table
+    assert planned.memory.outputs < 0.03 * planned.memory.arguments  # metrics
 
 
 def test_the_plan_counts_the_gradients_that_devices_exchange(planned: Plan) -> None:
     (reduced,) = planned.collectives
     assert reduced.operation == "all-reduce"
     learned = 4 * planned.parameters
-    assert 0.8 * learned < reduced.bytes < 1.1 * learned  # positions do not learn
+    assert 0.8 * learned < reduced.bytes < 1.1 * learned  # position embeddings are fixed
     assert reduced.sent == round(reduced.bytes * 2 * 7 / 8)
 
 
-@pytest.mark.parametrize("depth", [2, 6])  # 6 is a loop, of which the compiler counts one turn
-def test_flops_are_the_compilers_where_it_sees_all(depth: int) -> None:
+@pytest.mark.parametrize("depth", [2, 6])  # 6 is a loop: the compiler counts one iteration
+def test_flops_equal_the_compilers_without_loops(depth: int) -> None:
     fields = ("encoder.width=128", f"encoder.depth={depth}", "data.image_size=32")
     run = assemble(experiment("mae", *fields), parallel.make_mesh(), 2, 24)
     state = jax.eval_shape(lambda: init_state(run.objective, run.optimizer, 0))
@@ -119,12 +120,12 @@ def test_flops_are_the_compilers_where_it_sees_all(depth: int) -> None:
     ours = traced_flops(traced.jaxpr.jaxpr)
     theirs = traced.lower().cost_analysis()["flops"]
     if depth == 2:
-        assert ours < theirs < 1.25 * ours  # which counts sums, too
+        assert ours < theirs < 1.25 * ours  # they include sums
     else:
         assert theirs < 0.7 * ours
 
 
-def test_what_is_computed_again_is_no_work_of_the_model() -> None:
+def test_model_flops_do_not_count_recomputation() -> None:
     deep = ("train.batch_size=16", "encoder.depth=6", "objective.decoder_depth=5")
     counts = set()
     for fields in (deep, (*deep, "train.remat=True"), (*deep, "train.accumulate=2")):
@@ -142,6 +143,7 @@ def test_a_roofline_by_hand() -> None:
 
 
 FITS = Plan(
+    topology="v5e:16x16",
     objective="mae",
     chips=256,
     batch_size=4096,
@@ -162,41 +164,48 @@ FITS = Plan(
 )
 
 
-def test_durations_by_hand() -> None:
-    found = FITS.durations(CHIP)
-    step = 10e9 / 819e9  # memory is the bound, and allows 39.9 %: no step is faster
+def test_paces_by_hand() -> None:
+    step = 10e9 / 819e9  # memory is the bound: at most 39.9 % of the peak
     assert FITS.roofline and FITS.roofline.bound == "memory"
-    for run in found.values():
-        assert run["step_seconds"] == pytest.approx(step)
-        assert run["hours"] == pytest.approx(step * 10)
-        assert run["chip_hours"] == pytest.approx(step * 2560)
-        assert run["images_per_second"] == pytest.approx(4096 / step)
+    for pace in FITS.paces.values():
+        assert pace.step_seconds == pytest.approx(step)
+        assert pace.hours == pytest.approx(step * 10)
+        assert pace.chip_hours == pytest.approx(step * 2560)
+        assert pace.images_per_second == pytest.approx(4096 / step)
     free = dataclasses.replace(FITS, roofline=Roofline(60e9 * 16 / 197e12, 0.0, 0.0))
-    found = free.durations(CHIP)
-    assert found["roofline"]["utilization"] == 1
-    assert found["assumed"]["utilization"] == pytest.approx(0.4)
-    assert json.loads(json.dumps(FITS.as_dict(CHIP)))["memory"]["total"] == 4 * GIB + 100
+    assert free.paces["roofline"].utilization == 1
+    assert free.paces["assumed"].utilization == pytest.approx(0.4)
 
 
-def test_memory_is_what_lives_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_as_json_by_hand() -> None:
+    found = json.loads(json.dumps(FITS.as_json()))
+    assert found["topology"] == "v5e:16x16"
+    assert found["fits"]
+    assert found["memory"]["total"] == 4 * GIB + 100
+    assert found["roofline"]["bound"] == "memory"
+    assert found["durations"]["roofline"]["hours"] == pytest.approx(10e9 / 819e9 * 10)
+    assert found["durations"].keys() == {"roofline", "assumed"}
+
+
+def test_memory_is_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     class Loose:
-        """What the TPU's compiler says of a step, of which gaps and fast memory are a third."""
+        """An analysis in which gaps and faster memory are a third of the temporaries."""
 
         peak_memory_in_bytes = 20 * GIB
         argument_size_in_bytes, output_size_in_bytes, alias_size_in_bytes = 3 * GIB, GIB + 10, GIB
         temp_size_in_bytes, generated_code_size_in_bytes = 27 * GIB, 40
 
     monkeypatch.setattr(jax.stages.Compiled, "memory_analysis", lambda self: Loose)
-    found = make_plan(experiment("mae"), jax.devices(), CHIP, 2, 24)
+    found = make_plan(experiment("mae"), SLICE, 2, 24)
     assert found.memory == Memory(3 * GIB, 17 * GIB - 10, 10, 40)
     assert found.needed == 20 * GIB
 
 
-def test_the_compilers_refusal_says_how_much() -> None:
+def test_exhausted_reads_both_errors_of_the_compiler() -> None:
     needed, available = exhausted(EXHAUSTED)
     assert needed == round(27.06 * GIB)
     assert available == round(15.75 * GIB)
-    assert exhausted(AT_ONCE) == (round(53.22 * GIB), available)
+    assert exhausted(EARLY) == (round(53.22 * GIB), available)
     assert exhausted("Used 512.5M of 1.0G hbm") == (round(512.5 * 2**20), GIB)
     with pytest.raises(UserError, match=r"cannot compile this step: INTERNAL: no$"):
         exhausted("INTERNAL: no\nmore")
@@ -207,13 +216,13 @@ def test_the_compilers_refusal_says_how_much() -> None:
     [
         ("mae", 64, 1, 1, ["0 1 1"]),
         ("mae", 64, 4, 1, ["0 1 1", "1 1 1", "1 1 2", "1 1 4"]),
-        # A state of a quarter of the chip is shared by 4; in 8 parts a device has one image.
+        # A state of a quarter of a chip is sharded over 4; in 8 parts a device has one image.
         ("mae", 64, 99, 4, ["0 1 1", "0 4 1", "1 4 1", "1 4 2", "1 4 4", "1 4 8"]),
         ("mae", 24, 99, 99, ["0 1 1", "0 8 1", "1 8 1"]),
         ("linear", 64, 99, 1, ["0 1 1", "1 1 1"]),  # batch norm
     ],
 )  # fmt: skip
-def test_a_search_changes_one_thing_after_the_other_until_it_fits(
+def test_a_search_changes_one_field_at_a_time_until_the_step_fits(
     config: str,
     batch: int,
     fits_from: int,
@@ -232,12 +241,12 @@ def test_a_search_changes_one_thing_after_the_other_until_it_fits(
         )
 
     monkeypatch.setattr(plan, "make_plan", small)
-    given = experiment(config, f"train.batch_size={batch}"), jax.devices(), CHIP, 2, 2400
+    given = experiment(config, f"train.batch_size={batch}"), SLICE, 2, 2400
     assert [f"{one.remat:d} {one.fsdp} {one.accumulate}" for one in search(*given)] == tried
 
 
 def refused(monkeypatch: pytest.MonkeyPatch, config: str, *fields: str) -> Plan:
-    """The plan of a step that the compiler refuses for want of memory."""
+    """The plan of a step for which the compiler reports too little memory."""
 
     class Refusing:
         def __init__(self, traced: object) -> None:
@@ -247,32 +256,32 @@ def refused(monkeypatch: pytest.MonkeyPatch, config: str, *fields: str) -> Plan:
             raise jax.errors.JaxRuntimeError(EXHAUSTED)
 
     monkeypatch.setattr(plan, "trace_step", lambda *given: Refusing(trace_step(*given)))
-    return make_plan(experiment(config, *fields), jax.devices(), CHIP, 2, 2400)
+    return make_plan(experiment(config, *fields), SLICE, 2, 2400)
 
 
-def test_what_does_not_fit_says_what_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_that_does_not_fit_has_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     found = refused(monkeypatch, "mae", "train.batch_size=64")
     assert not found.fits
     assert found.needed == round(27.06 * GIB)
     words = " ".join(found.advice)
     for change in ("remat=True", "accumulate=2", "batch_size=32"):
         assert f"train.{change}" in words
-    assert "fsdp" not in words  # its state is small
+    assert "fsdp" not in words  # the train state is small
     assert "v4, v5p, v6e" in words
-    assert "objective.block" not in words
+    assert "objective.key_chunk" not in words
     words = " ".join(refused(monkeypatch, "linear", "train.batch_size=64").advice)
     assert "accumulate" not in words
     words = " ".join(refused(monkeypatch, "cmae", "train.batch_size=64").advice)
-    assert "objective.block=" in words
+    assert "objective.key_chunk=" in words
 
 
 def shown(plan: Plan) -> str:
     console = Console(file=io.StringIO(), width=200)
-    print_plan(plan, "v5e:16x16", CHIP, console)
+    print_plan(plan, console)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_a_plan_is_shown_in_100_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_is_printed_in_100_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     said = shown(FITS)
     for words in ("mae on v5e:16x16", "4 GiB", "memory (the bound)", "all-reduce", "60 GFLOP"):
         assert words in said
@@ -285,10 +294,10 @@ def test_a_plan_is_shown_in_100_columns(monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_command_writes_its_plan(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(chips, "slice_devices", lambda topology: jax.devices())
-    arguments = ["plan", *tiny("mae", NOWHERE), "--topology", "v5e:2x2", "--num-images", "24"]
+    monkeypatch.setattr(chips, "describe_slice", lambda topology: SLICE)
+    arguments = ["plan", *tiny("mae", NOWHERE), "--topology", "v5e:2x4", "--num-images", "24"]
     assert cli.main([*arguments, "--out", str(tmp_path / "plans" / "mae.json")]) == 0
-    assert "mae on v5e:2x2" in capsys.readouterr().out
+    assert "mae on v5e:2x4" in capsys.readouterr().out
     found = json.loads((tmp_path / "plans" / "mae.json").read_text())
     assert found["fits"]
     assert found["memory"]["total"] == found["needed"]
@@ -298,7 +307,7 @@ def test_the_command_writes_its_plan(
     assert "=12 is not divisible by the 8 devices" in capsys.readouterr().err
 
 
-def test_precision_follows_the_mesh_and_not_this_machine() -> None:
+def test_precision_depends_on_the_mesh() -> None:
     class Device:
         platform = "tpu"
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import pytest
 from example_run import example
 
+from occinv.report.results import Results
+
 
 @pytest.fixture
-def results() -> dict[str, Any]:
+def results() -> Results:
     """A copy of the example that the test may change."""
     return copy.deepcopy(example())

@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 
 import pytest
 from example_run import large
 
 from occinv.report import figures
+from occinv.report.results import Results, StageRecord
 
 
 def test_figure_1_has_a_panel_per_model_and_stage_and_a_line_per_ratio(results):
     figure = figures.cka_by_block(results)
-    panels, rows = figure.axes[:-1], len(results["rows"])
+    panels, rows = figure.axes[:-1], len(results.rows)
     assert len(panels) == 2 * rows
     assert [axes.get_title(loc="left") for axes in panels[:rows]] == [
-        row["name"] for row in results["rows"]
+        row.name for row in results.rows
     ]
     assert [len(axes.lines) for axes in panels] == [0, 9, 9, 0, 0, 9, 9, 9, 0, 0]
     missing = [text.get_text() for axes in panels for text in axes.texts]
-    assert missing == ["no pre-training", "not yet run", "failed", "not yet run", "failed"]
+    assert missing == ["no pretraining", "not yet run", "failed", "not yet run", "failed"]
     assert len({axes.get_ylim() for axes in panels}) == 1, "one scale for all"
     line = panels[1].lines[8]
     assert list(line.get_xdata()) == [1, 2, 3, 4]
-    assert list(line.get_ydata()) == results["rows"][1]["cka"]["pretrained"]["values"][8]
+    assert list(line.get_ydata()) == results.rows[1].cka["pretrained"].values[8]
 
 
 def test_a_row_of_the_paper_alone_has_no_panel(results):
-    results["rows"].insert(1, {**results["rows"][1], "name": "CAE", "cka": None})
+    results.rows.insert(1, replace(results.rows[1], name="CAE", cka={}))
     figure = figures.cka_by_block(results)
     titles = {axes.get_title(loc="left") for axes in figure.axes}
     assert "CAE" not in titles and {"MAE", "R-MAE‡", "C-MAE"} <= titles
@@ -42,14 +44,14 @@ def test_ratios_have_one_color_in_every_panel_and_darken_in_order(results):
 
 
 def test_no_value_falls_out_of_the_common_scale(results):
-    values = results["rows"][2]["cka"]["finetuned"]["values"]
+    values = results.rows[2].cka["finetuned"].values
     assert figures.lowest_cka(results) <= min(map(min, values))
     values[0][0] = 0.03
     assert figures.lowest_cka(results) == 0.0
-    for row in results["rows"]:
-        for stage in row["cka"] or {}:
-            if row["cka"][stage]:
-                row["cka"][stage]["values"] = [[0.991] * 4] * 9
+    for row in results.rows:
+        for stage in row.cka:
+            if row.cka[stage]:
+                row.cka[stage].values = [[0.991] * 4] * 9
     assert figures.lowest_cka(results) == pytest.approx(0.98)
 
 
@@ -60,7 +62,7 @@ def test_overview_has_a_line_per_model_and_the_supervised_one_in_both_panels(res
     assert names == [line.get_label() for line in finetuned.lines]
     reference = [line.lines[0].get_ydata().tolist() for line in (pretrained, finetuned)]
     assert reference[0] == reference[1]
-    mae = results["rows"][1]["cka"]["pretrained"]["values"]
+    mae = results.rows[1].cka["pretrained"].values
     assert pretrained.lines[1].get_ydata().tolist() == [values[-1] for values in mae]
 
 
@@ -70,23 +72,23 @@ def test_training_curves(results):
     loss, accuracy = figures.training_curves(results, "finetune").axes
     assert len(accuracy.lines) == 3
     assert len({line.get_color() for line in loss.lines}) == 3
-    last = results["rows"][1]["finetune"]["accuracy"][-1]
+    last = results.rows[1].finetune.accuracy[-1]
     assert accuracy.lines[1].get_xydata()[-1].tolist() == [last[0], 100 * last[1]]
 
 
 def test_moving_mean_keeps_a_constant_curve_constant_up_to_its_ends(results):
-    results["rows"][1]["pretrain"]["loss"] = [[i, 2.0] for i in range(1000)]
+    results.rows[1].pretrain.loss = [(i, 2.0) for i in range(1000)]
     pale, mean = figures.pretraining_losses(results).axes[0].lines
     assert len(pale.get_xdata()) <= figures.LONGEST_CURVE
     assert mean.get_ydata() == pytest.approx(2.0)
 
 
 def test_short_broken_and_missing_curves_do_not_stop_the_report(results):
-    results["rows"][1]["pretrain"]["loss"] = [[0, 1.0]]
-    results["rows"][2]["pretrain"]["loss"] = [[0, 1.0], [1, None], [2, float("nan")]]
+    results.rows[1].pretrain.loss = [(0, 1.0)]
+    results.rows[2].pretrain.loss = [(0, 1.0), (1, None), (2, float("nan"))]
     assert figures.data_uri(figures.pretraining_losses(results))
-    for row in results["rows"]:
-        row.update(cka=None, pretrain=None, finetune=None)
+    for row in results.rows:
+        row.cka, row.pretrain, row.finetune = {}, None, None
     for draw in (
         figures.cka_by_block,
         figures.cka_by_ratio,
@@ -94,12 +96,12 @@ def test_short_broken_and_missing_curves_do_not_stop_the_report(results):
         lambda results: figures.training_curves(results, "finetune"),
     ):
         assert draw(results) is None
-        assert draw({"rows": [], "columns": []}) is None
+        assert draw(Results(title="", rows=[], columns=[])) is None
 
 
 def test_each_stage_on_labels_has_curves_of_its_own(results):
     assert figures.training_curves(results, "linear") is None
-    results["rows"][1]["linear"] = {"loss": [[0, 3.0]], "accuracy": [[0, 0.25]]}
+    results.rows[1].linear = StageRecord(loss=[(0, 3.0)], accuracy=[(0, 0.25)])
     loss, accuracy = figures.training_curves(results, "linear").axes
     assert [len(loss.lines), len(accuracy.lines)] == [1, 1]
     assert accuracy.lines[0].get_ydata() == pytest.approx(25.0)
@@ -113,9 +115,9 @@ def test_many_rows_take_several_lines_of_panels():
     assert figure.get_figwidth() < 12
     assert figure.get_figheight() > 12
     titles = [axes.get_title(loc="left").replace("\n", " ") for axes in panels]
-    assert [title for title in titles if title] == [row["name"] for row in results["rows"]]
-    assert titles[:7] == [*(row["name"] for row in results["rows"][:6]), ""], "six in a line"
-    assert len(figures.cka_by_block({**results, "rows": results["rows"][:7]}).axes) == 2 * 7 + 1
+    assert [title for title in titles if title] == [row.name for row in results.rows]
+    assert titles[:7] == [*(row.name for row in results.rows[:6]), ""], "six in a line"
+    assert len(figures.cka_by_block(replace(results, rows=results.rows[:7])).axes) == 2 * 7 + 1
 
 
 def test_dots_of_ours_with_deviation_and_of_the_paper_on_a_scale_of_its_own():
@@ -124,20 +126,20 @@ def test_dots_of_ours_with_deviation_and_of_the_paper_on_a_scale_of_its_own():
     assert [axes.get_title(loc="left") for axes in panels[::2]] == ["FT %", "Linear %", "10 % FT %"]
     ours, paper = panels[2:4]
     marker, _, bars = ours.containers[3]
-    values = [100 * value for value in results["rows"][3]["values"]["linear"]]
+    values = [100 * value for value in results.rows[3].values["linear"]]
     mean = sum(values) / 3
     assert marker.get_xydata()[0].tolist() == [pytest.approx(mean), 3]
     low, high = bars[0].get_segments()[0][:, 0]
     deviation = (sum((value - mean) ** 2 for value in values) / 2) ** 0.5
     assert (high - low) / 2 == pytest.approx(deviation)
     assert [line.get_xydata()[0].tolist() for line in paper.lines] == [
-        [row["paper"]["linear"], place] for place, row in enumerate(results["rows"])
+        [row.paper["linear"], place] for place, row in enumerate(results.rows)
     ]
     assert {line.get_fillstyle() for line in paper.lines} == {"none"}
     assert paper.get_xlim() != ours.get_xlim()
     assert ours.get_ylim() == (15.5, -0.5), "the first row on top"
     assert [label.get_text() for label in panels[0].get_yticklabels()] == [
-        row["name"] for row in results["rows"]
+        row.name for row in results.rows
     ]
 
 
@@ -145,11 +147,11 @@ def test_dots_leave_out_what_is_not_there(results):
     ours, paper = figures.accuracies(results).axes
     assert len(ours.containers) == 3
     assert len(paper.lines) == 4, "R-MAE‡ has no number in the paper"
-    for row in results["rows"]:
-        row["paper"] = None
+    for row in results.rows:
+        row.paper = {}
     assert len(figures.accuracies(results).axes) == 1
-    for row in results["rows"]:
-        row["values"].pop("finetune", None)
+    for row in results.rows:
+        row.values.pop("finetune", None)
     assert figures.accuracies(results) is None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from example_run import large
 
 from occinv.report.html import duration, render, write_html
+from occinv.report.results import Results
 from occinv.schema import UserError
 
 PIXEL = base64.b64decode(
@@ -63,7 +65,7 @@ def add_pictures(results, folder) -> None:
             for path in triple.values():
                 (folder / path).write_bytes(PIXEL)
             triples.append(triple)
-        results["rows"][place]["reconstructions"] = triples
+        results.rows[place].reconstructions = triples
 
 
 def test_page_is_self_contained(results, tmp_path):
@@ -84,13 +86,14 @@ def test_page_is_self_contained(results, tmp_path):
 @pytest.mark.usefixtures("quick_figures")
 def test_page_is_escaped(results, tmp_path):
     nasty = "<script>alert(1)</script>"
-    results.update(title=nasty, subject=nasty, command=nasty, machine=nasty, paper_setting=nasty)
-    results["columns"] = [{**c, "heading": nasty, "about": nasty} for c in results["columns"]]
-    results["settings"][nasty] = nasty
-    row = results["rows"][1]
-    row.update(name=nasty, t1=nasty, measure=nasty)
-    row["pretrain"].update(command=nasty, config=nasty, duration=nasty)
-    row["reconstructions"] = [dict.fromkeys(("original", "masked", "reconstructed"), '"><b>.png')]
+    for name in ("title", "subject", "command", "machine", "paper_setting"):
+        setattr(results, name, nasty)
+    results.columns = [replace(c, heading=nasty, about=nasty) for c in results.columns]
+    results.settings[nasty] = nasty
+    row = results.rows[1]
+    row.name = row.t1 = row.measure = nasty
+    row.pretrain = replace(row.pretrain, command=nasty, config=nasty, duration=nasty)
+    row.reconstructions = [dict.fromkeys(("original", "masked", "reconstructed"), '"><b>.png')]
     source = render(results, tmp_path)
     assert nasty not in source
     page = Page(source)
@@ -121,13 +124,13 @@ def test_page_holds_numbers_sentences_commands_and_configs(results, tmp_path):
         "2 January 2026",
     ):
         assert text in page.text, text
-    assert page.count("details") == len(results["rows"])
-    assert page.count("tr") == 2 + len(results["rows"])
+    assert page.count("details") == len(results.rows)
+    assert page.count("tr") == 2 + len(results.rows)
 
 
 @pytest.mark.usefixtures("quick_figures")
 def test_missing_pieces_are_said(results, tmp_path):
-    results["rows"][1]["reconstructions"] = [
+    results.rows[1].reconstructions = [
         dict.fromkeys(("original", "masked", "reconstructed"), "gone.png")
     ]
     page = Page(render(results, tmp_path))
@@ -140,7 +143,7 @@ def test_missing_pieces_are_said(results, tmp_path):
 
 @pytest.mark.usefixtures("quick_figures")
 def test_finished_run_has_no_notice(results, tmp_path):
-    results["rows"] = results["rows"][:3]
+    results.rows = results.rows[:3]
     assert "rows are complete" not in render(results, tmp_path)
 
 
@@ -149,12 +152,13 @@ def test_the_table_has_the_columns_of_the_results():
     page = Page(render(large(), "."))
     cells = [attributes for tag, attributes in page.tags if tag == "td"]
     measured = ["FT %", "paper", "Linear %", "paper", "10 % FT %", "paper", "PSNR"]
-    labels = ["T1 · T2", "Target", "M", *measured, "CKA pre-trained", "CKA fine-tuned", "Time"]
+    labels = ["T1 · T2", "Target", "M", *measured, "CKA pretrained", "CKA fine-tuned", "Time"]
     assert [cell["data-label"] for cell in cells] == 16 * labels, "each has its heading on a phone"
     assert "Which invariance" not in page.text and "Linear probe" in page.text
-    results = {**large(), "notes": ["A note on it."]}
-    for row in results["rows"]:
-        row.update(cka=None, paper=None, pretrain=None, finetune=None, linear=None)
+    results = replace(large(), notes=["A note on it."])
+    for row in results.rows:
+        row.cka, row.paper = {}, {}
+        row.pretrain = row.finetune = row.linear = None
     page = Page(render(results, "."))
     labels = {attributes["data-label"] for tag, attributes in page.tags if tag == "td"}
     assert labels == {"T1 · T2", "Target", "M", "FT %", "Linear %", "10 % FT %", "PSNR", "Time"}
@@ -175,10 +179,10 @@ def test_on_a_phone_nothing_is_wider_than_the_page():
 @pytest.mark.usefixtures("quick_figures")
 def test_pictures_may_lie_anywhere(results, tmp_path):
     add_pictures(results, tmp_path)
-    for row in results["rows"]:
-        row["reconstructions"] = [
+    for row in results.rows:
+        row.reconstructions = [
             {kind: str(tmp_path / path) for kind, path in triple.items()}
-            for triple in row["reconstructions"]
+            for triple in row.reconstructions
         ]
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -189,16 +193,7 @@ def test_pictures_may_lie_anywhere(results, tmp_path):
 
 @pytest.mark.usefixtures("quick_figures")
 def test_nothing_has_run_yet(tmp_path):
-    empty = {
-        "title": "x",
-        "command": "c",
-        "created": None,
-        "machine": "m",
-        "seconds": None,
-        "settings": {},
-        "rows": [],
-        "columns": [],
-    }
+    empty = Results(title="x", command="c", machine="m", rows=[], columns=[])
     page = Page(render(empty, tmp_path))
     assert "no row has a number to compare" in page.text
     assert page.count("img") == 0
@@ -208,7 +203,7 @@ def test_nothing_has_run_yet(tmp_path):
 def test_results_are_read_from_the_folder(results, tmp_path):
     with pytest.raises(UserError, match=r"results\.json"):
         write_html(None, tmp_path)
-    (tmp_path / "results.json").write_text(json.dumps(results))
+    (tmp_path / "results.json").write_text(json.dumps(asdict(results)))
     assert "85.7" in write_html(None, tmp_path).read_text(encoding="utf-8")
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import asdict, replace
 
 import pytest
 from example_run import COLUMNS, curves, large, row
 from rich.console import Console
 
 from occinv.report import table
-from occinv.report.results import baseline, last_block_cka, load_results, mean_and_std
+from occinv.report.results import CkaCurves, Results, load_results, mean_and_std
 from occinv.schema import UserError
 
 
@@ -49,34 +50,34 @@ def test_under_ours_stand_the_papers_number_and_the_difference(results):
 def test_differences_are_ours_minus_the_papers_in_its_unit(results):
     accuracy, psnr = COLUMNS
     of = row("A", 0.80, 0.82, paper={"finetune": 81.0, "psnr": 21.34})
-    assert table.difference_text(of, accuracy) == "0.0"
-    assert table.difference_text(of, psnr) == "0.0", "not −0.0"
-    of["paper"] = {"finetune": 83.5}
-    assert table.difference_text(of, accuracy) == "−2.5"
-    assert table.difference_text(of, psnr) == ""
-    of["values"] = {}
-    assert table.difference_text(of, accuracy) == ""
+    assert table.number(of, accuracy).difference == "0.0"
+    assert table.number(of, psnr).difference == "0.0", "not −0.0"
+    of.paper = {"finetune": 83.5}
+    assert table.number(of, accuracy).difference == "−2.5"
+    assert table.number(of, psnr).difference == ""
+    of.values = {}
+    assert table.number(of, accuracy).difference == ""
 
 
 def test_what_was_not_measured_anywhere_has_no_column(results):
-    for of in results["rows"]:
-        of.update(cka=None, paper=None)
+    for of in results.rows:
+        of.cka, of.paper = {}, {}
     text = printed(results) + table.markdown_table(results)
     assert "CKA" not in text and "paper" not in text and "Δ" not in text
-    results["rows"][1]["cka"] = {"pretrained": curves(0.9), "finetuned": None}
-    assert "| CKA pre-trained |\n" in table.markdown_table(results)
+    results.rows[1].cka = {"pretrained": curves(0.9), "finetuned": None}
+    assert "| CKA pretrained |\n" in table.markdown_table(results)
 
 
 def test_results_may_say_what_the_papers_numbers_are_of(results):
-    results["paper_setting"] = "ViT-S, ImageNet-100"
+    results.paper_setting = "ViT-S, ImageNet-100"
     for text in (printed(results), table.markdown_table(results)):
         assert "paper (ViT-S, ImageNet-100)" in text
 
 
 @pytest.mark.parametrize("accuracies", [[0.8], [0.1, 0.2, 0.3]])
 def test_file_output_is_plain_and_fits_100_columns(results, accuracies):
-    for of in results["rows"]:
-        of["values"] = {"finetune": accuracies}
+    for of in results.rows:
+        of.values = {"finetune": accuracies}
     text = printed(results)
     assert "\x1b" not in text
     assert max(map(len, text.splitlines()[:-1])) <= 100
@@ -90,18 +91,20 @@ def test_sixteen_rows_with_every_column_fit_100_columns():
     text = printed(results)
     assert max(map(len, text.splitlines())) <= 100
     assert "70.7 ± 1.2" in text and "40.0 +10.7" in text
-    assert "Left out" not in text
+    assert "left out" not in text
 
 
 def test_words_that_say_least_give_way_to_numbers():
     results = large()
-    extra = [{**c, "key": f"{c['key']} again"} for c in results["columns"][:3]]
-    for of in results["rows"]:
-        of["values"] |= {c["key"]: [0.5, 0.6] for c in extra}
-    results["columns"] += extra
+    extra = [replace(c, key=f"{c.key} again") for c in results.columns[:3]]
+    for of in results.rows:
+        of.values |= {c.key: [0.5, 0.6] for c in extra}
+    results.columns += extra
     text = printed(results)
     assert max(map(len, text.splitlines())) <= 100
-    assert "Left out for want of room: T2, target, M." in " ".join(text.split())
+    assert "Columns left out because the table is too wide: T2, target, M." in " ".join(
+        text.split()
+    )
     assert "75 %" in text, "T1, which differs from row to row, stays"
     assert "decoder distance" in table.markdown_table(results)
 
@@ -112,22 +115,22 @@ def test_terminal_output_has_color_and_narrow_terminals_do_not_crash(results):
 
 
 def test_markup_in_names_is_printed_not_interpreted(results):
-    results["rows"][1]["name"] = "MAE[bold]"
+    results.rows[1].name = "MAE[bold]"
     assert "MAE[bold]" in printed(results)
 
 
 def test_several_seeds_give_mean_and_sample_deviation(results):
-    results["rows"][1]["values"]["finetune"] = [0.80, 0.82, 0.87]
-    assert table.value_text(results["rows"][1], COLUMNS[0]) == "83.0 ± 3.6"
+    results.rows[1].values["finetune"] = [0.80, 0.82, 0.87]
+    assert table.value_text(results.rows[1], COLUMNS[0]) == "83.0 ± 3.6"
     assert mean_and_std([1.0]) == (1.0, None)
-    assert "over 1 or 3 seeds" in table.caption(results)
+    assert "over 1 or 3 seeds" in table.caption_text(results)
 
 
 def test_markdown_has_one_line_per_row_and_the_same_cells(results):
-    results["rows"][1]["measure"] = "a|b"
+    results.rows[1].measure = "a|b"
     lines = table.markdown_table(results).splitlines()
     body = [line for line in lines if line.startswith("|")]
-    assert len(body) == 2 + len(results["rows"])
+    assert len(body) == 2 + len(results.rows)
     assert "| FT % | paper (ViT-B, ImageNet): FT % (Δ) | PSNR |" in body[0]
     words = "| MAE | 75 % removed | complement | same encoder | a\\|b |"
     assert body[3] == f"{words} 85.7 | 83.1 (+2.6) | 21.3 | 22.2 (−0.9) | 0.910 | 0.820 |"
@@ -136,39 +139,39 @@ def test_markdown_has_one_line_per_row_and_the_same_cells(results):
 
 
 def test_cka_says_where_it_comes_from():
-    row = {"cka": {"pretrained": curves(0.6)}}
-    assert last_block_cka(row, "pretrained") == (
+    of = row("A", cka={"pretrained": curves(0.6)})
+    assert of.last_block_cka("pretrained") == (
         pytest.approx(0.6),
         "interpolated between 70 % and 80 % dropped",
     )
-    assert last_block_cka(row, "pretrained", 0.7).origin == "measured"
-    short = {"ratios": [0.5, 0.25], "blocks": [1], "values": [[0.4], [0.9]]}
-    assert last_block_cka({"cka": {"finetuned": short}}, "finetuned") == (
+    assert of.last_block_cka("pretrained", 0.7).origin == "measured"
+    of.cka = {"finetuned": CkaCurves([0.5, 0.25], [1], [[0.4], [0.9]])}
+    assert of.last_block_cka("finetuned") == (
         0.4,
         "nearest measured, 50 % dropped",
     )
-    assert last_block_cka({"cka": {"finetuned": short}}, "pretrained") is None
-    assert last_block_cka({"cka": None}, "pretrained") is None
+    assert of.last_block_cka("pretrained") is None
+    assert row("A", cka={"pretrained": None}).last_block_cka("pretrained") is None
 
 
 def test_baseline_is_the_first_row_only_without_pretraining(results):
-    assert baseline(results) is results["rows"][0]
-    results["rows"] = results["rows"][1:]
-    assert baseline(results) is None
-    assert baseline({"rows": []}) is None
+    assert results.baseline is results.rows[0]
+    results.rows = results.rows[1:]
+    assert results.baseline is None
+    assert Results(title="", columns=[], rows=[]).baseline is None
 
 
 def test_loading_names_what_is_wrong(tmp_path, results):
-    with pytest.raises(UserError, match=r"no results in .*results\.json"):
+    with pytest.raises(UserError, match=r"results\.json does not exist. Run `occinv reproduce`"):
         load_results(tmp_path)
     (tmp_path / "results.json").write_text("{")
-    with pytest.raises(UserError, match="not valid JSON"):
+    with pytest.raises(UserError, match="the file: Invalid JSON"):
         load_results(tmp_path)
     (tmp_path / "results.json").write_text("[]")
-    with pytest.raises(UserError, match="rows"):
+    with pytest.raises(UserError, match="the file: Input should be an object"):
         load_results(tmp_path)
-    (tmp_path / "results.json").write_text(json.dumps({"rows": []}))
-    with pytest.raises(UserError, match=r"no list of 'columns'.*run it again"):
+    (tmp_path / "results.json").write_text(json.dumps({"title": "x", "rows": []}))
+    with pytest.raises(UserError, match=r"columns: Field required\. Run `occinv reproduce` again"):
         load_results(tmp_path)
-    (tmp_path / "results.json").write_text(json.dumps(results))
+    (tmp_path / "results.json").write_text(json.dumps(asdict(results)))
     assert load_results(tmp_path) == results

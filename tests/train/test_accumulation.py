@@ -10,77 +10,90 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
 from occinv import parallel, schema
 from occinv.data.batch import Batch
 from occinv.models import vit
-from occinv.objectives.base import Axes, Objective, Setting, make_objective
+from occinv.objectives.base import (
+    Context,
+    Objective,
+    Setting,
+    Terms,
+    make_objective,
+    mean_terms,
+)
+from occinv.objectives.ema import EMA
 from occinv.objectives.mocov3 import MoCoV3
-from occinv.train.accumulation import joined, parted
+from occinv.train.accumulation import join_parts, split_batch
 from occinv.train.step import TrainState, init_state, make_step
-from occinv.transforms.view import View, normalize, whole
+from occinv.transforms.view import View, whole
 
 BATCH, SIZE = 8, 8
 HEADS = {"head_hidden": 12, "head_out": 6}
 
 
+class CoupledNetworks(nn.Module):
+    """f and a metric, both linear."""
+
+    encoder: nn.Dense
+    metric: nn.Dense
+
+    def encode(self, view: View) -> jax.Array:
+        """Return f(view)."""
+        return jnp.tanh(self.encoder(view.pixels.mean((1, 2))))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Coupled(Objective):
-    """All that a coupled objective may do, and nothing that takes long to compile.
+    """Everything that a coupled objective may do, and nothing that takes long to compile.
 
-    There are parameters in f, in the target (through which gradients flow) and in M; M looks at
-    the views, too; the state moves by the step and by what the batch shows.
+    There are parameters in f, in z2 (through which gradients flow), in an EMA and in M; M depends
+    on the views, labels and step, too; the state moves by what the batch shows.
     """
 
     @property
-    def axes(self) -> Axes:
-        return Axes("noise", "noise", "f", "InfoNCE")
+    def couples(self) -> Any:
+        return "loss"
 
     @property
-    def pairs(self) -> tuple[tuple[int, int], ...]:
-        return ((0, 1), (1, 0))
+    def state(self) -> Any:
+        return {"target": EMA(("encoder",), 0.5, "cosine"), "center": jnp.zeros(4)}
 
     @property
-    def couples_batch(self) -> bool:
-        return True
+    def networks(self) -> Any:
+        return CoupledNetworks(nn.Dense(4), nn.Dense(4))
 
-    @property
-    def couples_before_measure(self) -> bool:
-        return False
-
-    def init(self, key: jax.Array, encoder: Any = None) -> tuple[Any, Any]:
-        kernel, metric = jax.random.normal(key, (3, 4)), jnp.eye(4) + 0.1
-        return {"kernel": kernel, "metric": metric}, {"center": jnp.zeros(4), "step": jnp.zeros(())}
-
-    def transform(self, pixels: Any, keys: jax.Array) -> tuple[View, ...]:
-        noise = jax.vmap(lambda key: jax.random.normal(key, (2, SIZE, SIZE, 3)))(keys)
+    def views(self, pixels: Any, rng: jax.Array) -> tuple[View, ...]:
+        noise = jax.vmap(lambda key: jax.random.normal(key, (2, SIZE, SIZE, 3)))(rng)
         return tuple(whole(pixels + 0.1 * noise[:, i], 4) for i in range(2))
 
-    def source(self, params: Any, view: View, keys: Any = None) -> jax.Array:
-        return jnp.tanh(view.pixels.mean((1, 2)) @ params["kernel"])
+    def features(self, net: Any, views: tuple[View, ...], ctx: Context) -> Any:
+        z = [net.encode(view) for view in views]
+        return z, [jnp.sin(x) + ctx.target.encode(v) for x, v in zip(z, views, strict=True)]
 
-    def target(self, params: Any, state: Any, view: View, batch: Batch, keys: Any) -> Any:
-        return {"z": jnp.sin(self.source(params, view)), "label": batch.label.astype(jnp.float32)}
+    def loss(self, net: Any, z: Any, views: tuple[View, ...], ctx: Context) -> Terms:
+        first, second = z
+        terms = mean_terms(
+            [self.measure(net, first[i], second[j], views[j], ctx) for i, j in ((0, 1), (1, 0))]
+        )
+        seen = (ctx.weight[:, None] * first[0] * second[1]).sum(0) / ctx.weight.sum()
+        return terms._replace(state={"center": 0.9 * ctx.state["center"] + 0.1 * seen})
 
-    def measure(self, params: Any, state: Any, z1: Any, z2: Any, view1: View, view2: View) -> Any:
-        keys = z2["z"] @ params["metric"] - state["center"]
-        cosines = z1 @ keys.T * (1 + view2.pixels.mean((1, 2, 3))[:, None]) + state["step"]
-        loss = jax.nn.logsumexp(cosines, -1) - z2["label"] * jnp.diagonal(cosines)
-        return loss, {"first": cosines[:, 0]}
-
-    def advance(self, params: Any, state: Any, step: jax.Array) -> Any:
-        return {**state, "step": state["step"] + 1 + step.astype(jnp.float32)}
-
-    def observe(self, state: Any, sources: Any, targets: Any, weight: jax.Array) -> Any:
-        seen = (weight[:, None] * sources[0] * targets[1]["z"]).sum(0) / weight.sum()
-        return {**state, "center": 0.9 * state["center"] + 0.1 * seen}
+    def measure(self, net: Any, z1: Any, z2: Any, view: View, ctx: Context) -> Terms:
+        keys = net.metric(z2) - ctx.state["center"]
+        brightness = view.pixels.mean((1, 2, 3))[:, None]
+        cosines = z1 @ keys.T * (1 + brightness) + ctx.step.astype(jnp.float32)
+        label = ctx.label.astype(jnp.float32)
+        loss = jax.nn.logsumexp(cosines, -1) - label * jnp.diagonal(cosines)
+        return Terms(loss, {"first": cosines[:, 0]})
 
 
 class PlainMoco(MoCoV3):
     """Without its colors, which take long to compile."""
 
-    def transform(self, pixels: Any, keys: jax.Array) -> tuple[View, ...]:
-        return tuple(whole(normalize(crop), self.encoder.num_patches) for crop in pixels)
+    def views(self, pixels: Any, rng: jax.Array) -> tuple[View, ...]:
+        return tuple(whole(crop, self.setting.encoder.num_patches) for crop in pixels)
 
 
 def make(section: dict[str, Any], devices: int = 1) -> Any:
@@ -91,14 +104,14 @@ def make(section: dict[str, Any], devices: int = 1) -> Any:
 
 
 def stepped(objective: Any, accumulate: int) -> tuple[TrainState, Any]:
-    """The state after one step, with the gradient as its `optimizer`, and the metrics."""
+    """The state after one step, with the gradient as its `opt_state`, and the metrics."""
     mesh = objective.setting.mesh
     everywhere, rows = parallel.replicated(mesh), parallel.by_image(mesh)
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (BATCH, SIZE, SIZE, 3), dtype=np.uint8)
     number = np.arange(BATCH, dtype=np.int32)
-    # In two passes images may differ in weight, which the mean of the parts' means would miss.
-    weight = (1 + objective.couples_batch * number % 3).astype(np.float32)
+    # With GradCache images may differ in weight, which the mean of the parts' means would miss.
+    weight = (1 + (objective.couples != "nothing") * number % 3).astype(np.float32)
     batch = Batch(image, number, number, weight, (image[:, ::-1],) * len(objective.crops))
     optimizer = optax.chain(optax.trace(0.0), optax.scale(-0.1))
     shapes = jax.eval_shape(lambda: init_state(objective, optimizer, 3))
@@ -116,7 +129,7 @@ def stepped(objective: Any, accumulate: int) -> tuple[TrainState, Any]:
     )
     there = jax.device_put(start, everywhere), parallel.put_batch(mesh, batch)
     after, metrics = jax.device_get(step(*there))
-    return after.replace(optimizer=after.optimizer[0].trace), metrics
+    return after.replace(opt_state=after.opt_state[0].trace), metrics
 
 
 CMAE = {"name": "cmae", "color": None, "symmetric": False, **HEADS}
@@ -124,7 +137,7 @@ CASES: dict[str, dict[str, Any]] = {
     "toy": {},
     "cmae position": CMAE,
     "cmae image": {**CMAE, "negatives": "image"},
-    "cmae batch": {**CMAE, "negatives": "batch", "block": 3},
+    "cmae batch": {**CMAE, "negatives": "batch", "key_chunk": 3},
     "mocov3": {"name": f"{__name__}:PlainMoco", **HEADS},
 }
 
@@ -143,13 +156,12 @@ CASES: dict[str, dict[str, Any]] = {
 )
 def test_parts_are_the_whole_batch(case: str, accumulate: int, devices: int) -> None:
     objective = make(CASES[case], devices)
-    assert objective.couples_batch == (case != "cmae image")
-    assert not objective.couples_before_measure
+    assert objective.couples == ("nothing" if case == "cmae image" else "loss")
     after, metrics = stepped(objective, 1)
     theirs, their_metrics = stepped(objective, accumulate)
 
     # A gradient that is a sum of what cancels is as exact as the largest of them.
-    largest = max(np.abs(slope).max() for slope in jax.tree.leaves(after.optimizer))
+    largest = max(np.abs(slope).max() for slope in jax.tree.leaves(after.opt_state))
     assert largest > 0.1
 
     def same(path: Any, found: Any, expected: Any) -> None:
@@ -160,12 +172,12 @@ def test_parts_are_the_whole_batch(case: str, accumulate: int, devices: int) -> 
     jax.tree_util.tree_map_with_path(same, theirs, after)
 
 
-def test_parted_is_undone() -> None:
+def test_split_is_inverted() -> None:
     arrays = {"x": jnp.arange(24).reshape(12, 2), "keys": jax.random.split(jax.random.key(0), 12)}
-    parts = parted(arrays, 3)
+    parts = split_batch(arrays, 3)
     np.testing.assert_array_equal(parts["x"][1], arrays["x"][1::3])
-    assert jnp.array_equal(joined(parts)["x"], arrays["x"])
-    assert jnp.array_equal(joined(parts)["keys"], arrays["keys"])
+    assert jnp.array_equal(join_parts(parts)["x"], arrays["x"])
+    assert jnp.array_equal(join_parts(parts)["keys"], arrays["keys"])
 
 
 @pytest.mark.parametrize(
@@ -183,4 +195,4 @@ def test_parted_is_undone() -> None:
     ],
 )
 def test_what_cannot_be_parted(section: dict[str, Any], refused: bool) -> None:
-    assert make(section).couples_before_measure == refused
+    assert (make(section).couples == "features") == refused

@@ -13,7 +13,7 @@ from occinv import schema
 from occinv.config import load_config
 from occinv.schema import UserError
 from occinv.train import workdir as files
-from occinv.train.loop import Run, prepare
+from occinv.train.prepare import Run, prepare
 
 
 @pytest.fixture
@@ -30,11 +30,11 @@ def prepared(arguments: list[str], *fields: str) -> Run:
 
 @pytest.mark.parametrize("count", [1, 10, 24])
 def test_an_epoch_of_few_images_is_one_of_all(arguments: list[str], count: int) -> None:
-    assert prepared(arguments, f"data.num_images={count}").steps == 6
+    assert prepared(arguments, f"data.num_images={count}").assembly.steps == 6
 
 
 def test_an_epoch_of_few_labels_is_one_of_them(arguments: list[str]) -> None:
-    assert prepared(arguments, "data.fraction=0.33").steps == 2  # 8 of 24 images
+    assert prepared(arguments, "data.fraction=0.33").assembly.steps == 2  # 8 of 24 images
 
 
 def test_one_image_fills_every_batch_in_other_crops(arguments: list[str]) -> None:
@@ -48,7 +48,7 @@ def test_one_image_fills_every_batch_in_other_crops(arguments: list[str]) -> Non
 
 def test_a_length_without_a_step_is_an_error(arguments: list[str]) -> None:
     for part in ("data.num_images=1", "data.per_class=1"):
-        with pytest.raises(UserError, match=r"less than one step of 8 images over the (24|2) "):
+        with pytest.raises(UserError, match=r"less than one step of 8 images over (24|2) "):
             prepared(arguments, part, "train.duration.epochs=0.1", "optimizer.warmup.steps=0")
 
 

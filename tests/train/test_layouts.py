@@ -1,4 +1,4 @@
-"""However the train state lies and whatever is computed again, a step is the same step."""
+"""A step is the same for every sharding of the train state and with recomputation."""
 
 from __future__ import annotations
 
@@ -19,18 +19,20 @@ from occinv.models import vit
 from occinv.models.blocks import Layout
 from occinv.objectives.base import Setting, make_objective
 from occinv.train.checkpoints import Checkpoints
-from occinv.train.loop import make_evaluation, prepare, rest_of, start_or_resume
+from occinv.train.evaluation import make_evaluation
+from occinv.train.loop import as_items, start_or_resume
+from occinv.train.prepare import prepare
 from occinv.train.step import init_state, make_step
 
 BATCH, SIZE = 16, 8
 HEADS = {"head_hidden": 16, "head_out": 16}
 MAE = {"name": "mae", "decoder_width": 16, "decoder_depth": 2, "decoder_heads": 2}
-CMAE = {"name": "cmae", "negatives": "batch", "block": 8, "mask_ratio": 0.5, **HEADS}
+CMAE = {"name": "cmae", "negatives": "batch", "key_chunk": 8, "mask_ratio": 0.5, **HEADS}
 LAYOUTS = {  # objective, devices, fsdp, and how its blocks are computed
     "a loop": (MAE, 1, 1, False, 0),
     "remat": (MAE, 1, 1, True, 4),
     "fsdp 4 of 8, a loop": (MAE, 8, 4, False, 0),
-    "blockwise C-MAE in 2 parts, fsdp 2 of 4, a loop, remat": (CMAE, 4, 2, True, 0),
+    "chunked C-MAE in 2 parts, fsdp 2 of 4, a loop, remat": (CMAE, 4, 2, True, 0),
 }
 Stepped = tuple[Any, dict[str, jax.Array]]
 
@@ -43,7 +45,7 @@ def stepped(
     unroll: int = 4,
     accumulate: int = 1,
 ) -> Stepped:
-    """The state after one step, with the gradient as its `optimizer`, and the metrics."""
+    """The state after one step, with the gradient as its `opt_state`, and the metrics."""
     mesh = parallel.make_mesh(jax.devices()[:devices], fsdp)
     sizes = schema.Encoder(name="micro", patch_size=2, width=16, depth=3, heads=2, drop_path=0.3)
     encoder = vit.make_vit(sizes, SIZE, layout=Layout(unroll, remat, mesh))
@@ -61,9 +63,9 @@ def stepped(
     draw = functools.partial(rng.normal, 0.0, 0.2)  # takes less time than to compile `init`
     start = jax.tree.map(lambda x: draw(x.shape).astype(x.dtype), shapes)
     start = start.replace(step=np.int32(2), seed=np.uint32(3))
-    lies = parallel.of_state(mesh, shapes)
-    step = jax.jit(make_step(objective, optimizer, accumulate), out_shardings=(lies, None))
-    state, metrics = step(jax.device_put(start, lies), parallel.put_batch(mesh, batch))
+    placed = parallel.of_state(mesh, shapes)
+    step = jax.jit(make_step(objective, optimizer, accumulate), out_shardings=(placed, None))
+    state, metrics = step(jax.device_put(start, placed), parallel.put_batch(mesh, batch))
     if fsdp > 1:
         parts = [x.addressable_shards[0].data.size / x.size for x in jax.tree.leaves(state.params)]
         assert np.mean(np.equal(parts, 1 / fsdp)) > 0.9  # but the class token of odd size, say
@@ -102,7 +104,7 @@ def test_a_run_goes_on_with_its_state_shared_otherwise(
                 schema.resolve(load_config(spec, [*given, *overrides(f"train.fsdp={fsdp}")]))
             )
             state = start_or_resume(run, checkpoints)
-            checkpoints.save(0, {"params": state.params, "rest": rest_of(state)}, {})
+            checkpoints.save(0, as_items(state))
             checkpoints.wait()
             states.append(state)
             evaluated.append(make_evaluation(run)(state))

@@ -97,7 +97,7 @@ def test_a_step_learns_and_all_that_it_should_change_changes(whole: Path) -> Non
     assert jax.tree.all(moved)
     state = state_of(whole)
     assert next(value for name, value in state.items() if name.endswith("['step']")) == 8
-    assert any("average" in name for name in state)
+    assert any("target" in name for name in state)
     assert any("mu" in name for name in state)
 
 
@@ -208,7 +208,9 @@ def test_free_fields_may_change_on_the_way(
                "train.evaluate_every={'steps': 3}")  # fmt: skip
     run(arguments, tmp_path, *changed)
     assert_same_end(tmp_path, whole)
-    evaluated = [line["step"] for line in read_scalars(tmp_path) if "eval/loss" in line]
+    evaluated = [
+        line["step"] for line in read_scalars(tmp_path / files.METRICS) if "eval/loss" in line
+    ]
     assert evaluated == [6, 8]
 
 
@@ -276,7 +278,7 @@ def test_a_loss_that_is_no_number_stops(
     command = ["train", *arguments, "--workdir", str(tmp_path), *fields]
     assert cli.main(command) == 1
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("occinv: loss or gradient not finite in 1 of the ")
+    assert said.startswith("occinv: loss or gradient not finite in 1 of ")
     assert "the first was step 3" in said
     assert said.endswith("the last good checkpoint is 2")
     assert files.load_run(tmp_path).step == 2
@@ -308,7 +310,7 @@ def test_steps_that_are_no_number_may_be_skipped(
         before, after = (checkpoints.restore_params(step)[1] for step in (4, 6))
     jax.tree.map(np.testing.assert_array_equal, before, after)
 
-    with pytest.raises(NonFinite, match=r"in 2 of the 6 steps .*max_nonfinite=1.* was step 5"):
+    with pytest.raises(NonFinite, match=r"in 2 of 6 steps .*max_nonfinite=1.* was step 5"):
         run(arguments, tmp_path / "one", bad, "train.max_nonfinite=1")
 
 
@@ -319,7 +321,7 @@ def test_a_run_that_explodes_stops(arguments: list[str], tmp_path: Path) -> None
 
 def test_killed_processes_end_as_one_that_was_not(images: Path, tmp_path: Path) -> None:
     """SIGKILL at random moments of C-MAE, which saves at every step, so often while it saves."""
-    flat = images / "train" / "dark"  # no held-out part: nothing to evaluate, less to compile
+    flat = images / "train" / "dark"  # no validation part: nothing to evaluate, less to compile
     fields = ("train.duration.steps=16", "train.checkpoint_every.steps=1")
     command = ["train", *tiny("cmae", flat), *overrides(*fields), "--workdir"]
     cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}

@@ -17,7 +17,6 @@ from occinv.train.signals import EXIT_STATUS, StopRequest
 def test_a_signal_is_held_until_asked_for(number):
     before = signal.getsignal(number)
     with StopRequest() as stop:
-        assert stop.is_listening
         assert stop.requested is None
         os.kill(os.getpid(), number)
         assert stop.requested is number
@@ -60,12 +59,12 @@ def test_in_another_thread_nothing_is_touched():
 
     def work():
         with StopRequest() as stop:
-            seen.append((stop.is_listening, stop.requested, signal.getsignal(signal.SIGTERM)))
+            seen.append((stop.requested, signal.getsignal(signal.SIGTERM)))
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert seen == [(False, None, before)]
+    assert seen == [(None, before)]
 
 
 PROGRAM = """

@@ -10,38 +10,57 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
 from occinv import schema
 from occinv.data.batch import Batch
 from occinv.models import vit
-from occinv.objectives.base import Axes, Objective, Setting, Terms
+from occinv.objectives.base import Context, Objective, Setting, Terms
+from occinv.rng import uniform
 from occinv.train.accumulation import mean_of_parts
 from occinv.train.step import init_state, make_step
+from occinv.transforms.view import whole
 
 BATCH = 4
 
 
+class Weight(nn.Module):
+    """One number."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Multiply x by the number."""
+        return x * self.param("weight", nn.initializers.constant(2.0), ())
+
+
+class ToyNetworks(nn.Module):
+    """f alone."""
+
+    encoder: Weight
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Toy(Objective):
-    """weight · (first value of the image + a draw of its own key), and a count of advances."""
+    """weight · (first value of the image + a draw of its own key), and a count of losses."""
 
     @property
-    def axes(self) -> Axes:
-        return Axes("none", "none", "none", "none")
+    def state(self) -> Any:
+        return {"count": jnp.float32(0)}
 
-    def init(self, key: jax.Array, encoder: Any = None) -> tuple[Any, Any]:
-        return {"weight": jnp.float32(2)}, {"advances": jnp.float32(0)}
+    @property
+    def networks(self) -> Any:
+        return ToyNetworks(Weight())
 
-    def terms(self, params: Any, state: Any, batch: Any, keys: Any) -> Terms:
-        value = batch.image[:, 0, 0, 0].astype(jnp.float32)
-        # A root of a negative number: how a test asks for a loss that is not finite.
-        draw = jax.vmap(lambda key: jax.random.uniform(key))(keys)
-        value = jnp.sqrt(value - 100) + draw
-        return Terms(params["weight"] * value, {"draw": draw}, {"advances": state["advances"] + 1})
+    def views(self, pixels: Any, rng: Any) -> Any:
+        return (whole(255 * pixels, 1),)
 
-    def transform(self, pixels: Any, keys: Any) -> Any: ...
-    def target(self, params: Any, state: Any, view: Any, batch: Any, keys: Any) -> Any: ...
-    def measure(self, params: Any, state: Any, z1: Any, z2: Any, view1: Any, view2: Any) -> Any: ...
+    def features(self, net: Any, views: Any, ctx: Context) -> Any:
+        # A square root of a negative number makes a loss that is not finite.
+        return jnp.sqrt(jnp.round(views[0].pixels[:, 0, 0, 0]) - 100) + uniform(ctx.rng)
+
+    def loss(self, net: Any, z: Any, views: Any, ctx: Context) -> Terms:
+        metrics = {"draw": uniform(ctx.rng)}
+        return Terms(net.encoder(z), metrics, {"count": ctx.state["count"] + 1})
 
 
 def toy() -> Toy:
@@ -72,8 +91,12 @@ def test_a_step_descends_and_counts() -> None:
     slope = 1 + float(metrics["draw"])
     assert metrics["loss"] == pytest.approx(2 * slope)
     assert metrics["gradient_norm"] == pytest.approx(slope)
-    assert after.params["weight"] == pytest.approx(2 - 0.1 * slope)
-    assert (int(after.step), int(after.nonfinite), float(after.state["advances"])) == (1, 0, 1)
+    assert after.params["encoder"]["weight"] == pytest.approx(2 - 0.1 * slope)
+    assert (int(after.step), int(after.nonfinite), float(after.objective_state["count"])) == (
+        1,
+        0,
+        1,
+    )
 
 
 def test_draws_follow_from_seed_and_step() -> None:
@@ -107,7 +130,7 @@ def test_a_step_that_is_not_finite_changes_the_counters_only() -> None:
     after, metrics = step(state, make_batch(BAD))
     assert not np.isfinite(metrics["loss"])
     assert (int(after.step), int(after.nonfinite), int(after.first_nonfinite)) == (2, 1, 2)
-    for name in ("params", "state", "optimizer"):
+    for name in ("params", "objective_state", "opt_state"):
         jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(state, name))
     again, _ = step(after, make_batch(BAD))
     assert (int(again.nonfinite), int(again.first_nonfinite)) == (2, 2)
@@ -116,12 +139,14 @@ def test_a_step_that_is_not_finite_changes_the_counters_only() -> None:
 @pytest.mark.parametrize("accumulate", [2, 4])
 def test_parts_draw_and_descend_as_the_whole(accumulate: int) -> None:
     batch = make_batch([101, 104, 109, 116])
-    whole, parts = (
+    at_once, parts = (
         step(state, batch) for state, step in (start_and_step(), start_and_step(0, accumulate))
     )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), whole[1], parts[1])
-    assert parts[0].params["weight"] == pytest.approx(float(whole[0].params["weight"]))
-    assert float(parts[0].state["advances"]) == 1
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), at_once[1], parts[1])
+    assert parts[0].params["encoder"]["weight"] == pytest.approx(
+        float(at_once[0].params["encoder"]["weight"])
+    )
+    assert float(parts[0].objective_state["count"]) == 1
 
 
 def test_mean_of_parts_takes_every_image_once() -> None:

@@ -1,7 +1,6 @@
-"""The ViT twice in NumPy: under the official PyTorch names, and under big_vision's.
+"""Two ViTs in NumPy that read arrays under PyTorch's names, or under big_vision's.
 
-After models_mae.py / vits.py, and after big_vision's models/vit.py. Written for the names and the
-layouts, not for speed.
+They follow models_mae.py and vits.py, and models/vit.py of big_vision.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ def tanh_gelu(x: np.ndarray) -> np.ndarray:
 
 
 def official(w: Weights, images: np.ndarray, heads: int) -> np.ndarray:
-    """Tokens [B, 1 + N, D] of images in [0, 1], after the last norm if there is one."""
+    """Returns tokens [B, 1 + N, D] of images in [0, 1], after the last norm if the ViT has one."""
     kernel = w["patch_embed.proj.weight"]
     p, x = kernel.shape[-1], (images - MEAN) / STD
     b, side = len(x), x.shape[1] // p
@@ -63,7 +62,7 @@ def official(w: Weights, images: np.ndarray, heads: int) -> np.ndarray:
 def random_big_vision(
     draw: np.random.Generator, width: int, heads: int, depth: int, p: int, side: int
 ) -> dict[str, np.ndarray]:
-    """Under big_vision's names; the class token has no row in the position embedding."""
+    """Returns random arrays by big_vision's names; the class token has no position."""
     inner = (heads, width // heads)
     shapes: dict[str, tuple[int, ...]] = {
         "embedding/kernel": (p, p, 3, width),
@@ -88,7 +87,7 @@ def random_big_vision(
 
 
 def big_vision(w: Weights, images: np.ndarray) -> np.ndarray:
-    """Tokens [B, 1 + N, D] of images in [0, 1]: the position goes on before the class token."""
+    """Returns tokens [B, 1 + N, D] of images in [0, 1]; the class token gets no position."""
     kernel = w["embedding/kernel"]
     p, x = len(kernel), 2 * images - 1
     b, side = len(x), x.shape[1] // p

@@ -1,4 +1,4 @@
-"""Where PyTorch is installed: its own files are read, and what we write is right for its layers."""
+"""Tests against PyTorch, if it is installed: import of its files, export to its layers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from safetensors import safe_open
 
 from occinv import load_encoder
 from occinv.train import workdir
-from occinv.weights.exporting import export_weights
-from occinv.weights.importing import import_weights
+from occinv.weights.export_weights import export_weights
+from occinv.weights.import_weights import import_weights
 
 torch = pytest.importorskip("torch", reason="checks against PyTorch itself need it")
 
 
 def state(reference: Path) -> tuple[dict[str, Any], int]:
-    """The encoder of the reference as PyTorch has it, and its heads."""
+    """Returns the encoder of the reference as tensors, and its number of heads."""
     file = np.load(reference / "vit_classifier.npz")
     start = "cls_state/"
     own = [n for n in file.files if n.startswith(start) and "head" not in n]
@@ -29,7 +29,7 @@ def state(reference: Path) -> tuple[dict[str, Any], int]:
 
 
 class Block(torch.nn.Module):  # type: ignore[name-defined, misc]
-    """timm's, of plain layers."""
+    """The block of timm, made of plain layers."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -72,8 +72,8 @@ class ViT(torch.nn.Module):  # type: ignore[name-defined, misc]
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_its_files(reference: Path, zipped: bool, tmp_path: Path) -> None:
-    """A checkpoint with everything that official ones carry, bit for bit, in both formats."""
+def test_files_of_pytorch(reference: Path, zipped: bool, tmp_path: Path) -> None:
+    """Imports a checkpoint with the contents of official ones, bit for bit, in both formats."""
     weights, heads = state(reference)
     flat = torch.arange(6.0)
     content = {
@@ -102,7 +102,7 @@ def test_other_dtypes(reference: Path, dtype: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, cast["pos_embed"].float().numpy()[0])
 
 
-def test_our_export_in_its_layers(reference: Path, tmp_path: Path) -> None:
+def test_export_in_pytorch_layers(reference: Path, tmp_path: Path) -> None:
     weights, heads = state(reference)
     torch.save(weights, tmp_path / "a")
     import_weights(tmp_path / "a", "timm", tmp_path / "run", heads=heads)

@@ -1,6 +1,6 @@
-"""Writes PyTorch's two file formats without PyTorch, honest files and lying ones.
+"""Writes PyTorch's two file formats without PyTorch, including damaged and hostile files.
 
-The pickles are put together opcode by opcode, so that they may name and claim anything.
+Pickles are assembled opcode by opcode, so that they can name and claim anything.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TYPES = {"f4": "Float", "f8": "Double", "f2": "Half", "i8": "Long", "u1": "Byte"
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor as a pickle claims it to be: a view of the storage `key`."""
+    """A tensor as a pickle describes it: a view of the storage `key`."""
 
     key: str
     length: int
@@ -33,11 +33,11 @@ class Tensor:
 
 
 class Opcodes(bytes):
-    """What leaves one object on the stack of the unpickler."""
+    """Opcodes that push one object on the stack of the unpickler."""
 
 
 def opcodes(value: Any) -> bytes:
-    """The opcodes of a value, without the frame around them."""
+    """Returns the opcodes of a value, without protocol and stop."""
     if isinstance(value, Opcodes):
         return value
     if isinstance(value, str):
@@ -61,12 +61,12 @@ def opcodes(value: Any) -> bytes:
 
 
 def pickled(value: Any) -> bytes:
-    """A whole pickle."""
+    """Returns a complete pickle."""
     return b"\x80\x02" + opcodes(value) + b"."
 
 
 def tensors(tree: Any, storages: dict[str, bytes]) -> Any:
-    """`tree` with every array as a tensor in a storage of its own, which goes to `storages`."""
+    """Replaces every array of `tree` by a tensor, and adds its storage to `storages`."""
     if isinstance(tree, Mapping):
         return {name: tensors(value, storages) for name, value in tree.items()}
     if not isinstance(tree, np.ndarray):
@@ -79,7 +79,7 @@ def tensors(tree: Any, storages: dict[str, bytes]) -> Any:
 
 
 def write_zip(path: Path, tree: Any, storages: Mapping[str, bytes] | None = None) -> Path:
-    """The format since PyTorch 1.6."""
+    """Writes the format of PyTorch 1.6 and newer."""
     if storages is None:
         tree = tensors(tree, storages := {})
     with zipfile.ZipFile(path, "w") as archive:
@@ -91,7 +91,7 @@ def write_zip(path: Path, tree: Any, storages: Mapping[str, bytes] | None = None
 
 
 def write_legacy(path: Path, tree: Any, storages: Mapping[str, bytes] | None = None) -> Path:
-    """The format before; every storage of numbers of 4 bytes."""
+    """Writes the format before PyTorch 1.6; numbers must have 4 bytes."""
     if storages is None:
         tree = tensors(tree, storages := {})
     machine = {"protocol_version": PROTOCOL, "little_endian": True, "type_sizes": {"int": 4}}

@@ -1,1 +1,1 @@
-"""Data sets that tensorflow_datasets has prepared: make, check, convert, read."""
+"""Data sets of tensorflow_datasets: prepare, check, convert and read them without TensorFlow."""

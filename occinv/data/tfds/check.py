@@ -1,4 +1,4 @@
-"""Whether a prepared data set is whole: `occinv data check`."""
+"""Checks that a prepared data set is whole: `occinv data check`."""
 
 from __future__ import annotations
 
@@ -17,15 +17,22 @@ TILE = 64  # pixels a side on the contact sheet
 
 
 def check(name: str, data_dir: str | None, expect: Mapping[str, int] | None) -> Iterator[str]:
-    """Reads every record of a prepared data set once, and decodes an image of each class.
+    """Read every record of a prepared data set once, and decode one image of each class.
 
-    What it learns on the way, labels and names, is kept for training. The images that were decoded
-    are put on a contact sheet beside the data, class by class from left to right.
+    The index made on the way is kept for training. The decoded images are written to a contact
+    sheet beside the data, class by class from left to right.
 
-    expect: how many images each split has; None: what was published, where this is known.
+    Args:
+      name: as in `tfds:NAME`.
+      data_dir: folder of data sets.
+      expect: number of images in each split; None is the published number, if it is known.
 
-    Yields: what was found, line by line.
-    Raises: UserError naming file and record for damage, and for a count that is not as expected.
+    Yields:
+      What was found, line by line.
+
+    Raises:
+      UserError: a record is damaged (the message names file and record), or a split has another
+        number of images.
     """
     sources = open_all(name, data_dir)
     expect = PUBLISHED.get(name, {}) if expect is None else expect
@@ -34,33 +41,26 @@ def check(name: str, data_dir: str | None, expect: Mapping[str, int] | None) -> 
             raise UserError(f"{name} has no split {split!r}{nearest(split, sources)}")
     wrong = []
     for split, source in sources.items():
-        source.read_through()
-        count = len(source)
+        labels, count = source.labels, len(source)  # labels read every record
         yield f"{source.name}: {count:,} images, every record is whole"
         if expect.get(split, count) != count:
             wrong.append(f"{split} has {count:,} images, expected {expect[split]:,}")
-        if source.classes:
+        if source.classes and (labels >= 0).any():
             yield from _check_classes(source, Path(source.folder) / f"occinv-{split}-classes.png")
     if wrong:
-        raise UserError(f"{name}: {', '.join(wrong)} (--expect says otherwise)")
+        raise UserError(f"{name}: {', '.join(wrong)}. Pass --expect to expect other numbers.")
 
 
 def _check_classes(source: TensorflowDatasetsSource, sheet: Path) -> Iterator[str]:
     counts = np.bincount(source.labels[source.labels >= 0], minlength=len(source.classes))
-    empty = [name for name, count in zip(source.classes, counts, strict=True) if count == 0]
     some = counts[counts > 0]
-    if not len(some):
-        return
     yield f"  {len(some)} of {len(counts)} classes, {some.min()} to {some.max()} images each"
+    empty = [name for name, count in zip(source.classes, counts, strict=True) if count == 0]
     if empty:
         more = f" and {len(empty) - 10} more" if len(empty) > 10 else ""
         yield f"  no image of {', '.join(empty[:10])}{more}"
     labels, first = np.unique(source.labels, return_index=True)
-    tiles = [
-        center_crop(source.read(int(index)).image, TILE, 1.0)
-        for label, index in zip(labels, first, strict=True)
-        if label >= 0
-    ]
+    tiles = [center_crop(source.read(int(index)).image, TILE, 1.0) for index in first[labels >= 0]]
     across = int(np.ceil(np.sqrt(len(tiles))))
     tiles += [np.full((TILE, TILE, 3), 255, np.uint8)] * (-len(tiles) % across)
     rows = [np.hstack(tiles[first : first + across]) for first in range(0, len(tiles), across)]

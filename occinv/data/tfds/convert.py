@@ -1,4 +1,4 @@
-"""A data set of TFRecord files as ArrayRecord: `occinv data convert`."""
+"""Converts a data set of TFRecord files to ArrayRecord: `occinv data convert`."""
 
 from __future__ import annotations
 
@@ -13,26 +13,30 @@ from typing import Any
 from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
-from occinv.data.tfds.prepared import require_disk
+from occinv.data.tfds.prepared import first_line, require_disk
 from occinv.data.tfds.tfrecord import Damaged, Shards
 from occinv.schema import UserError
 
-_WRITERS = 8  # files under way; the work is reading and writing
+_WRITERS = 8  # files converted at once; the work is reading and writing
 
 
 def convert(source: str, data_dir: str) -> Iterator[str]:
-    """Converts a prepared data set, file by file, and checks every record's checksum on the way.
+    """Convert a prepared data set, file by file, and check the checksum of every record.
 
-    The records stay in their files and their order, so that training on either gives the very same
-    batches. All is written into a folder `….converting`, which becomes the data set when it is
-    whole; the same call goes on where an earlier one was stopped.
+    The records keep their files and their order, so training on either gives the same batches.
+    Everything is written into a folder `….converting`, which is renamed to the data set when it is
+    whole. After an interruption the same call continues.
 
-    source: the folder of `dataset_info.json`, perhaps in a bucket; stays as it is.
-    data_dir: where tensorflow_datasets shall find the result, as `NAME/VERSION`.
+    Args:
+      source: folder of `dataset_info.json`, perhaps in a bucket. It is not changed.
+      data_dir: folder for the result, which becomes `NAME/VERSION` in it.
 
-    Yields: the path of each file that was written, and of the data set in the end.
-    Raises: UserError for a source that is no such data set or is damaged, a result that is there
-    already, and a disk that is full.
+    Yields:
+      The path of each file written, and of the data set at the end.
+
+    Raises:
+      UserError: the source is not a TFRecord data set or is damaged, the result exists already, or
+        the disk is full.
     """
     import tensorflow_datasets as tfds
 
@@ -41,20 +45,18 @@ def convert(source: str, data_dir: str) -> Iterator[str]:
         info = json.loads((epath.Path(source) / "dataset_info.json").read_text())
         builder = tfds.builder_from_directory(source)
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{source!r} is no prepared data set: {str(error).splitlines()[0]}"
-        ) from error
-    if (there := builder.info.file_format.value) != "tfrecord":
-        raise UserError(f"{source!r} is of {there}, expected tfrecord")
+        raise UserError(f"{source!r} is not a prepared data set: {first_line(error)}") from error
+    if (found := builder.info.file_format.value) != "tfrecord":
+        raise UserError(f"{source!r} has the format {found}, expected tfrecord")
     target = Path(data_dir, builder.info.full_name)
     if target.exists():
-        raise UserError(f"{target} is there already")
+        raise UserError(f"{target} exists already. Move it away to convert again.")
     try:
         yield from _write(source, builder, info, target)
     except Damaged as error:
         raise UserError(f"{source} is damaged: {error}") from error
-    except (OSError, RuntimeError) as error:  # array_record's, of a disk that is full
-        raise UserError(f"{target} cannot be written: {str(error).splitlines()[0]}") from error
+    except (OSError, RuntimeError) as error:  # array_record raises RuntimeError for a full disk
+        raise UserError(f"{target} cannot be written: {first_line(error)}") from error
     yield str(target)
 
 
@@ -68,22 +70,16 @@ def _write(source: str, builder: Any, info: dict[str, Any], target: Path) -> Ite
     described.write_text(description)
 
     shards = Shards(source)
-    files = [
-        (epath.Path(file), length)
-        for split in builder.info.splits.values()
-        for file, length in zip(split.filepaths, split.shard_lengths, strict=True)
-    ]
 
-    def convert_file(of: tuple[Any, int]) -> str | None:
-        file, length = of
+    def convert_file(file: epath.Path, length: int) -> str | None:
         written = begun / file.name.replace(".tfrecord", ".array_record")
         if written.exists():
             return None
         part = written.with_name(f"{written.name}.part")
         writer = ArrayRecordWriter(str(part), "group_size:1")  # as tensorflow_datasets writes
         count = 0
-        for record in shards.records(file.name, file.stat().length):
-            writer.write(record.content)
+        for _, content in shards.records(file.name, file.stat().length):
+            writer.write(content)
             count += 1
         writer.close()
         if count != length:
@@ -91,10 +87,13 @@ def _write(source: str, builder: Any, info: dict[str, Any], target: Path) -> Ite
         os.replace(part, written)
         return str(written)
 
+    splits = builder.info.splits.values()
+    files = [epath.Path(file) for split in splits for file in split.filepaths]
+    lengths = [length for split in splits for length in split.shard_lengths]
     with ThreadPoolExecutor(_WRITERS) as pool:
-        yield from filter(None, pool.map(convert_file, files))
-    copied = {path.name for path, _ in files} | {"dataset_info.json"}
-    for path in epath.Path(source).iterdir():  # features.json and names of classes
+        yield from filter(None, pool.map(convert_file, files, lengths))
+    copied = {file.name for file in files} | {"dataset_info.json"}
+    for path in epath.Path(source).iterdir():  # features.json and class names
         if path.is_file() and path.name not in copied and not path.name.startswith("occinv-"):
             (begun / path.name).write_bytes(path.read_bytes())
     os.replace(begun, target)

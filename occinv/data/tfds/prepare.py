@@ -1,23 +1,27 @@
-"""From the archives of a data set to the records that training reads: `occinv data prepare`.
+"""Prepares a data set for training from its archives: `occinv data prepare`.
 
-tensorflow_datasets does the work, by the builder of the data set. ImageNet's asks TensorFlow for
-three things only (to open a file, and to convert the 23 images that are no RGB JPEG), which Python
-and Pillow do as well: so nothing here needs TensorFlow, as reading does not.
+The builder of tensorflow_datasets does the work. ImageNet's builder needs TensorFlow only to open
+files and to convert the 23 images that are not RGB JPEGs. Python and Pillow do that here, so
+nothing needs TensorFlow.
 """
 
 from __future__ import annotations
 
 import io
+import json
+import os
 import re
 import shutil
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 from PIL import Image
 
-from occinv.data.tfds.prepared import FORMATS, formats, require_disk
+from occinv.data.tfds.prepared import FORMATS, first_line, formats, require_disk
 from occinv.data.tfds.source import find_builder
 from occinv.data.tfds.tfrecord import write_records
 from occinv.schema import UserError, nearest
@@ -26,48 +30,64 @@ TARS = {"train": "ILSVRC2012_img_train.tar", "validation": "ILSVRC2012_img_val.t
 
 
 def prepare(name: str, data_dir: str | None, manual_dir: str | None, file_format: str) -> Path:
-    """Prepares a data set of tensorflow_datasets, unless it is there already.
+    """Prepare a data set of tensorflow_datasets, unless it exists already.
 
-    It appears whole or not at all: until then it is a folder `incomplete.…`.
+    It appears whole or not at all: all files are written into a folder `incomplete.…` first.
 
-    name: as in `tfds:NAME`; `imagenet2012` is made of the two archives TARS.
-    data_dir: where data sets lie; None for TFDS_DATA_DIR or ~/tensorflow_datasets.
-    manual_dir: where the archives lie, if any are asked for.
-    file_format: one of FORMATS.
+    Args:
+      name: as in `tfds:NAME`; `imagenet2012` is made of the two archives TARS.
+      data_dir: folder of data sets; None is TFDS_DATA_DIR or ~/tensorflow_datasets.
+      manual_dir: folder of the archives, if the data set needs any.
+      file_format: one of FORMATS.
 
-    Returns: the folder of the data set.
-    Raises: UserError for an archive that is missing, damaged or something else, a disk that is too
-    small, and a data set that nobody knows or that is there in another format.
+    Returns:
+      The folder of the data set.
+
+    Raises:
+      UserError: an archive is missing, damaged or another one, the disk is too small, the data set
+        is unknown, or it exists in another format.
     """
     import tensorflow_datasets as tfds
 
     if file_format not in FORMATS:
-        raise UserError(f"--format {file_format!r} is no format{nearest(file_format, FORMATS)}")
+        raise UserError(f"--format {file_format!r} is unknown{nearest(file_format, FORMATS)}")
     require_disk(data_dir)
-    own = name == "imagenet2012"
-    builder = _imagenet2012()(data_dir=data_dir) if own else find_builder(name, data_dir)
+    builder = _builder(name, data_dir)
+    target, root = Path(builder.data_path), Path(builder.data_dir_root)
     if builder.info.splits:
-        if file_format not in (there := formats(builder)):
+        if file_format not in (found := formats(builder)):
             raise UserError(
-                f"{builder.data_path} is there already, as {', '.join(there)}; occinv data convert "
-                "makes array_record of tfrecord"
+                f"{target} exists already, as {', '.join(found)}. Choose another --data-dir; "
+                "occinv data convert makes array_record of tfrecord."
             )
-        return Path(builder.data_path)
-    if own:
-        _check_archives(manual_dir, Path(builder.data_path))
-    if file_format == "tfrecord":
-        builder._example_writer = lambda: _tfrecord_writer(builder.info.file_format)
+        return target
+    if name == "imagenet2012":
+        _check_archives(manual_dir, target)
     config = tfds.download.DownloadConfig(manual_dir=manual_dir)
     try:
-        builder.download_and_prepare(download_config=config, file_format=file_format)
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="incomplete.", dir=root) as folder:
+            builder = _builder(name, folder)
+            # tfds needs TensorFlow to write TFRecord, and its hook for another writer is private
+            # (_example_writer). So it always writes ArrayRecord, which is rewritten.
+            builder.download_and_prepare(
+                download_dir=root / "downloads", download_config=config, file_format="array_record"
+            )
+            if file_format == "tfrecord":
+                _rewrite_as_tfrecord(Path(builder.data_path))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(builder.data_path, target)
     except UserError:
         raise
-    except Exception as error:  # the disk's, tarfile's, array_record's, the builder's own
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"{name} cannot be prepared in {builder.data_path}: {first_line}"
-        ) from error
-    return Path(builder.data_path)
+    except Exception as error:  # of the disk, tarfile, array_record, or the builder
+        raise UserError(f"{name} cannot be prepared in {target}: {first_line(error)}") from error
+    return target
+
+
+def _builder(name: str, data_dir: str | None) -> Any:
+    if name == "imagenet2012":
+        return _imagenet2012()(data_dir=data_dir)
+    return find_builder(name, data_dir)
 
 
 def _check_archives(manual_dir: str | None, target: Path) -> None:
@@ -76,16 +96,28 @@ def _check_archives(manual_dir: str | None, target: Path) -> None:
     archives = [Path(manual_dir) / name for name in TARS.values()]
     for archive in archives:
         if not archive.is_file():
-            raise UserError(f"there is no {archive}: get it from image-net.org")
-    # tensorflow_datasets shuffles through the disk: all records are there twice for a while.
+            raise UserError(f"there is no {archive}. Download it from image-net.org.")
+    # tensorflow_datasets shuffles through the disk: all records exist twice for a while.
     need = 2 * sum(archive.stat().st_size for archive in archives)
     free = shutil.disk_usage(next(path for path in target.parents if path.exists())).free
     if free < need:
         raise UserError(f"{target} has {free / 1e9:.1f} GB free, expected {need / 1e9:.1f} or more")
 
 
+def _rewrite_as_tfrecord(folder: Path) -> None:
+    """Rewrite the ArrayRecord files of a data set one by one; names and order stay."""
+    for file in folder.glob("*.array_record-*"):
+        with ArrayRecordDataSource([str(file)]) as records:
+            contents = (records[number] for number in range(len(records)))
+            write_records(folder / file.name.replace(".array_record", ".tfrecord"), contents)
+        file.unlink()
+    description = folder / "dataset_info.json"
+    info = json.loads(description.read_text()) | {"fileFormat": "tfrecord"}
+    description.write_text(json.dumps(info, indent=2))
+
+
 def _imagenet2012() -> Any:
-    """The builder of tensorflow_datasets, which here opens archives and converts images itself."""
+    """Return a subclass of ImageNet's builder that opens archives and converts images itself."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.datasets.imagenet2012 import imagenet2012_dataset_builder as official
 
@@ -94,35 +126,40 @@ def _imagenet2012() -> Any:
 
         def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
             train, validation = (Path(dl_manager.manual_dir) / name for name in TARS.values())
+            labels = _validation_labels(validation)
             return {
-                "train": self._generate_examples(self._classes(train)),
+                "train": self._generate_examples(self._train_images(train)),
                 "validation": self._generate_examples(
-                    _members(validation), _validation_labels(validation)
+                    (labels[name], name, image) for name, image in _members(validation)
                 ),
             }
 
-        def _classes(self, archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
-            wnids = self.info.features["label"].names
-            for name, file in _members(archive):
-                if name.removesuffix(".tar") not in wnids:
-                    raise UserError(f"{archive} has {name!r}, expected n01440764.tar and the like")
-                yield name, file
+        def _generate_examples(self, images: Iterator[tuple[str, str, IO[bytes]]]) -> Iterator[Any]:
+            for wnid, name, image in images:
+                if name in (*official.CMYK_IMAGES, *official.PNG_IMAGES):
+                    opened = Image.open(io.BytesIO(image.read()))
+                    image = io.BytesIO()
+                    opened.convert("RGB").save(image, "JPEG", quality=100)
+                    image.seek(0)
+                yield name, {"file_name": name, "image": image, "label": wnid}
 
-        def _fix_image(self, image_fname: str, image: IO[bytes]) -> IO[bytes]:
-            if image_fname not in (*official.CMYK_IMAGES, *official.PNG_IMAGES):
-                return image
-            converted = io.BytesIO()
-            opened = Image.open(io.BytesIO(image.read()))
-            opened.convert("RGB").save(converted, "JPEG", quality=100)
-            converted.seek(0)
-            return converted
+        def _train_images(self, archive: Path) -> Iterator[tuple[str, str, IO[bytes]]]:
+            wnids = self.info.features["label"].names
+            for tar_name, tar in _members(archive):
+                wnid = tar_name.removesuffix(".tar")
+                if wnid not in wnids:
+                    raise UserError(f"{archive} has {tar_name!r}, expected such as n01440764.tar")
+                for name, image in tfds.download.iter_archive(io.BytesIO(tar.read()), as_tar):
+                    yield wnid, name, image
+
+    as_tar = tfds.download.ExtractMethod.TAR_STREAM
 
     def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
         with archive.open("rb") as file:
-            yield from tfds.download.iter_archive(file, tfds.download.ExtractMethod.TAR_STREAM)
+            yield from tfds.download.iter_archive(file, as_tar)
 
     def _validation_labels(archive: Path) -> dict[str, str]:
-        """The class of each image, by the number in its name: the list has one a line."""
+        """Return the class of each image by its number: line n of a list has the class of n."""
         labels = (
             tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt").read_text().split()
         )
@@ -140,13 +177,3 @@ def _imagenet2012() -> Any:
         return found
 
     return Builder
-
-
-def _tfrecord_writer(file_format: Any) -> Any:
-    import tensorflow_datasets as tfds
-
-    class Writer(tfds.core.ExampleWriter):
-        def write(self, path: Any, examples: Any) -> None:
-            write_records(path, (content for _, content in examples))
-
-    return Writer(file_format)

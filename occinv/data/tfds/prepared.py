@@ -1,21 +1,19 @@
 """A data set that tensorflow_datasets has prepared: its records by number, in either format.
 
-ArrayRecord has random access of its own, through `as_data_source`. For TFRecord see tfrecord.py.
-What takes a pass over all records to find out (labels, names of files, where a TFRecord begins) is
-noted beside the data set when it is first needed, and read from there from then on.
+ArrayRecord has random access of its own, through `as_data_source`; for TFRecord see tfrecord.py.
+An index of each split holds what only a pass over all records can tell: labels, file names, and
+where each TFRecord begins. It is made at the first need and kept beside the data set.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import functools
 import io
 import itertools
 import logging
 import uuid
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -28,204 +26,167 @@ from occinv.schema import UserError
 
 logger = logging.getLogger("occinv.data")
 
-FORMATS = ("array_record", "tfrecord")  # the first that is there is read
-_READERS = 32  # files under way when all are read: enough to hide the latency of a bucket
+FORMATS = ("array_record", "tfrecord")  # the first one found is read
+_READERS = 32  # files read at once to make an index, enough to hide the latency of a bucket
 
 
 class Keys(NamedTuple):
-    """Which features of a record are the image, its label and the name of its file."""
+    """The names of the features for the image, its label and its file name."""
 
     image: str
     label: str | None
     name: str | None
 
 
-@dataclasses.dataclass(frozen=True)
-class Notes:
-    """What a pass over one split of a data set has found, by record.
-
-    label: int32 [len], -1 where there is none.  name: bytes [len], empty where there is none.
-    shard, begin, length: int64 [len], the number of its file, where it begins there and the length
-      of its content, in bytes; all 0 for ArrayRecord, which knows itself.
-    """
-
-    label: np.ndarray
-    name: np.ndarray
-    shard: np.ndarray
-    begin: np.ndarray
-    length: np.ndarray
-
-    def __getitem__(self, rows: np.ndarray) -> Notes:
-        return Notes(*(column[rows] for column in vars(self).values()))
-
-
 def formats(builder: Any) -> list[str]:
-    """The formats of the files of a data set, by their names, else what its description says.
+    """Return the formats of a data set by its files, else by its description.
 
-    The description knows one of them; another may have been put beside it since.
+    The description names one format; files of another may have been added later.
     """
     files = [path.name for path in epath.Path(builder.data_path).iterdir()]
     found = [form for form in FORMATS if any(f".{form}-" in name for name in files)]
     return found or [form.value for form in builder.info.available_file_formats()]
 
 
+def first_line(error: Exception) -> str:
+    """Return the message of an error without the pages of context that tfds puts around it."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rpartition('": ')[2]
+
+
 def require_disk(data_dir: str | None) -> None:
-    """Raises UserError for a bucket, where files cannot be written bit by bit and renamed."""
+    """Raise UserError for a bucket, where files cannot be written in pieces and renamed."""
     if data_dir is not None and "://" in data_dir:
         raise UserError(
-            f"{data_dir} is a bucket, expected a folder on a disk: copy the result there"
+            f"{data_dir} is a bucket, expected a folder on a disk. Copy the result to the bucket."
         )
 
 
 class Prepared:
-    """A data set on disk, read in the first of FORMATS that is there.
+    """A data set on disk, read in the first of FORMATS that it has.
 
-    builder: of tensorflow_datasets.
-    Raises: UserError where it has no image.
+    Args:
+      builder: a builder of tensorflow_datasets; UserError if its data set has no image.
+      reread: read every record again, even if an earlier run has written an index.
     """
 
-    def __init__(self, builder: Any):
+    def __init__(self, builder: Any, reread: bool = False):
         import tensorflow_datasets as tfds
 
-        info = builder.info
-        there = formats(builder)
-        self.format = next(file_format for file_format in FORMATS if file_format in there)
+        info, found = builder.info, formats(builder)
+        self.format = next(form for form in FORMATS if form in found)
         if info.file_format.value != self.format:
             info.set_file_format(self.format, override=True, override_if_initialized=True)
         self.builder = builder
+        self.splits = info.splits
         self.folder = str(builder.data_path)
         self.keys = _keys(tfds.features, info.features, builder.name)
+        self._reread = reread
         self._decoders = {self.keys.image: tfds.decode.SkipDecoding()}
-        self._made: dict[str, Notes] = {}  # since this was opened
+        self._indices: dict[str, dict[str, np.ndarray]] = {}
 
     def records(self, split: str) -> Any:
-        """The records of a split by number: features by name, the image as encoded bytes.
+        """Return the records of a split by number: features by name, the image as encoded bytes.
 
-        Raises: UserError where a file is missing; for TFRecord also as `notes`.
+        Raises UserError if a file is missing; for TFRecord also as `index`.
         """
-        if self.builder.info.splits[split].num_examples == 0:
+        if self.splits[split].num_examples == 0:
             return []
         if self.format == "array_record":
-            for base in {base for base, _ in self._parts(split)}:
-                self._sizes(base)  # all of them are there
+            self._sizes(split)  # which fails if a file is missing
             return self.builder.as_data_source(split=split, decoders=self._decoders)
-        notes = self.notes(split)
-        names = [path.name for base, _ in self._parts(split) for path in self.files(base)]
-        columns = (notes.shard, notes.begin, notes.length)
-        return TfRecords(self._shards, names, *columns, self._parse)
+        files, index = self.splits[split].file_instructions, self.index(split)
+        return TfRecords(
+            Shards(self.folder),
+            names=[file.basename() for file in files],
+            shard=np.repeat(np.arange(len(files)), [file.take for file in files]),
+            begin=index["begin"],
+            length=index["length"],
+            parse=self._parse,
+        )
 
-    def notes(self, split: str, anew: bool = False) -> Notes:
-        """The notes on the records of a split.
+    def index(self, split: str) -> np.ndarray:
+        """Return the index of a split. Reads every record if there is no index yet.
 
-        anew: not those that an earlier run may have kept.
+        Returns:
+          [len], structured: `label` (int32, -1 without a label), `name` (bytes, empty without a
+          file name), `begin` (byte of its file at which a TFRecord begins) and `length` (bytes of
+          its content).
 
-        Raises: UserError naming the file and the record, where the data set is damaged.
+        Raises:
+          UserError: a file is missing or damaged. The message names file and record.
         """
-        parts, before = [], 0
-        for base, rows in self._parts(split):
-            part = self._note(base, anew)[rows]
-            parts.append(dataclasses.replace(part, shard=part.shard + before))
-            before += len(self.files(base))
-        columns = zip(*(vars(part).values() for part in parts), strict=True)
-        return Notes(*map(np.concatenate, columns))
-
-    def files(self, base: str) -> list[epath.Path]:
-        """The files of a whole split."""
-        return [epath.Path(path) for path in self.builder.info.splits[base].filepaths]
+        owner = {str(file): base for base, info in self.splits.items() for file in info.filepaths}
+        parts = []
+        for file in self.splits[split].file_instructions:
+            rows = self._index_of(owner[str(file.filename)])[str(file.filename)]
+            parts.append(rows[file.skip : file.skip + file.take])
+        return np.concatenate(parts)
 
     def label(self, record: dict[str, Any]) -> int:
-        """The number of a record's class, -1 where there is none."""
+        """Return the number of a record's class, -1 without a label."""
         return int(record[self.keys.label]) if self.keys.label else -1
-
-    @functools.cached_property
-    def _shards(self) -> Shards:
-        return Shards(self.folder)
 
     def _parse(self, content: bytes) -> dict[str, Any]:
         return self.builder.info.features.deserialize_example_np(content, decoders=self._decoders)
 
-    def _parts(self, split: str) -> list[tuple[str, np.ndarray]]:
-        """Whole splits, and which of their records `split` has, in order; `a[:9]+b` has two."""
-        splits = self.builder.info.splits
-        owners = {
-            str(path): (base, int(start))
-            for base, info in splits.items()
-            for path, start in zip(info.filepaths, _starts(info.shard_lengths), strict=True)
-        }
-
-        def rows(file: Any) -> np.ndarray:
-            first = owners[str(file.filename)][1] + file.skip
-            return np.arange(first, first + file.take)
-
-        files = itertools.groupby(
-            splits[split].file_instructions, lambda file: owners[str(file.filename)][0]
-        )
-        return [(base, np.concatenate([rows(file) for file in of_base])) for base, of_base in files]
-
-    def _sizes(self, base: str) -> list[int]:
-        """Bytes of each file of a whole split."""
+    def _sizes(self, split: str) -> list[int]:
+        """Return the bytes of each file of a split."""
         try:
             with ThreadPoolExecutor(_READERS) as pool:
-                return list(pool.map(lambda file: file.stat().length, self.files(base)))
+                files = map(epath.Path, self.splits[split].filepaths)
+                return list(pool.map(lambda file: file.stat().length, files))
         except OSError as error:
-            raise UserError(f"{self.builder.name}:{base} is not whole: {error}") from error
+            raise UserError(f"{self.builder.name}:{split} lacks a file: {error}") from error
 
-    def _note(self, base: str, anew: bool) -> Notes:
-        path = epath.Path(self.folder) / f"occinv-{base}-{self.format}.npz"
-        if base in self._made:
-            return self._made[base]
-        sizes = self._sizes(base)
-        kept = None if anew else _kept(path, sizes)
-        if kept is not None:
-            return kept
+    def _index_of(self, base: str) -> dict[str, np.ndarray]:
+        """Return the index of a whole split, by file."""
+        if base not in self._indices:
+            path = epath.Path(self.folder) / f"occinv-{base}-{self.format}.npz"
+            sizes = self._sizes(base)
+            index = None if self._reread else _load(path, sizes)
+            if index is None:
+                index = self._read_all(base, sizes)
+                _save(path, sizes, index)
+            of_files = np.split(index, np.cumsum(self.splits[base].shard_lengths)[:-1])
+            files = map(str, self.splits[base].filepaths)
+            self._indices[base] = dict(zip(files, of_files, strict=True))
+        return self._indices[base]
+
+    def _read_all(self, base: str, sizes: list[int]) -> np.ndarray:
+        """Make the index of a whole split from all its records."""
         logger.info("%s:%s: reading every record once", self.builder.name, base)
-        make = self._note_tfrecord if self.format == "tfrecord" else self._note_array_record
-        lengths = self.builder.info.splits[base].shard_lengths
+        info = self.splits[base]
+        shards = Shards(self.folder)
+
+        def contents(file: str, size: int) -> Iterator[tuple[int, bytes]]:
+            if self.format == "tfrecord":
+                yield from shards.records(epath.Path(file).name, size)
+            else:
+                with ArrayRecordDataSource([file]) as records:
+                    yield from ((0, records[number]) for number in range(len(records)))
+
+        def rows(file: str, length: int, size: int) -> list[tuple[int, bytes, int, int]]:
+            found = []
+            try:
+                for begin, content in contents(file, size):
+                    record = self._parse(content)
+                    name = record[self.keys.name] if self.keys.name else b""
+                    found.append((self.label(record), name, begin, len(content)))
+                if len(found) != length:
+                    raise Damaged(f"it has {len(found)} records, expected {length}")
+            except Exception as error:  # array_record raises several types
+                raise UserError(
+                    f"{file} is damaged at record {len(found)}: {first_line(error)}. Prepare the "
+                    "data set again."
+                ) from error
+            return found
+
         with ThreadPoolExecutor(_READERS) as pool:
-            rows = list(pool.map(make, range(len(sizes)), self.files(base), lengths, sizes))
-        label, name, *where = zip(*itertools.chain.from_iterable(rows), strict=True)
-        notes = Notes(np.array(label, np.int32), np.array(name), *np.array(where, np.int64))
-        _keep(path, sizes, notes)
-        self._made[base] = notes
-        return notes
-
-    def _note_tfrecord(self, shard: int, file: epath.Path, length: int, size: int) -> list[_Row]:
-        rows: list[_Row] = []
-        try:
-            for begin, content in self._shards.records(file.name, size):
-                row = *self._label_and_name(content), shard, begin, len(content)
-                rows.append(row)
-            if len(rows) != length:
-                raise Damaged(f"it has {len(rows)} records, expected {length}")
-        except Exception as error:
-            raise self._damaged(file, len(rows), error) from error
-        return rows
-
-    def _note_array_record(
-        self, shard: int, file: epath.Path, length: int, size: int
-    ) -> list[_Row]:
-        rows: list[_Row] = []
-        try:
-            with ArrayRecordDataSource([str(file)]) as contents:
-                if len(contents) != length:
-                    raise Damaged(f"it has {len(contents)} records, expected {length}")
-                for index in range(length):
-                    rows.append((*self._label_and_name(contents[index]), 0, 0, 0))
-        except Exception as error:  # array_record raises several types
-            raise self._damaged(file, len(rows), error) from error
-        return rows
-
-    def _damaged(self, file: epath.Path, record: int, error: Exception) -> UserError:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return UserError(f"{file} is damaged at record {record}: {reason}; prepare it again")
-
-    def _label_and_name(self, content: bytes) -> tuple[int, bytes]:
-        record = self._parse(content)
-        return self.label(record), record[self.keys.name] if self.keys.name else b""
-
-
-# A record's label, name, file, begin and length.
-_Row = tuple[int, bytes, int, int, int]
+            of_files = pool.map(rows, map(str, info.filepaths), info.shard_lengths, sizes)
+            found = list(itertools.chain.from_iterable(of_files))
+        width = max(1, *(len(name) for _, name, _, _ in found))
+        columns = [("label", "i4"), ("name", f"S{width}"), ("begin", "i8"), ("length", "i8")]
+        return np.array(found, columns)
 
 
 def _keys(kinds: Any, features: Any, name: str) -> Keys:
@@ -240,31 +201,24 @@ def _keys(kinds: Any, features: Any, name: str) -> Keys:
     )
 
 
-def _starts(lengths: Sequence[int]) -> np.ndarray:
-    """The number of the first record of each file."""
-    return np.cumsum([0, *lengths[:-1]])
-
-
-def _kept(path: epath.Path, sizes: list[int]) -> Notes | None:
-    """The notes in a file, if they are whole and of files of these sizes in bytes."""
+def _load(path: epath.Path, sizes: list[int]) -> np.ndarray | None:
+    """Return the index in a file, if it is whole and of files of these sizes in bytes."""
     try:
-        with np.load(io.BytesIO(path.read_bytes())) as kept:
-            if np.array_equal(kept["sizes"], sizes):
-                return Notes(*(kept[field.name] for field in dataclasses.fields(Notes)))
+        with np.load(io.BytesIO(path.read_bytes())) as found:
+            return found["index"] if np.array_equal(found["sizes"], sizes) else None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass  # none yet, or none whole
-    return None
+        return None  # missing or incomplete
 
 
-def _keep(path: epath.Path, sizes: list[int], notes: Notes) -> None:
-    """Writes them whole or not at all, whoever else may write them now."""
+def _save(path: epath.Path, sizes: list[int], index: np.ndarray) -> None:
+    """Write an index whole or not at all, even if several processes write it now."""
     written = path.with_name(f"{path.name}-{uuid.uuid4().hex}")
     try:
         content = io.BytesIO()
-        np.savez(content, sizes=np.array(sizes), **vars(notes))
+        np.savez(content, sizes=np.array(sizes), index=index)
         written.write_bytes(content.getvalue())
         written.replace(path)
     except OSError as error:
-        logger.warning("%s cannot be kept, so each run reads the records again: %s", path, error)
+        logger.warning("%s cannot be written, so each run reads all records: %s", path, error)
         with contextlib.suppress(OSError):
             written.unlink(missing_ok=True)

@@ -1,9 +1,8 @@
-"""Data sets prepared by tensorflow_datasets, read without TensorFlow: `tfds:NAME[:SPLIT]`."""
+"""Data sets prepared by tensorflow_datasets: `tfds:NAME[:SPLIT]`. TensorFlow is not needed."""
 
 from __future__ import annotations
 
 import functools
-import io
 import logging
 import re
 import shlex
@@ -12,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from occinv.data.decode import Reduction, decode_rgb
-from occinv.data.source import DecodeError, Sample
-from occinv.data.tfds.prepared import FORMATS, Notes, Prepared, formats
+from occinv.data.decode import decode_rgb
+from occinv.data.source import Reduction, Sample, decoding
+from occinv.data.tfds.prepared import FORMATS, Prepared, first_line, formats
 from occinv.data.tfds.tfrecord import TfRecords
 from occinv.schema import UserError, nearest
 
@@ -22,14 +21,12 @@ logger = logging.getLogger("occinv.data")
 
 
 class TensorflowDatasetsSource:
-    """One split of a prepared data set. See occinv.data.source.Source.
+    """One split of a prepared data set. See occinv.data.source.Source."""
 
-    Raises: as Prepared.records.
-    """
-
-    def __init__(self, name: str, prepared: Prepared, split: str, classes: tuple[str, ...]):
+    def __init__(self, name: str, prepared: Prepared, split: str):
+        label = prepared.keys.label
         self.name = name
-        self.classes = classes
+        self.classes = tuple(prepared.builder.info.features[label].names) if label else ()
         self.folder = prepared.folder
         self._prepared = prepared
         self._split = split
@@ -39,116 +36,99 @@ class TensorflowDatasetsSource:
         return len(self._records)
 
     @functools.cached_property
-    def _notes(self) -> Notes:
-        return self._prepared.notes(self._split)
-
-    @property
     def labels(self) -> np.ndarray:
-        """int32 [len]. Reads every record once, if nobody has before: minutes for ImageNet."""
-        return self._notes.label
+        """int32 [len]. The first run reads every record for it: minutes for ImageNet."""
+        return self._prepared.index(self._split)["label"]
 
     @functools.cached_property
     def names(self) -> list[str]:
-        """What the files were called, where the data set tells; as slow as `labels`."""
-        return (
-            [name.decode() for name in self._notes.name.tolist()] if any(self._notes.name) else []
-        )
+        """File names, if the data set records them; as slow as `labels`."""
+        names = self._prepared.index(self._split)["name"].tolist()
+        return [name.decode() for name in names] if any(names) else []
 
-    def read_through(self) -> None:
-        """Reads every record, if opening it has not: see Prepared.notes for what this raises."""
-        self._notes = self._prepared.notes(self._split, anew=True)
-
-    def where(self, index: int) -> str:
-        """The record's number in its split."""
-        return f"record {index}"
-
-    def expect(self, indices: Sequence[int]) -> None:
-        """Records of a bucket are fetched together, for each alone takes long to come."""
+    def prefetch(self, indices: Sequence[int]) -> None:
+        """Start to read records of a bucket together, because each alone takes long."""
         if isinstance(self._records, TfRecords):
-            self._records.expect(indices)
+            self._records.prefetch(indices)
 
     def read(self, index: int, reduction: Reduction | None = None) -> Sample:
-        """The decoded image. Raises DecodeError naming the data set and the record."""
+        """Decode the image. Raises DecodeError with the data set and the record."""
         name = f"record {index} of {self.name}"
-        try:
+        with decoding(name, index):
             record = self._records[index]
-            # The bytes as stored, decoded as every other source decodes: upright, CMYK to RGB.
-            encoded = io.BytesIO(record[self._prepared.keys.image])
-            image = decode_rgb(encoded, name, reduction)
-        except MemoryError:
-            raise
-        except Exception as error:
-            raise DecodeError(name, index, error) from error
-        return Sample(image, self._prepared.label(record), index)
+            # Decode the stored bytes as every other source does: upright, CMYK to RGB.
+            image = decode_rgb(record[self._prepared.keys.image], name, reduction)
+            return Sample(image, self._prepared.label(record), index)
 
 
 def open_tensorflow_datasets(
     spec: str, *, train: bool, data_dir: str | None = None
 ) -> TensorflowDatasetsSource:
-    """Opens `NAME[:SPLIT]`, where NAME may be `name/config` and may end in `:1.0.0`, a version.
+    """Open `NAME[:SPLIT]` from disk or a bucket; nothing is downloaded.
 
-    Without a split, training takes `train` and evaluation `validation`, else `test`. Slices such
-    as `train[:10%]` are splits too. Nothing is downloaded and no network is asked: a data set that
-    is not on disk is an error at once.
+    If both formats exist, ArrayRecord is read; the log says which.
 
-    Of the two formats, ArrayRecord is taken where both are there, and the log says which.
+    Args:
+      spec: NAME may be `name/config` and may end in a version, as in `name:1.0.0`. SPLIT may be a
+        slice such as `train[:10%]`. Without a split, training reads `train` and evaluation
+        `validation`, else `test`.
+      train: choose the split for training.
+      data_dir: folder of data sets, perhaps `gs://BUCKET/FOLDER`; None is TFDS_DATA_DIR or
+        ~/tensorflow_datasets.
 
-    data_dir: where data sets lie, perhaps `gs://BUCKET/FOLDER`; None for TFDS_DATA_DIR or
-      ~/tensorflow_datasets.
-    Raises: UserError for an unknown name or split, a data set that is not prepared (with the
-    command that prepares it), is in another format, damaged, or has no image.
+    Raises:
+      UserError: the name or split is unknown, or the data set is not prepared (the message has the
+        command that prepares it), has another format, is damaged, or has no image.
     """
     builder, name, rest = _open_builder(spec, data_dir)
-    return _open_split(builder, name, rest or _default_split(builder, train))
+    return _open_split(Prepared(builder), name, rest or _default_split(builder, train))
 
 
 def open_all(name: str, data_dir: str | None = None) -> dict[str, TensorflowDatasetsSource]:
-    """Opens every split of a data set, by its name. Raises as `open_tensorflow_datasets`."""
+    """Open every split of a data set, ignoring earlier indices. See `open_tensorflow_datasets`."""
     builder, name, _ = _open_builder(name, data_dir)
-    return {split: _open_split(builder, name, split) for split in builder.info.splits}
+    prepared = Prepared(builder, reread=True)
+    return {split: _open_split(prepared, name, split) for split in builder.info.splits}
 
 
 def _open_builder(spec: str, data_dir: str | None) -> tuple[Any, str, str]:
-    """The builder, its name with the version if one is asked for, and the rest of `spec`."""
+    """Return the builder, its name with the version if one is given, and the rest of `spec`."""
     name, _, rest = spec.partition(":")
     if version := re.match(r"\d+\.\d+\.\d+(?::|$)", rest):
         name, rest = f"{name}:{version[0].rstrip(':')}", rest[version.end() :]
     builder = find_builder(name, data_dir)
-    there = formats(builder) if builder.info.splits else []
-    if not set(there) & set(FORMATS):
-        found = f" in a format that is read, only as {', '.join(sorted(there))}" if there else ""
+    found = formats(builder) if builder.info.splits else []
+    if not set(found) & set(FORMATS):
+        only = f" as {' or '.join(FORMATS)}, only as {', '.join(sorted(found))}," if found else ""
         argument = " --manual-dir DIR" if builder.MANUAL_DOWNLOAD_INSTRUCTIONS else ""
         argument += "" if data_dir is None else f" --data-dir {shlex.quote(str(data_dir))}"
         raise UserError(
-            f"tfds:{name}: {name!r} is not prepared{found} in "
-            f"{builder.data_path}. Prepare it with: occinv data prepare {name}{argument}"
+            f"tfds:{name}: {name!r} is not prepared{only} in {builder.data_path}. "
+            f"Prepare it with: occinv data prepare {name}{argument}"
         )
     return builder, name, rest
 
 
 def find_builder(name: str, data_dir: str | None) -> Any:
-    """The builder of a data set, prepared or not, by its name with perhaps `/config` and version.
+    """Return the builder of a data set, prepared or not, by `NAME[/CONFIG][:VERSION]`.
 
-    Raises: UserError where there is none such, or what it needs is not installed.
+    Raises UserError if there is no such data set, or a package that it needs is not installed.
     """
-    import tensorflow_datasets as tfds  # seconds to import, and only needed here
+    import tensorflow_datasets as tfds  # takes seconds to import
 
     try:
         return tfds.builder(name, data_dir=data_dir, try_gcs=False)
     except tfds.core.DatasetNotFoundError as error:
-        known = tfds.list_builders(with_community_datasets=False)  # those would ask the network
+        known = tfds.list_builders(with_community_datasets=False)  # the others need the network
         base = re.split("[/:]", name)[0]
-        raise UserError(
-            f"tfds:{name}: no data set {base!r}"
-            + (nearest(base, known) or " (tfds.list_builders() lists them)")
-        ) from error
-    except ImportError as error:  # a bucket, or a builder that wants TensorFlow
+        hint = nearest(base, known) or " (tfds.list_builders() lists them)"
+        raise UserError(f"tfds:{name}: no data set {base!r}{hint}") from error
+    except ImportError as error:  # a bucket, or a builder that needs TensorFlow
         hint = " (pip install 'occinv[gcs]')" if "gcsfs" in str(error) else ""
-        reason = _first_line(error)
-        raise UserError(f"cannot open {name!r}: {reason}{hint}") from error
+        raise UserError(f"cannot open {name!r}: {first_line(error)}{hint}") from error
     except (ValueError, AssertionError, KeyError, RuntimeError) as error:  # config, version
         base, _, config = name.partition(":")[0].partition("/")
-        reason = _first_line(error)
+        reason = first_line(error)
         if config and base in tfds.list_builders(with_community_datasets=False):
             known = list(tfds.builder_cls(base).builder_configs)
             if config not in known:
@@ -162,29 +142,20 @@ def _default_split(builder: Any, train: bool) -> str:
         if split in builder.info.splits:
             return split
     raise UserError(
-        f"tfds:{builder.name} has no split {' or '.join(map(repr, wanted))}: name one of "
+        f"tfds:{builder.name} has no split {' or '.join(map(repr, wanted))}. Name one of "
         f"{', '.join(builder.info.splits)}, as in tfds:{builder.name}:SPLIT"
     )
 
 
-def _open_split(builder: Any, name: str, split: str) -> TensorflowDatasetsSource:
-    prepared = Prepared(builder)
-    spec = f"tfds:{name}:{split}"
-    label = prepared.keys.label
-    classes = tuple(builder.info.features[label].names) if label else ()
+def _open_split(prepared: Prepared, name: str, split: str) -> TensorflowDatasetsSource:
+    spec, splits = f"tfds:{name}:{split}", prepared.splits
     try:
-        source = TensorflowDatasetsSource(spec, prepared, split, classes)
+        source = TensorflowDatasetsSource(spec, prepared, split)
     except (ValueError, KeyError, AssertionError) as error:
         base = re.split(r"[\[+]", split)[0]
-        known = base in builder.info.splits
-        reason = f": {_first_line(error)}" if known else nearest(base, builder.info.splits)
+        reason = f": {first_line(error)}" if base in splits else nearest(base, splits)
         raise UserError(f"tfds:{name}: cannot open split {split!r}{reason}") from error
     if len(source) == 0:
-        raise UserError(f"{spec} is empty")
+        raise UserError(f"{spec} is empty, expected at least one image")
     logger.info("%s: %d images, read as %s", spec, len(source), prepared.format)
     return source
-
-
-def _first_line(error: Exception) -> str:
-    # tfds puts pages of context below it, and some before.
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rpartition('": ')[2]

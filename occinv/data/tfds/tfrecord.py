@@ -1,51 +1,41 @@
-"""TFRecord files without TensorFlow: written, read through, and read at random.
+"""TFRecord files without TensorFlow: write them, read them in order, and read them at random.
 
-A record is its length (8 bytes, little-endian), a checksum of that, the content, and a checksum of
-the content. Nothing says where the n-th one begins, and so a stream of them (tf.data) has no
-position to go back to: after a restart it reads again all that came before, and its order depends
-on how many processes share the files. One pass that notes where each record begins (notes.py)
-gives random access instead: order, resumption and the parts of processes are then the very code
-that ArrayRecord has, and a flipped bit is found by the checksum of the record that is asked for.
-
-Files are read by byte ranges through tensorstore, which does the same for `gs://` and runs many
-reads at once.
+A record is its length (8 bytes, little-endian), a checksum of the length, the content, and a
+checksum of the content. The format does not say where record n begins, so a stream of records
+(tf.data) cannot seek. An index of all records (prepared.py) allows random access: order,
+resumption and the shares of processes are then the same code as for ArrayRecord. tensorstore reads
+byte ranges, also from `gs://`, with many reads in flight.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import struct
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import google_crc32c
 import numpy as np
 import tensorstore
 
-WINDOW = 8 << 20  # bytes that are asked for at once when reading through
+WINDOW = 8 << 20  # bytes per read when a file is read in order
 _HEADER, _FOOTER = 12, 4  # bytes before and after the content
-_IN_FLIGHT = 512  # reads of a bucket at once: at 50 ms each, ten thousand a second
+_IN_FLIGHT = 512  # reads of a bucket at once: at 50 ms each, 10,000 a second
 
 
 class Damaged(ValueError):
-    """A record whose checksum is wrong, or a file that ends within one."""
-
-
-class Record(NamedTuple):
-    """begin: where the record, with its header, begins in its file, in bytes."""
-
-    begin: int
-    content: bytes
+    """A record with a wrong checksum, or a file that ends within a record."""
 
 
 def _checksum(content: bytes) -> bytes:
-    # CRC-32C, rotated and shifted, for a checksum may itself be in what is checked.
+    # TFRecord masks the CRC-32C (rotation and offset), because a content may contain a CRC itself.
     crc = google_crc32c.value(content)
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
 def write_records(path: str | os.PathLike[str], contents: Iterable[bytes]) -> None:
-    """Writes a whole file of records. Raises OSError."""
+    """Write a whole file of records. Raises OSError."""
     with open(path, "wb") as file:
         for content in contents:
             length = struct.pack("<Q", len(content))
@@ -53,57 +43,66 @@ def write_records(path: str | os.PathLike[str], contents: Iterable[bytes]) -> No
 
 
 class Shards:
-    """The files of a folder, local or in a bucket, read by ranges from any thread."""
+    """The files of a folder, local or in a bucket, read by byte ranges from any thread."""
 
     def __init__(self, folder: str):
         self.is_remote = "://" in folder
-        # As JSON a local path may have any character; as a URL it would have to be escaped.
+        # A spec in JSON takes a local path as it is; a URL would need escapes.
         local = {"driver": "file", "path": f"{os.path.abspath(folder)}/"}
         spec = f"{folder.rstrip('/')}/" if self.is_remote else local
         context = tensorstore.Context({"gcs_request_concurrency": {"limit": _IN_FLIGHT}})
         self._store = tensorstore.KvStore.open(spec, context=context).result()
 
-    def ask(self, name: str, begin: int, end: int) -> Any:
-        """Begins to read bytes begin .. end - 1 of a file, for `take`."""
-        return self._store.read(name, byte_range=slice(begin, end))
+    def fetch(self, name: str, begin: int, end: int) -> Callable[[], bytes]:
+        """Start to read the bytes `begin` to `end - 1` of a file.
 
-    def take(self, asked: Any, name: str) -> bytes:
-        """The bytes that were asked for. Raises Damaged where the file is shorter, or missing."""
-        try:
-            found = asked.result()
-        except ValueError as error:  # out of range
-            raise Damaged(f"{name} ends too soon") from error
-        if found.state != "value":
-            raise Damaged(f"{name} is missing")
-        return found.value
+        Returns:
+          A function that waits for them. It raises Damaged if the file is too short or missing.
+        """
+        reading = self._store.read(name, byte_range=slice(begin, end))
 
-    def ask_record(self, name: str, begin: int, length: int) -> Any:
-        """Begins to read the record of `length` bytes that begins there, for `take_record`."""
-        return self.ask(name, begin, begin + _HEADER + length + _FOOTER)
+        def wait() -> bytes:
+            try:
+                found = reading.result()
+            except ValueError as error:  # out of range
+                raise Damaged(f"{name} ends too soon") from error
+            if found.state != "value":
+                raise Damaged(f"{name} is missing")
+            return found.value
 
-    def take_record(self, asked: Any, name: str, begin: int) -> bytes:
-        """The content of the record that was asked for. Raises Damaged."""
-        data = self.take(asked, name)
-        content = data[_HEADER:-_FOOTER]
-        if data[:8] != struct.pack("<Q", len(content)) or data[-_FOOTER:] != _checksum(content):
-            raise Damaged(f"checksum of the record at byte {begin} of {name} is wrong")
+        return wait
+
+    def fetch_record(self, name: str, begin: int, length: int) -> Callable[[], bytes]:
+        """Start to read the record at byte `begin` with `length` bytes of content. See `fetch`."""
+        wait = self.fetch(name, begin, begin + _HEADER + length + _FOOTER)
+
+        def content() -> bytes:
+            data = wait()
+            content = data[_HEADER:-_FOOTER]
+            if data[:8] != struct.pack("<Q", length) or data[-_FOOTER:] != _checksum(content):
+                raise Damaged(f"checksum of the record at byte {begin} of {name} is wrong")
+            return content
+
         return content
 
-    def records(self, name: str, size: int) -> Iterator[Record]:
-        """Every record of a file of `size` bytes, in order. Raises Damaged."""
-        window, first = b"", 0
+    def records(self, name: str, size: int) -> Iterator[tuple[int, bytes]]:
+        """Yield the first byte and the content of every record of a file of `size` bytes.
+
+        Raises:
+          Damaged: a checksum is wrong, or the file ends within a record.
+        """
+        window, first = b"", 0  # the bytes read last, and where they begin
+        at = 0
 
         def cut(begin: int, count: int) -> bytes:
             nonlocal window, first
             if begin + count > first + len(window):
                 if begin + count > size:
                     raise Damaged(f"{name} ends within the record at byte {at}")
-                first = begin
-                end = min(size, begin + max(count, WINDOW))
-                window = self.take(self.ask(name, begin, end), name)
+                first, end = begin, min(size, begin + max(count, WINDOW))
+                window = self.fetch(name, begin, end)()
             return window[begin - first : begin - first + count]
 
-        at = 0
         while at < size:
             header = cut(at, _HEADER)
             if _checksum(header[:8]) != header[8:]:
@@ -112,45 +111,47 @@ class Shards:
             content = cut(at + _HEADER, length + _FOOTER)
             if _checksum(content[:length]) != content[length:]:
                 raise Damaged(f"checksum of the record at byte {at} of {name} is wrong")
-            yield Record(at, content[:length])
+            yield at, content[:length]
             at += _HEADER + length + _FOOTER
 
 
+@dataclasses.dataclass
 class TfRecords:
-    """Records by number, as tfds's data sources give them.
+    """Records by number, with the interface of tfds's data sources.
 
-    names: the file of each shard.  shard, begin, length: int [len], of each record.
-    parse: from the content of a record to its features.
+    Attributes:
+      shards: the files.
+      names: file name of each shard.
+      shard: int [len], the number of the file of each record.
+      begin: int [len], the byte of the file at which the record begins.
+      length: int [len], bytes of the content.
+      parse: returns the features of the content of a record.
     """
 
-    def __init__(
-        self,
-        shards: Shards,
-        names: list[str],
-        shard: np.ndarray,
-        begin: np.ndarray,
-        length: np.ndarray,
-        parse: Callable[[bytes], dict[str, Any]],
-    ):
-        self._shards, self._names, self._parse = shards, names, parse
-        self._shard, self._begin, self._length = shard, begin, length
-        self._asked: dict[int, Any] = {}
+    shards: Shards
+    names: Sequence[str]
+    shard: np.ndarray
+    begin: np.ndarray
+    length: np.ndarray
+    parse: Callable[[bytes], dict[str, Any]]
+
+    def __post_init__(self) -> None:
+        self._fetched: dict[int, Callable[[], bytes]] = {}
 
     def __len__(self) -> int:
-        return len(self._begin)
+        return len(self.begin)
 
-    def expect(self, indices: Iterable[int]) -> None:
-        """Begins to read records that will be asked for soon, where an answer takes its time."""
-        if self._shards.is_remote:
-            for index in indices:
-                self._asked[index] = self._shards.ask_record(*self._place(index))
+    def prefetch(self, indices: Iterable[int]) -> None:
+        """Start to read records that are needed soon, if they are in a bucket."""
+        if self.shards.is_remote:
+            for number in indices:
+                self._fetched[number] = self._fetch(number)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """The features of a record. Raises Damaged."""
-        name, begin, length = self._place(index)
-        asked = self._asked.pop(index, None) or self._shards.ask_record(name, begin, length)
-        return self._parse(self._shards.take_record(asked, name, begin))
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """Return the features of a record. Raises Damaged."""
+        wait = self._fetched.pop(number, None) or self._fetch(number)
+        return self.parse(wait())
 
-    def _place(self, index: int) -> tuple[str, int, int]:
-        name = self._names[self._shard[index]]
-        return name, int(self._begin[index]), int(self._length[index])
+    def _fetch(self, number: int) -> Callable[[], bytes]:
+        name = self.names[self.shard[number]]
+        return self.shards.fetch_record(name, int(self.begin[number]), int(self.length[number]))

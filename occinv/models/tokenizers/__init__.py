@@ -1,6 +1,6 @@
-"""Visual codebooks: an image becomes ids, one for each patch, which BEiT and CAE predict.
+"""Visual codebooks: an image becomes one id for each patch, which BEiT and CAE predict.
 
-`TOKENIZERS` says where the class of each name in a config's `objective.tokenizer.name` lives.
+`TOKENIZERS` maps each `objective.tokenizer.name` of a config to its class.
 """
 
 TOKENIZERS = {

@@ -1,4 +1,4 @@
-"""What a tokenizer is: image -> ids."""
+"""The interface of tokenizers: image -> ids."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ from occinv.models.tokenizers import TOKENIZERS
 from occinv.schema import UserError, nearest
 
 Params = dict[str, Any]
-Read = Callable[[str], Params]  # the parameters of another run, by its workdir
-Images = Callable[[], Iterator[np.ndarray]]  # the training images, uint8 [B, H, W, 3] at a time
+Read = Callable[[str], Params]  # from the workdir of another run to its parameters
+Images = Callable[[], Iterator[np.ndarray]]  # the training images, in batches uint8 [B, H, W, 3]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tokenizer(ABC):
-    """A codebook of `num_ids` words, one of which each patch of an image is.
+    """A codebook of `num_ids` codes that gives each patch of an image an id.
 
-    Its parameters never learn from whoever predicts the ids, so they are part of that objective's
-    state, and saved with it: a run can go on when the tokenizer's own folder is gone, or holds
-    another one. They are few beside a model and its optimizer (DALL·E's: a fifth of ViT-B's).
+    The objective that predicts the ids never trains the tokenizer, so the tokenizer's parameters
+    are part of the objective's state and saved with it: a run can resume when the tokenizer's own
+    folder is gone or holds another one. They are small beside a model and its optimizer (DALL·E's:
+    a fifth of ViT-B's).
 
     Attributes:
-      image_size, patch_size: pixels a side, of the images that get ids.
+      image_size, patch_size: Pixels a side of the images that get ids, and of their patches.
+      num_ids: The number of ids.
     """
 
     image_size: int
@@ -44,40 +46,41 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def shapes(self) -> Any:
-        """The parameters' shapes and dtypes, without computing any."""
+        """Return shapes and dtypes of the parameters, without computing any."""
 
     def init(self) -> Params:
-        """Parameters to be replaced by what `obtain` finds: zeros."""
+        """Return zeros, which `obtain` replaces before the first step."""
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.shapes())
 
     @abstractmethod
     def obtain(self, read: Read, images: Images) -> Callable[[], Params]:
-        """A function that returns the parameters, as NumPy arrays, computing what takes long.
+        """Return a function that loads or fits the parameters, as NumPy arrays.
 
-        Raises UserError at once where another run does not have them.
+        Raises:
+          UserError: Another run does not have them. It is raised by this call, at once.
         """
 
     @abstractmethod
     def ids(self, params: Params, pixels: jax.Array) -> jax.Array:
-        """int32 [B, side²], in raster order, of `pixels` float32 [B, H, W, 3] in [0, 1]."""
+        """Return int32 [B, side²] in raster order for `pixels` float32 [B, H, W, 3] in [0, 1]."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainedTokenizer(Tokenizer):
-    """A tokenizer whose parameters are those of another run, or of an imported file.
+    """A tokenizer with the parameters of another run, or of an imported file.
 
     Attributes:
-      start: the workdir; only a new run looks at it.
+      start: The workdir; only a new run reads it.
+      components: The names of these parameters among that run's.
     """
 
     start: str | None = None
-    components: ClassVar[tuple[str, ...]]  # of that run's parameters
+    components: ClassVar[tuple[str, ...]]
 
     def obtain(self, read: Read, images: Images) -> Callable[[], Params]:
-        del images
         if self.start is None:
             raise UserError(
-                "objective.tokenizer.start is missing: give the workdir of a tokenizer, or "
+                "objective.tokenizer.start is missing; give the workdir of a tokenizer, or "
                 "--config.objective.tokenizer.name=kmeans"
             )
         found = read(self.start)
@@ -85,15 +88,15 @@ class PretrainedTokenizer(Tokenizer):
         theirs, ours = (jax.tree.map(lambda x: x.shape, tree) for tree in (params, self.shapes()))
         if theirs != ours:
             raise UserError(
-                f"objective.tokenizer.start={self.start!r} holds {sorted(found)}, of other shapes "
-                f"than those of {sorted(ours)} here; give objective.tokenizer.* the values of that "
-                "run"
+                f"objective.tokenizer.start={self.start!r} holds {sorted(found)} with other shapes "
+                f"than those of {sorted(ours)} here; set objective.tokenizer.* to the values of "
+                "that run"
             )
         return lambda: params
 
 
 def make_tokenizer(section: Mapping[str, Any], image_size: int, patch_size: int) -> Tokenizer:
-    """The tokenizer that a config's `objective.tokenizer` describes. Raises UserError."""
+    """Build the tokenizer of a config's `objective.tokenizer`. Raises UserError."""
     fields = dict(section)
     name = str(fields.pop("name", ""))
     if name not in TOKENIZERS:

@@ -11,18 +11,18 @@ from flax import linen as nn
 
 from occinv.models.tokenizers.base import Params, PretrainedTokenizer
 
-GROUPS, BLOCKS = 4, 2  # of blocks, and blocks of each; between groups the side is halved
+GROUPS, BLOCKS = 4, 2  # groups of layers, and residual units in each; pooling between groups
 SHRINKS = 2 ** (GROUPS - 1)  # pixels a side for an id
 
 
-class Block(nn.Module):
-    """x + four convolutions of relu, a quarter as wide inside, scaled down by depth."""
+class ResidualUnit(nn.Module):
+    """x + four convolutions with relu, a quarter as wide inside, scaled down by depth."""
 
     width: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] to [B, H, W, width]."""
+        """Map [B, H, W, C] to [B, H, W, width]."""
         inner, kept = self.width // 4, x
         if x.shape[-1] != self.width:
             kept = nn.Conv(self.width, (1, 1), name="id_path")(x)
@@ -32,33 +32,33 @@ class Block(nn.Module):
 
 
 class DalleEncoder(nn.Module):
-    """Logits of the ids (`Encoder` of dall_e/encoder.py); names are those of its layers."""
+    """Logits of the ids (`Encoder` of dall_e/encoder.py), with its names of layers."""
 
     hidden: int
     num_ids: int
 
     @nn.compact
     def __call__(self, pixels: jax.Array) -> jax.Array:
-        """[B, H, W, 3], as `map_pixels` leaves them, to [B, H / 8, W / 8, num_ids]."""
+        """Map [B, H, W, 3], the output of `map_pixels`, to [B, H / 8, W / 8, num_ids]."""
         x = nn.Conv(self.hidden, (7, 7), name="input")(pixels)
         for group in range(1, GROUPS + 1):
             if group > 1:
                 x = nn.max_pool(x, (2, 2), (2, 2))
             for block in range(1, BLOCKS + 1):
                 width = 2 ** (group - 1) * self.hidden
-                x = Block(width, name=f"group_{group}_block_{block}")(x)
+                x = ResidualUnit(width, name=f"group_{group}_block_{block}")(x)
         return nn.Conv(self.num_ids, (1, 1), name="output")(nn.relu(x))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dalle(PretrainedTokenizer):
-    """The likeliest of 8192 ids, of the image shrunk to 8 pixels a side for each patch.
+    """The likeliest of 8192 ids, of the image resized to 8 pixels a side for each patch.
 
-    The defaults are the sizes of the published file, which `occinv weights import --from dalle`
-    makes a workdir of.
+    The defaults are the sizes of the published file; `occinv weights import --from dalle` turns it
+    into a workdir.
 
     Attributes:
-      hidden: channels of the first group.
+      hidden: The channels of the first group.
     """
 
     num_ids: int = 8192
@@ -67,7 +67,7 @@ class Dalle(PretrainedTokenizer):
 
     @property
     def module(self) -> DalleEncoder:
-        """The convolutions."""
+        """The convolutional encoder."""
         return DalleEncoder(self.hidden, self.num_ids)
 
     def shapes(self) -> Any:
@@ -77,7 +77,7 @@ class Dalle(PretrainedTokenizer):
     def ids(self, params: Params, pixels: jax.Array) -> jax.Array:
         size = SHRINKS * self.side
         small = jax.image.resize(pixels, (len(pixels), size, size, 3), "lanczos3")
-        # Pillow cuts off what its window overshoots. 0.1 + 0.8 x: `map_pixels` of dall_e/utils.py.
+        # Pillow clips overshoot. 0.1 + 0.8 x: `map_pixels` of dall_e/utils.py.
         mapped = 0.1 + 0.8 * jnp.clip(small, 0, 1)
         logits: Any = self.module.apply({"params": params["dalle"]}, mapped)
         return logits.reshape(len(pixels), self.side**2, -1).argmax(-1).astype(jnp.int32)

@@ -1,4 +1,4 @@
-"""The smallest codebook: means of patches, found in one pass over some of the training images."""
+"""The smallest codebook: mean patches, fitted in one pass over some of the training images."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from occinv.schema import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KMeans(Tokenizer):
-    """The id of a patch is that of the nearest of `num_ids` mean patches.
+    """The id of a patch is the number of the nearest of `num_ids` mean patches.
 
-    A new run finds the means in its own training images before its first step, by mini-batch
-    k-means: they follow from these images and their order, so from the seed.
+    A new run fits the means to its own training images before the first step, by mini-batch
+    k-means. They depend on these images and their order, so on the seed.
 
     Attributes:
-      fit_images: how many of them are looked at, at most one epoch.
+      fit_images: The number of images to fit, at most one epoch.
     """
 
     num_ids: int = 512
@@ -34,12 +34,11 @@ class KMeans(Tokenizer):
         return {"means": jax.ShapeDtypeStruct((self.num_ids, values), jnp.float32)}
 
     def obtain(self, read: Read, images: Images) -> Callable[[], Params]:
-        del read
         return lambda: {"means": self.fit(images)}
 
     def fit(self, images: Images) -> np.ndarray:
-        """float32 [num_ids, p·p·3]. Raises UserError if the images have fewer patches than that."""
-        from sklearn.cluster import MiniBatchKMeans  # half a second that nobody else needs
+        """Fit means float32 [num_ids, p·p·3]. Raises UserError if there are fewer patches."""
+        from sklearn.cluster import MiniBatchKMeans  # slow to import
 
         clusters = MiniBatchKMeans(self.num_ids, random_state=0, n_init=1)
         waiting: list[np.ndarray] = []
@@ -49,20 +48,20 @@ class KMeans(Tokenizer):
             seen += len(unit)
             patches = np.asarray(patchify(unit, self.patch_size))
             waiting.append(patches.reshape(-1, patches.shape[-1]))
-            if sum(map(len, waiting)) >= self.num_ids:  # as many as the first means are drawn from
+            if sum(map(len, waiting)) >= self.num_ids:  # the first means are drawn from this many
                 clusters.partial_fit(np.concatenate(waiting))
                 fitted, waiting = seen, []
             if seen >= self.fit_images:
                 break
         if not fitted:
             raise UserError(
-                f"objective.tokenizer.num_ids={self.num_ids}: the {seen} images that it is fitted "
-                f"on have only {sum(map(len, waiting))} patches; take fewer ids or more images"
+                f"objective.tokenizer.num_ids={self.num_ids}, but the {seen} images have only "
+                f"{sum(map(len, waiting))} patches; use fewer ids or more images"
             )
         return clusters.cluster_centers_.astype(np.float32)
 
     def ids(self, params: Params, pixels: jax.Array) -> jax.Array:
         patches, means = patchify(pixels, self.patch_size), params["means"]
-        # |patch - mean|² without what is the same for all means. In full precision, everywhere.
+        # |patch - mean|² up to a constant; in full precision on every device.
         product = jnp.einsum("bnp,kp->bnk", patches, means, precision="highest")
         return jnp.argmax(product - jnp.square(means).sum(-1) / 2, axis=-1).astype(jnp.int32)

@@ -1,4 +1,4 @@
-"""A codebook in the features of a ViT, learned by configs/tokenizer.py."""
+"""A codebook over the features of a ViT, trained by configs/tokenizer.py."""
 
 from __future__ import annotations
 
@@ -10,31 +10,35 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from occinv import schema
-from occinv.losses.losses import unit
-from occinv.models import vit
-from occinv.models.blocks import XAVIER
+from occinv.losses.contrastive import unit
+from occinv.models.attention import XAVIER
 from occinv.models.tokenizers.base import Params, PretrainedTokenizer
+from occinv.models.vit import ViT, make_vit
 from occinv.schema import UserError
-from occinv.transforms.view import normalize
 
 
 class Quantized(NamedTuple):
-    """Tokens and the words of the codebook nearest to them, as vectors of length 1."""
+    """Tokens and their nearest codes, as vectors of length 1.
 
-    tokens: jax.Array  # float32 [B, N, code_width]
-    codes: jax.Array  # float32 [B, N, code_width]
-    ids: jax.Array  # int32 [B, N]
+    Attributes:
+      tokens, codes: float32 [B, N, code_width].
+      ids: int32 [B, N], the numbers of the codes.
+    """
+
+    tokens: jax.Array
+    codes: jax.Array
+    ids: jax.Array
 
 
 class Quantizer(nn.Module):
-    """Few dimensions and only directions, so that most of the words find a use (ViT-VQGAN)."""
+    """Codes of few dimensions and length 1, so that most of them are used (ViT-VQGAN)."""
 
     num_ids: int
     code_width: int
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> Quantized:
-        """Of tokens [B, N, D]."""
+        """Quantize tokens [B, N, D]."""
         project = nn.Dense(self.code_width, kernel_init=XAVIER, name="project")
         codes = self.param("codes", nn.initializers.normal(1.0), (self.num_ids, self.code_width))
         found, codes = unit(project(tokens)), unit(codes)
@@ -45,10 +49,10 @@ class Quantizer(nn.Module):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VQ(PretrainedTokenizer):
-    """The ids of a run of configs/tokenizer.py.
+    """The codebook of a run of configs/tokenizer.py.
 
     Attributes:
-      code_width, encoder: as in that run.
+      code_width, encoder: As in that run.
     """
 
     num_ids: int = 512
@@ -64,26 +68,23 @@ class VQ(PretrainedTokenizer):
             )
 
     @property
-    def modules(self) -> tuple[vit.ViT, Quantizer]:
-        """f of that run, and its codebook."""
-        encoder = vit.make_vit(self.encoder, self.image_size)
+    def modules(self) -> tuple[ViT, Quantizer]:
+        """f and codebook of that run."""
+        encoder = make_vit(self.encoder, self.image_size)
         return encoder, Quantizer(self.num_ids, self.code_width)
 
     def shapes(self) -> Any:
         encoder, quantizer = self.modules
         pixels = jnp.zeros((1, self.image_size, self.image_size, 3))
         tokens = jnp.zeros((1, 1, encoder.width))
-        found = {
+        modules = {"encoder": (encoder, pixels), "quantizer": (quantizer, tokens)}
+        return {
             name: jax.eval_shape(module.init, jax.random.key(0), example)["params"]
-            for name, module, example in (
-                ("encoder", encoder, pixels),
-                ("quantizer", quantizer, tokens),
-            )
+            for name, (module, example) in modules.items()
         }
-        return found
 
     def ids(self, params: Params, pixels: jax.Array) -> jax.Array:
         encoder, quantizer = self.modules
-        z: Any = encoder.apply({"params": params["encoder"]}, normalize(pixels))
+        z: Any = encoder.apply({"params": params["encoder"]}, pixels)
         found: Any = quantizer.apply({"params": params["quantizer"]}, z.tokens[:, 1:])
         return found.ids

@@ -60,7 +60,7 @@ def test_the_published_counts_are_expected(data_dir, capsys):
     assert "tfds:imagenet2012:validation: 8 images" in said.out  # all is looked at first
     assert (
         "imagenet2012: train has 14 images, expected 1,281,167, validation has 8 images, "
-        "expected 50,000 (--expect says otherwise)"
+        "expected 50,000. Pass --expect to expect other numbers."
     ) in said.err
 
 
@@ -74,8 +74,8 @@ def test_one_count_may_be_given(data_dir, capsys):
     ("given", "message"),
     [
         ("tarin=14", "has no split 'tarin' (did you mean 'train'?)"),
-        ("train", "--expect 'train', expected such as train=1281167"),
-        ("train=many", "--expect 'train=many', expected such as"),
+        ("train", "--expect 'train', expected SPLIT=COUNT,... such as train=1281167"),
+        ("train=many", "--expect 'train=many', expected SPLIT=COUNT,... such as"),
     ],
 )
 def test_counts_that_cannot_be(data_dir, given, message, capsys):

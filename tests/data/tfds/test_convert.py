@@ -112,15 +112,15 @@ def test_a_full_disk_is_said_and_the_rest_comes_later(source, tmp_path, size):
 def test_what_is_no_data_set(folder, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert main(["data", "convert", str(tmp_path / folder), str(tmp_path / "out")]) == 2
-    assert f"{folder}' is no prepared data set" in capsys.readouterr().err
+    assert f"{folder}' is not a prepared data set" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 def test_what_need_not_be_converted(imagenet, source, tmp_path):
     already = str(imagenet / "array_record" / VERSION)
-    with pytest.raises(UserError, match="is of array_record, expected tfrecord"):
+    with pytest.raises(UserError, match="has the format array_record, expected tfrecord"):
         list(convert(already, str(tmp_path)))
     with pytest.raises(UserError, match="gs://bucket is a bucket, expected a folder on a disk"):
         list(convert(str(source), "gs://bucket"))
-    with pytest.raises(UserError, match=r"5\.1\.0 is there already"):
+    with pytest.raises(UserError, match=r"5\.1\.0 exists already"):
         list(convert(str(source), str(imagenet / "array_record")))

@@ -95,7 +95,7 @@ def test_the_command_prepares_once_and_checks(tars, tmp_path, capsys):
     assert main([*command, str(tmp_path / "new")]) == 2
     assert "train has 14 images, expected 1,281,167" in capsys.readouterr().err
     assert main([*command, str(tmp_path / "new"), "--format", "tfrecord"]) == 2
-    assert "is there already, as array_record" in capsys.readouterr().err
+    assert "exists already, as array_record" in capsys.readouterr().err
 
 
 def refused(tmp_path, tars, message, **given):
@@ -109,7 +109,7 @@ def refused(tmp_path, tars, message, **given):
 
 def test_mistakes_leave_nothing(tmp_path, tars):
     refused(
-        tmp_path, tars, "'tfrecords' is no format .did you mean 'tfrecord'", file_format="tfrecords"
+        tmp_path, tars, "'tfrecords' is unknown .did you mean 'tfrecord'", file_format="tfrecords"
     )
     refused(
         tmp_path, tars, "no data set 'imagenet2021' .did you mean 'imagenet", name="imagenet2021"
@@ -124,7 +124,7 @@ def test_mistakes_leave_nothing(tmp_path, tars):
 @pytest.mark.parametrize(
     ("train", "held_out", "message"),
     [
-        ({"n99999999_0.JPEG": encoded(0)}, {}, "has 'n99999999.tar', expected n0144"),
+        ({"n99999999_0.JPEG": encoded(0)}, {}, "has 'n99999999.tar', expected such as n0144"),
         ({"n01443537_0.JPEG": encoded(0)}, {"cat.JPEG": b""}, "has 'cat.JPEG', expected ILSVRC"),
         (
             {"n01443537_0.JPEG": encoded(0)},

@@ -11,18 +11,20 @@ import pytest
 import tensorflow_datasets as tfds
 from imagenet_tars import largest_file
 
-from occinv.data.loader import EvalLoader, TrainLoader
+from occinv.data.loader import EvalLoader, LoaderSpec, TrainLoader
 from occinv.data.open_source import open_source
+from occinv.data.selections import listed, of_classes
 from occinv.data.source import DecodeError
-from occinv.data.subset import listed, of_classes
 from occinv.data.tfds.prepared import FORMATS
 from occinv.schema import UserError
 
-SETTINGS = {"image_size": 16, "num_threads": 2}
+
+def spec(batch_size, **options):
+    return LoaderSpec(batch_size=batch_size, image_size=16, num_threads=2, **options)
 
 
-def opened(folder, spec="", train=True):
-    return open_source(f"tfds:imagenet2012{spec}", train=train, data_dir=str(folder))
+def opened(folder, split="", train=True):
+    return open_source(f"tfds:imagenet2012{split}", train=train, data_dir=str(folder))
 
 
 @pytest.fixture
@@ -38,11 +40,11 @@ def assert_same(ours, theirs):
 
 def test_both_formats_give_the_same_batches(imagenet):
     records, stream = (opened(imagenet / file_format) for file_format in FORMATS)
-    train = [TrainLoader(s, batch_size=4, seed=3, **SETTINGS) for s in (records, stream)]
+    train = [TrainLoader(s, spec(4, seed=3)) for s in (records, stream)]
     for step in (0, 3, 1_000_000):
         assert_same(*(loader.batch(step) for loader in train))
     held_out = [opened(imagenet / file_format, train=False) for file_format in FORMATS]
-    loaders = [EvalLoader(source, batch_size=3, **SETTINGS) for source in held_out]
+    loaders = [EvalLoader(source, spec(3)) for source in held_out]
     for ours, theirs in zip(*(loader.batches() for loader in loaders), strict=True):
         assert_same(ours, theirs)
     assert ours.weight.tolist() == [1, 1, 0] and ours.index[2] == -1
@@ -58,14 +60,13 @@ def test_both_formats_give_the_same_batches(imagenet):
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_an_epoch_is_a_permutation_on_any_number_of_processes(imagenet, file_format, count):
     source = opened(imagenet / file_format)
-    alone = TrainLoader(source, batch_size=4, seed=0, **SETTINGS)
+    alone = TrainLoader(source, spec(4))
     shared = [
         TrainLoader(
-            opened(imagenet / file_format), batch_size=4, seed=0, process_index=process,
-            process_count=count, **SETTINGS,
+            opened(imagenet / file_format), spec(4, process_index=process, process_count=count)
         )
         for process in range(count)
-    ]  # fmt: skip
+    ]
     seen = []
     batches = zip(*(loader.batches(0, 11) for loader in (alone, *shared)), strict=True)
     for whole, *parts in batches:
@@ -75,7 +76,7 @@ def test_an_epoch_is_a_permutation_on_any_number_of_processes(imagenet, file_for
     assert [sorted(epoch) for epoch in epochs] == [list(range(14))] * 3
     assert epochs[0] != epochs[1] != epochs[2]
     # And from the middle of an epoch on, as after a restart.
-    again = TrainLoader(source, batch_size=4, seed=0, **SETTINGS).batches(5, 11)
+    again = TrainLoader(source, spec(4)).batches(5, 11)
     assert [index for batch in again for index in batch.index.tolist()] == seen[20:]
 
 
@@ -83,10 +84,8 @@ def test_an_epoch_is_a_permutation_on_any_number_of_processes(imagenet, file_for
 def test_held_out_images_come_once_from_any_number_of_processes(imagenet, file_format):
     seen = []
     for process in range(2):
-        loader = EvalLoader(
-            opened(imagenet / file_format, train=False), batch_size=6, process_index=process,
-            process_count=2, **SETTINGS,
-        )  # fmt: skip
+        source = opened(imagenet / file_format, train=False)
+        loader = EvalLoader(source, spec(6, process_index=process, process_count=2))
         for batch in loader.batches():
             assert ((batch.weight == 1) == (batch.index >= 0)).all()
             seen += batch.index[batch.weight == 1].tolist()
@@ -94,16 +93,16 @@ def test_held_out_images_come_once_from_any_number_of_processes(imagenet, file_f
 
 
 @pytest.mark.parametrize(
-    "spec", ["train[4:9]", "train[50%:]+validation[:3]", "train[6:]+train[:2]"]
+    "slices", ["train[4:9]", "train[50%:]+validation[:3]", "train[6:]+train[:2]"]
 )
-def test_slices_have_their_own_records_labels_and_names(imagenet, spec):
-    sources = [opened(imagenet / file_format, f":{spec}") for file_format in FORMATS]
+def test_slices_have_their_own_records_labels_and_names(imagenet, slices):
+    sources = [opened(imagenet / file_format, f":{slices}") for file_format in FORMATS]
     whole = [opened(imagenet / FORMATS[0], f":{split}") for split in ("train", "validation")]
     expected = {
         "train[4:9]": [(0, i) for i in range(4, 9)],
         "train[50%:]+validation[:3]": [(0, i) for i in range(7, 14)] + [(1, i) for i in range(3)],
         "train[6:]+train[:2]": [(0, i) for i in [*range(6, 14), 0, 1]],
-    }[spec]
+    }[slices]
     for source in sources:
         assert len(source) == len(expected)
         for index, (split, place) in enumerate(expected):
@@ -144,11 +143,11 @@ def test_a_list_of_names_of_its_files(imagenet, tmp_path):
 def test_a_bucket_is_told_what_comes_next(imagenet):
     source = opened(imagenet / "tfrecord")
     part = of_classes(source, "n02123045,n01443537")
-    asked = source._records._asked
-    part.expect([1, 2])
+    asked = source._records._fetched
+    part.prefetch([1, 2])
     assert not asked  # the files are on a disk
-    source._records._shards.is_remote = True
-    part.expect([1, 2])
+    source._records.shards.is_remote = True
+    part.prefetch([1, 2])
     assert sorted(asked) == sorted(part.indices[[1, 2]])
     for index in (2, 1, 0):
         theirs = opened(imagenet / "array_record").read(part.indices[index])
@@ -207,7 +206,7 @@ def test_where_nothing_can_be_kept_a_run_goes_on(copied, caplog):
         path.unlink()
     with largest_file(50):
         assert len(opened(copied[0]).labels) == 14
-    assert "train-tfrecord.npz cannot be kept, so each run reads the records again" in caplog.text
+    assert "train-tfrecord.npz cannot be written, so each run reads all records" in caplog.text
     assert not list(copied[1].glob("*.npz*"))
 
 
@@ -227,9 +226,8 @@ def test_a_record_that_is_damaged_later_is_named(copied):
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     source = opened(copied[0])
-    loader = EvalLoader(source, batch_size=14, max_corrupt=1, **SETTINGS)
-    batch = loader.batch(0)
-    assert batch.weight.sum() == 13 and len(loader.corrupt) == 1
+    batch = EvalLoader(source, spec(14, max_corrupt=1)).batch(0)
+    assert batch.weight.sum() == 13
     bad = int(np.flatnonzero(batch.weight == 0)[0])
     with pytest.raises(DecodeError, match=f"image {bad}, record {bad} of .*checksum.*{file.name}"):
         source.read(bad)
@@ -255,7 +253,7 @@ def test_damage_is_found_when_it_is_opened(imagenet, tmp_path, file_format):
             _ = opened(tmp_path / "tfds").labels
         assert "\n" not in str(caught.value)
     file.unlink()
-    with pytest.raises(UserError, match=f"imagenet2012:train is not whole: .*{file.name}"):
+    with pytest.raises(UserError, match=f"imagenet2012:train lacks a file: .*{file.name}"):
         opened(tmp_path / "tfds")
     assert len(opened(tmp_path / "tfds", train=False)) == 8  # which needs other files
 

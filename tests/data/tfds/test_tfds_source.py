@@ -11,10 +11,10 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from occinv.cli import main
-from occinv.data.loader import EvalLoader
+from occinv.data.loader import EvalLoader, LoaderSpec
 from occinv.data.open_source import open_source
+from occinv.data.selections import per_class
 from occinv.data.source import DecodeError
-from occinv.data.subset import balanced
 from occinv.schema import UserError
 
 
@@ -75,7 +75,7 @@ def test_a_prepared_data_set_is_read(data_dir):
         assert wanted.pop(np.asarray(sample.image).tobytes()) == sample.label
     assert not wanted
     assert source.labels.dtype == np.int32
-    assert len(balanced(source, per_class=2)) == 4
+    assert len(per_class(source, 2)) == 4
     assert "tensorflow" not in sys.modules
 
 
@@ -92,7 +92,8 @@ def test_splits(data_dir):
 
 def test_a_corrupt_record_is_named(data_dir):
     source = open_source("tfds:occinv_tiny:test", train=False, data_dir=data_dir)
-    loader = EvalLoader(source, batch_size=4, image_size=20, resize_ratio=1.0, num_threads=0)
+    spec = LoaderSpec(batch_size=4, image_size=20, resize_ratio=1.0, num_threads=0)
+    loader = EvalLoader(source, spec)
     with pytest.raises(DecodeError, match=r"record \d of tfds:occinv_tiny:test"):
         loader.batch(0)
 
@@ -128,7 +129,7 @@ def test_another_format_is_not_enough(data_dir, tmp_path):
     info = copied / "dataset_info.json"
     content = json.loads(info.read_text().replace("array_record", "riegeli"))
     info.write_text(json.dumps(content))
-    with pytest.raises(UserError, match="in a format that is read, only as riegeli in"):
+    with pytest.raises(UserError, match="as array_record or tfrecord, only as riegeli, in"):
         open_source("tfds:occinv_tiny", train=True, data_dir=str(tmp_path))
 
 

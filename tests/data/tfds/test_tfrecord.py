@@ -21,7 +21,7 @@ BY_TENSORFLOW = bytes.fromhex(
 
 
 def content(shards, name, begin, length):
-    return shards.take_record(shards.ask_record(name, begin, length), name, begin)
+    return shards.fetch_record(name, begin, length)()
 
 
 def test_records_are_written_as_tensorflow_writes_them(tmp_path):
@@ -46,7 +46,7 @@ def test_a_file_is_read_through_by_windows(tmp_path, monkeypatch, window):
     write_records(tmp_path / name, contents)
     shards = pickle.loads(pickle.dumps(Shards(str(tmp_path))))  # as for another process
     found = list(shards.records(name, os.path.getsize(tmp_path / name)))
-    assert [record.content for record in found] == contents
+    assert [content for _, content in found] == contents
     for begin, whole in reversed(found):
         assert content(shards, name, begin, len(whole)) == whole
 
@@ -124,20 +124,20 @@ def bucket(tmp_path, monkeypatch):
     server.server_close()
 
 
-def test_what_is_expected_of_a_bucket_comes_at_once(tmp_path, bucket):
+def test_prefetched_records_of_a_bucket_come_together(tmp_path, bucket):
     contents = [b"%d" % i for i in range(40)]
     write_records(tmp_path / "a", contents)
     shards = Shards(bucket)
     found = list(shards.records("a", os.path.getsize(tmp_path / "a")))
-    assert [record.content for record in found] == contents
-    begin, length = ([f(r) for r in found] for f in (lambda r: r.begin, lambda r: len(r.content)))
+    assert [content for _, content in found] == contents
+    begin, length = [begin for begin, _ in found], [len(content) for _, content in found]
     zeros = np.zeros(40, int)
     records = TfRecords(
         shards, ["a"], zeros, np.array(begin), np.array(length), lambda content: content
     )
     assert Bucket.most == 1
     assert records[7] == b"7"
-    records.expect(range(40))
+    records.prefetch(range(40))
     assert [records[i] for i in (*range(40), 3)] == [*contents, b"3"]
     assert Bucket.most > 5
     with pytest.raises(Damaged, match="b is missing"):

@@ -1,0 +1,65 @@
+"""How a subcommand joins other processes, where it prints, and how it fails."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `join` reads."""
+    # fmt: off
+    add = parser.add_argument_group("several processes").add_argument
+    add("--distributed", action="store_true",
+        help="Join the processes that SLURM, Cloud TPU or Kubernetes started.")
+    add("--coordinator", metavar="HOST:PORT",
+        help="Connect to process 0 at this address. Needed without a cluster manager.")
+    add("--num-processes", type=int, metavar="N", help="Use N processes, with --coordinator.")
+    add("--process-id", type=int, metavar="I",
+        help="Run as process I, from 0 to N - 1, with --coordinator.")
+    # fmt: on
+
+
+def join(options: argparse.Namespace) -> Console:
+    """Join the other processes if the options ask for it.
+
+    Returns:
+      A console, which prints in process 0 only. The other processes log warnings only.
+    """
+    import jax
+    from rich.console import Console
+
+    from occinv import parallel
+
+    cluster = options.coordinator, options.num_processes, options.process_id
+    if options.distributed or cluster != (None, None, None):
+        parallel.join(*cluster)
+    if jax.process_index() == 0:
+        # Paths and errors may contain brackets, which are not markup.
+        return Console(highlight=False, markup=False, emoji=False)
+    logging.getLogger("occinv").setLevel(logging.WARNING)
+    return Console(quiet=True)
+
+
+def fail(status: int, reason: object) -> int:
+    """Print the reason and return the status. One of several processes exits at once.
+
+    A regular exit of one process would wait for the others, which wait for it.
+    """
+    print(f"occinv: {reason}", file=sys.stderr, flush=True)
+    if is_one_of_several():
+        sys.stdout.flush()
+        os._exit(status)
+    return status
+
+
+def is_one_of_several() -> bool:
+    """Return whether JAX runs in several processes, without importing JAX."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1

@@ -1,0 +1,45 @@
+"""`occinv train`: pretrain, fine-tune or train a model from scratch."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from pathlib import Path
+
+from occinv import schema
+from occinv.commands.options import add_config, choices
+from occinv.commands.processes import add_processes, fail, join
+from occinv.config import load_config
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `occinv train`."""
+    parser.epilog = choices()
+    add_config(parser)
+    text = "Save the run to this folder. Continue the run that is already in it."
+    parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help=text)
+    add_processes(parser)
+
+
+def run(options: argparse.Namespace, overrides: list[str]) -> int:
+    """Run `occinv train` and return the exit status."""
+    experiment = schema.resolve(load_config(options.config, overrides))
+    from occinv.progress import Progress
+    from occinv.train.loop import NonFinite, train
+
+    console = join(options)
+    say = functools.partial(console.print, soft_wrap=True)
+    try:
+        with Progress(console=console) as progress:
+            outcome = train(experiment, options.workdir, progress.stage(options.workdir.name))
+    except NonFinite as error:
+        return fail(1, error)
+    if outcome.stopped_by is not None and outcome.step < outcome.steps:
+        say(
+            f"stopped and saved at step {outcome.step} of {outcome.steps} in {options.workdir}; "
+            "run the same command to continue"
+        )
+        return 128 + outcome.stopped_by
+    metrics = ", ".join(f"{name} {value:.4g}" for name, value in outcome.metrics.items())
+    say(f"{options.workdir}: {outcome.step} steps done" + (f"; {metrics}" if metrics else ""))
+    return 0

@@ -1,0 +1,26 @@
+"""Cross-entropy with label smoothing, and accuracy."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float) -> jax.Array:
+    """Return the cross-entropy with label smoothing, as timm's LabelSmoothingCrossEntropy: [...].
+
+    Args:
+      logits: float [..., C].
+      labels: int [...].
+      smoothing: The probability that is spread evenly over all C classes.
+    """
+    log_probability = jax.nn.log_softmax(logits, axis=-1)
+    of_label = jnp.take_along_axis(log_probability, labels[..., None], axis=-1)[..., 0]
+    return -(1 - smoothing) * of_label - smoothing * log_probability.mean(-1)
+
+
+def hits(logits: jax.Array, label: jax.Array) -> dict[str, jax.Array]:
+    """Return `top1` and `top5`, 1.0 where `label` [B] is among the best of logits [B, C]: [B]."""
+    own = jnp.take_along_axis(logits, label[:, None], axis=1)
+    better = (~(logits <= own)).sum(1)  # so that NaN counts as wrong
+    return {f"top{best}": (better < best).astype(jnp.float32) for best in (1, 5)}

@@ -1,0 +1,225 @@
+"""A run of a table: its trials, their training stages and evaluations, and their folders."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from occinv import schema
+from occinv.config import CONFIGS, load_config
+from occinv.reproduce.methods import Method
+from occinv.reproduce.specs import LABEL_STAGES, SCALES, RowSpec, TableSpec
+from occinv.schema import UserError
+from occinv.train.workdir import RESULT
+
+SECONDS, FAILED = "seconds.json", "failed.json"
+# The progress bar of the whole table counts in units of one fine-tuning.
+STAGE_COSTS = {"finetune": 1.0, "linear": 0.6, "tenth": 0.3}
+EVALUATION_COST = 0.3
+
+
+@dataclass(frozen=True)
+class TableRun:
+    """Everything that decides what `occinv reproduce` runs.
+
+    Attributes:
+      table: The table.
+      rows: The chosen rows.
+      workdir: The folder of all runs and tables.
+      scale: A key of `SCALES`.
+      seeds: Each row runs with seeds 0 to `seeds` - 1.
+      length: The factor of every duration and warm-up.
+      overrides: `section.field=value` by stage (`pretrain`, `finetune`, `linear`, `tenth`), or for
+        every stage (`config`).
+      command: The typed command, for the report.
+    """
+
+    table: TableSpec
+    rows: tuple[RowSpec, ...]
+    workdir: Path
+    scale: str
+    seeds: int = 1
+    length: float = 1.0
+    overrides: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise UserError(f"--seeds {self.seeds}, expected 1 or more")
+        if not self.length > 0:
+            raise UserError(f"--length {self.length}, expected a factor above 0")
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the table's results."""
+        key = self.table.key
+        return self.workdir if key == "quickstart" else self.workdir / key
+
+    @property
+    def trials(self) -> list[Trial]:
+        """The trials of all rows, without repetitions: all rows with seed 0, then with seed 1."""
+        methods = {row.method.key: row.method for row in self.rows if row.method is not None}
+        return [
+            Trial(method, seed, self) for seed in range(self.seeds) for method in methods.values()
+        ]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training run of a trial, with the arguments of `occinv train`."""
+
+    config: str
+    overrides: tuple[str, ...]
+    workdir: Path
+
+    @property
+    def command(self) -> str:
+        """The command that runs only this stage."""
+        words = ["occinv", "train", "--config", self.config, "--workdir", str(self.workdir)]
+        return shlex.join([*words, *self.overrides])
+
+    @property
+    def experiment(self) -> schema.Experiment:
+        """The resolved config."""
+        return load_experiment(self.config, self.overrides)
+
+    @property
+    def seconds(self) -> float:
+        """The training time so far, without the time that killed processes lost."""
+        path = self.workdir / SECONDS
+        return json.loads(path.read_text()) if path.exists() else 0.0
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One method with one seed."""
+
+    method: Method
+    seed: int
+    run: TableRun
+
+    def __str__(self) -> str:
+        return self.method.key + (f", seed {self.seed}" if self.seed else "")
+
+    @property
+    def folder(self) -> Path:
+        """The folder of its stages and evaluations."""
+        runs = self.run.workdir / "runs" / self.run.table.subfolder
+        return runs / self.method.key / f"seed{self.seed}"
+
+    @property
+    def encoder(self) -> Path | None:
+        """The workdir of the pretrained encoder; None for random initialization."""
+        if self.method.workdir is not None:
+            return self.method.workdir
+        return None if self.method.config is None else self.folder / "pretrain"
+
+    @property
+    def stages(self) -> dict[str, Stage]:
+        """The stages that the table's columns need, in the order in which they run."""
+        before = () if self.method.config is None else ("pretrain",)
+        columns = self.run.table.columns
+        return {s: self.stage(s) for s in (*before, *(s for s in LABEL_STAGES if s in columns))}
+
+    def stage(self, name: str) -> Stage:
+        """The stage `pretrain`, `linear`, `finetune` or `tenth`."""
+        method, run = self.method, self.run
+        if name == "pretrain":
+            config, fields, length = method.config, method.overrides, method.length
+        else:
+            config = "linear" if name == "linear" else "finetune" if self.encoder else "supervised"
+            length = method.length if config == "supervised" else 1.0
+            fields = {
+                "linear": (f"objective.pooling={method.pooling}",),
+                "tenth": ("data.fraction=0.1",),
+            }.get(name, ())
+            if self.encoder:
+                fields = (f"init_from={self.encoder}", *self.encoder_overrides, *fields)
+        spec = f"{CONFIGS.name}/{config}.py:{SCALES[run.scale].variant}"
+        fields = (
+            *fields,
+            *scale_durations(spec, length * run.length),
+            *run.table.overrides,
+            *run.overrides.get("config", ()),
+            *run.overrides.get(name, ()),
+            f"seed={self.seed}",
+        )
+        return Stage(spec, tuple(f"--config.{field}" for field in fields), self.folder / name)
+
+    @property
+    def encoder_overrides(self) -> tuple[str, ...]:
+        """Config fields of the pretrained encoder that a plain ViT does not have.
+
+        The blocks of BEiT share one relative position; in fine-tuning each block has its own.
+        """
+        if self.method.config is None:
+            return ()
+        encoder = self.stage("pretrain").experiment.encoder
+        values = {
+            "layer_scale": encoder.layer_scale,
+            "relative_position": encoder.relative_position and "block",
+        }
+        return tuple(f"encoder.{name}={value}" for name, value in values.items() if value)
+
+    @property
+    def evaluations(self) -> dict[str, Path]:
+        """The output file of each evaluation that the table needs."""
+        table = self.run.table
+        reconstructs = "psnr" in table.columns and self.method.reconstructs
+        needed = {
+            "cka_pretrained.json": table.has_cka and self.encoder is not None,
+            "cka_finetuned.json": table.has_cka and "finetune" in table.columns,
+            "reconstructions.png": reconstructs,
+            "psnr.json": reconstructs,
+        }
+        files = [self.folder / "measured" / name for name, is_needed in needed.items() if is_needed]
+        return {file.stem: file for file in files}
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all stages and evaluations are complete."""
+        results = [stage.workdir / RESULT for stage in self.stages.values()]
+        return all(path.exists() for path in (*results, *self.evaluations.values()))
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """The cost of each stage."""
+        method = self.method
+        factor = method.length if self.encoder is None else 1.0
+        costs = {stage: cost * factor for stage, cost in STAGE_COSTS.items()}
+        costs["pretrain"] = method.cost * method.length
+        return {stage: costs[stage] for stage in self.stages}
+
+    @property
+    def cost(self) -> float:
+        """The cost of all stages and evaluations."""
+        return sum(self.costs.values()) + EVALUATION_COST
+
+
+def load_experiment(config: str, overrides: tuple[str, ...] = ()) -> schema.Experiment:
+    """Load a config of this repository from any working directory."""
+    return schema.resolve(load_config(str(CONFIGS.parent / config), overrides))
+
+
+def scale_durations(config: str, length: float) -> tuple[str, ...]:
+    """The overrides that multiply the duration and the warm-up of a config by `length`."""
+    if length == 1:
+        return ()
+    experiment = load_experiment(config)
+    durations = {
+        "train.duration": experiment.train.duration,
+        "optimizer.warmup": experiment.optimizer.warmup,
+    }
+    found = []
+    for path, duration in durations.items():
+        for unit, value in dataclasses.asdict(duration).items():
+            if value is not None:
+                scaled = value * length
+                if unit != "epochs":
+                    scaled = max(int(path == "train.duration"), round(scaled))
+                found.append(f"{path}.{unit}={scaled:.6g}")
+    return tuple(found)

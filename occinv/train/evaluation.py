@@ -1,0 +1,79 @@
+"""Evaluation during training: mean loss and metrics over the validation images, and pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from occinv import parallel
+from occinv.data.batch import Batch
+from occinv.objectives import forward
+from occinv.objectives.base import Reconstructs
+from occinv.rng import image_rngs
+from occinv.train.prepare import Run
+from occinv.train.step import TrainState
+from occinv.transforms.view import unit_range
+
+NUM_PICTURES = 8
+
+
+def make_evaluation(run: Run) -> Callable[[TrainState], dict[str, float]]:
+    """Return a function from a state to the mean loss and metrics over the validation images.
+
+    Padding does not count. An objective that compares the images of a batch would compare them with
+    the padding, too, so its incomplete last batch is left out.
+    """
+    mesh = run.assembly.mesh
+    objective = forward.for_evaluation(run.assembly.objective)
+
+    def averages(state: TrainState, batch: Batch, number: jax.Array) -> Any:
+        params, own = parallel.gather(mesh, (state.params, state.objective_state))
+        # Every evaluation draws the same masks, so that only the model changes between them.
+        rng = image_rngs(jax.random.key(0), number, batch.label.shape[0])
+        return forward.evaluate(objective, params, own, batch, rng, state.step)
+
+    compiled = jax.jit(averages, out_shardings=parallel.replicated(mesh))
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        if run.validation is None:
+            return {}
+        size, images = run.assembly.experiment.train.batch_size, len(run.validation.source)
+        state = dataclasses.replace(state, opt_state=None)
+        total: Any = None
+        for number, batch in enumerate(run.validation.batches()):
+            if objective.couples != "nothing" and (number + 1) * size > images:
+                break
+            found = compiled(state, parallel.put_batch(mesh, batch), jnp.int32(number))
+            found = jax.tree.map(np.float64, parallel.fetch(found))
+            total = found if total is None else {n: m.merge(found[n]) for n, m in total.items()}
+        if total is None:
+            return {}
+        means = {name: average.compute() for name, average in total.items()}
+        return objective.summarize({n: float(m) if m.ndim == 0 else m for n, m in means.items()})
+
+    return evaluate
+
+
+def pictures(run: Run, state: TrainState) -> dict[str, np.ndarray]:
+    """Return reconstructions of the first validation images, float32 [8, H, W, 3] each, if any."""
+    objective = run.assembly.objective
+    if run.validation is None or jax.process_count() > 1:
+        return {}
+    if not isinstance(objective, Reconstructs):
+        return {}
+    reconstruct = objective.reconstruct
+    images = run.validation.batch(0).image[:NUM_PICTURES]
+
+    def show(params: Any, images: jax.Array) -> dict[str, jax.Array]:
+        pixels = unit_range(images)
+        rng = image_rngs(jax.random.key(0), jnp.int32(0), len(images))
+        view = forward.for_evaluation(objective).views(pixels, rng)[0]
+        return reconstruct(params, pixels, view.visible)._asdict()
+
+    shown = jax.jit(show)(jax.device_get(state.params), images)
+    return {name: np.asarray(images) for name, images in shown.items()}

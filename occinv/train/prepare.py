@@ -1,0 +1,141 @@
+"""From a config to a run: open the data, build everything, check it together, write nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from occinv import parallel
+from occinv.data.loader import EvalLoader, LoaderSpec, TrainLoader
+from occinv.data.open_source import open_source
+from occinv.data.source import Source
+from occinv.models.tokenizers.base import Tokenizer
+from occinv.models.vit import ViT
+from occinv.objectives import forward
+from occinv.schema import Duration, Experiment, UserError
+from occinv.train import workdir as files
+from occinv.train.step import Assembly, assemble
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A checked config with its data.
+
+    Attributes:
+      assembly: The part without data.
+      loader: The training images.
+      validation: The validation images, or None.
+      classes: The names of the classes.
+      pretrained: Parameters of an encoder to start from, or None.
+      tokenizers: Functions that load or fit the parameters of tokenizers, by name.
+    """
+
+    assembly: Assembly
+    loader: TrainLoader
+    validation: EvalLoader | None
+    classes: tuple[str, ...]
+    pretrained: Any
+    tokenizers: dict[str, Callable[[], Any]]
+
+    def every(self, interval: Duration | None) -> int:
+        """Return an interval in steps, at least 1; None is the whole run."""
+        run = self.assembly
+        if interval is None:
+            return run.steps
+        return max(1, interval.in_steps(run.experiment.train.batch_size, run.epoch))
+
+
+def prepare(experiment: Experiment) -> Run:
+    """Build a run and check it. Raises UserError; writes nothing."""
+    data, train = experiment.data, experiment.train
+    everything = open_source(data.source, train=True, data_dir=data.data_dir, classes=data.classes)
+    validation = open_validation(experiment, everything)
+    source = select(everything, experiment)
+    # With data.num_images an epoch stays that of all images, so that it has at least one step.
+    epoch = len(source if data.num_images is None else everything)
+    mesh = parallel.make_mesh(fsdp=train.fsdp)
+    assembly = assemble(experiment, mesh, len(source.classes), epoch)
+    objective = assembly.objective
+    spec = LoaderSpec(
+        batch_size=train.batch_size,
+        image_size=data.image_size,
+        crop_scale=data.crop_scale,
+        flip=data.flip,
+        crops=objective.crops,
+        num_threads=data.num_threads,
+        max_corrupt=data.max_corrupt,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        seed=experiment.seed,
+        rand_augment=data.rand_augment,
+        scaled_decoding=data.scaled_decoding,
+        resize_ratio=data.resize_ratio,
+    )
+
+    def images() -> Iterator[np.ndarray]:
+        """Yield the images of one epoch, all of them on every process."""
+        alone = dataclasses.replace(spec, process_index=0, process_count=1, rand_augment=False)
+        batches = TrainLoader(source, alone).batches(0, max(1, epoch // train.batch_size))
+        return (batch.image for batch in batches)
+
+    pretrained = None
+    if experiment.init_from is not None:
+        before = files.load_run(experiment.init_from)
+        check_same_encoder(before.objective.setting.encoder, objective.setting.encoder)
+        pretrained = before.params["encoder"]
+    # Raises UserError where the pretrained encoder does not fit.
+    jax.eval_shape(lambda: forward.init(objective, jax.random.key(0), pretrained))
+    return Run(
+        assembly=assembly,
+        loader=TrainLoader(source, spec),
+        validation=None if validation is None else EvalLoader(validation, spec),
+        classes=tuple(source.classes),
+        pretrained=pretrained,
+        tokenizers={
+            name: part.obtain(lambda workdir: files.load_run(workdir).params, images)
+            for name, part in objective.state.items()
+            if isinstance(part, Tokenizer)
+        },
+    )
+
+
+def select(source: Source, experiment: Experiment) -> Source:
+    """Return the training images of `source` that the config asks for."""
+    data = experiment.data
+    if (data.list, data.num_images, data.per_class, data.fraction) == (None,) * 4:
+        return source
+    from occinv.data.subset import select
+
+    return select(source, data, experiment.seed)
+
+
+def check_same_encoder(before: ViT, now: ViT) -> None:
+    """Raise UserError where two encoders differ in settings that no shape shows."""
+    for name in ("heads", "gelu", "pixel_range", "relative_position", "layer_scale"):
+        theirs, ours = getattr(before, name), getattr(now, name)
+        # Shared relative positions may be copied to each block, and another start is no difference.
+        is_learned = name in ("relative_position", "layer_scale")
+        if theirs != ours and not (is_learned and None not in (theirs, ours)):
+            raise UserError(
+                f"init_from: that encoder has {name}={theirs}, this run {ours}; set "
+                f"--config.encoder.{name}={theirs}"
+            )
+
+
+def open_validation(experiment: Experiment, source: Source) -> Source | None:
+    """Open the validation images, or return None if the data has none and none are named."""
+    data = experiment.data
+    spec = data.eval_source or data.source
+    opened = open_source(spec, train=False, data_dir=data.data_dir, classes=data.classes)
+    if data.eval_source is None and opened.name == source.name:
+        return None
+    if tuple(opened.classes) != tuple(source.classes) and opened.classes and source.classes:
+        raise UserError(
+            f"{opened.name} has other classes ({len(opened.classes)}) than {source.name} "
+            f"({len(source.classes)}); use data.eval_source with the same classes"
+        )
+    return opened

@@ -1,0 +1,79 @@
+"""Reads a checkpoint: a PyTorch, safetensors or npz file, recognized by its first bytes."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors import safe_open
+
+from occinv.schema import UserError
+from occinv.weights import torch_file
+
+EXPECTED = "Expected a PyTorch checkpoint (.pth), safetensors or npz."
+
+
+class Contents(NamedTuple):
+    """The contents of a checkpoint.
+
+    Attributes:
+      tree: Mappings, nested as they were saved, of NumPy arrays and other objects.
+      metadata: The metadata of a safetensors file; empty for other formats.
+    """
+
+    tree: Any
+    metadata: Mapping[str, str]
+
+
+def read_checkpoint(path: Path) -> Contents:
+    """Read a checkpoint, whatever the name of the file. Nothing in it is executed.
+
+    Raises:
+      UserError: The file does not exist, has another format, is damaged or contains code.
+    """
+    if not path.is_file():
+        problem = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"{path} {problem}. {EXPECTED}")
+    try:
+        return _read(path)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except Exception as error:  # a damaged or hostile file may raise anything
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(
+            f"{path} cannot be read ({text}). If it is damaged or incomplete, download it again."
+        ) from error
+
+
+def _read(path: Path) -> Contents:
+    with path.open("rb") as file:
+        start = file.read(16)
+        file.seek(0)
+        if not start:
+            raise UserError(f"the file is empty. {EXPECTED}")
+        # Safetensors first: it begins with a length, whose low bytes may look like another format.
+        if start[4:9] == b"\0\0\0\0{":
+            with safe_open(path, framework="numpy") as tensors:
+                tree = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+                return Contents(tree, tensors.metadata() or {})
+        if start.startswith(b"PK\x03\x04"):
+            return Contents(_read_zip(path), {})
+        if start[:1] == b"\x80":
+            return Contents(torch_file.read_legacy(file), {})
+    raise UserError(f"the file begins with {start[:8]!r}. {EXPECTED}")
+
+
+def _read_zip(path: Path) -> Any:
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        if entry := next((name for name in names if f"/{name}".endswith("/data.pkl")), None):
+            return torch_file.read_zip(archive, entry)
+    if not names or not all(name.endswith(".npy") for name in names):
+        raise UserError(f"the file is a zip file without arrays. {EXPECTED}")
+    with np.load(path, allow_pickle=False) as arrays:
+        # npz has no name for bfloat16
+        return {n: a.view(jnp.bfloat16) if a.dtype == "V2" else a for n, a in arrays.items()}

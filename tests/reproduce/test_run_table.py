@@ -1,0 +1,384 @@
+"""Tables that are killed, stopped, shared by workers, or have a row that fails."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from tiny_runs import ENCODER, HEADS, make_images, start, start_several
+
+from occinv.cli import main
+from occinv.progress import Progress
+from occinv.reproduce import run_table
+from occinv.reproduce.collect import mean_curves, read_values
+from occinv.reproduce.lock import locked
+from occinv.reproduce.options import Worker, parse_added_row, parse_jobs
+from occinv.reproduce.run import TableRun, Trial
+from occinv.reproduce.run_table import Stopped, reproduce, run_trial, take_trial
+from occinv.reproduce.tables import make_table
+from occinv.schema import UserError
+from occinv.train.loop import NonFinite, Outcome
+from occinv.train.workdir import CONFIG, METRICS, RESULT, as_json, write_json
+
+TABLE = ["reproduce", "table3", "--scale", "smoke", "--workdir", "runs"]
+ROWS = ["cmae_class", "cmae_mean"]
+
+
+@pytest.fixture(autouse=True)
+def no_cache_afterwards() -> Any:
+    """`reproduce` points JAX's compilation cache into its workdir."""
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Two rows of Table 3, as small as can be."""
+    images = make_images(tmp_path_factory.mktemp("data") / "images")
+    every = ("data.image_size=16", f"data.source=folder:{images}", "train.batch_size=8", *ENCODER)
+    return [
+        *TABLE,
+        *("--rows", ",".join(ROWS)),
+        *(f"--config.{field}" for field in (*every, "train.log_every.steps=1")),
+        *(f"--pretrain.{field}" for field in (*HEADS, "objective.symmetric=False")),
+        "--pretrain.train.checkpoint_every.steps=2",
+    ]
+
+
+def ended(process: subprocess.Popen[str]) -> str:
+    """What a process that must succeed has printed."""
+    shown, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    return shown
+
+
+def table(folder: Path, name: str = "table3") -> dict[str, Any]:
+    """The results in a folder, without times and the typed command."""
+    results = json.loads((folder / "runs" / name / "results.json").read_text())
+    for name in ("created", "seconds", "command"):
+        del results[name]
+    for row in results["rows"]:
+        for run in ("pretrain", "finetune"):
+            (row[run] or {}).pop("seconds", None)
+    return results
+
+
+@pytest.fixture(scope="module")
+def whole(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which nothing disturbed the table."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        shown = ended(start(arguments))
+    assert "mean of patch tokens" in shown
+    assert (folder / "runs" / "table3" / "report.html").is_file()
+    return folder
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    for _ in range(2400):
+        if path.exists():
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    raise AssertionError(f"{path} never came")
+
+
+def copy_compiled(whole: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to run in that has the whole one's compiled programs, which saves a minute."""
+    shutil.copytree(whole / "runs" / "compiled", folder / "runs" / "compiled")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_killed_twice(
+    whole: Path, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copy_compiled(whole, tmp_path, monkeypatch)
+    row = folder / "runs" / "runs" / ROWS[0] / "seed0"
+    command = [word.replace(",".join(ROWS), ROWS[0]) for word in arguments]
+    for path in ("pretrain/checkpoints/2", "finetune/config.json"):
+        process = start(command)
+        wait_for(row / path, process)
+        process.kill()
+        process.communicate()
+    ended(start(command))
+    assert table(folder)["rows"] == table(whole)["rows"][:1]
+
+
+def test_two_workers_at_once(
+    whole: Path, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copy_compiled(whole, tmp_path, monkeypatch)
+    workers = [start([*arguments, "--jobs", number, "of", "2"]) for number in "12"]
+    shown = [ended(worker) for worker in workers]
+    assert table(folder) == table(whole)
+    for row in ROWS:  # each trained by one of them
+        assert sorted(f"{row}, pretraining: step 8" in text for text in shown) == [False, True]
+
+
+def test_on_two_processes_it_is_the_table_of_one(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    others = {"table3": "table2", ",".join(ROWS): "random"}
+    command = [others.get(word, word) for word in arguments]
+    first, second = start_several(2, command)
+    assert "Random init" in ended(first) and "Random init" not in ended(second)
+    several = table(tmp_path, "table2")["rows"][0]
+    shutil.rmtree(tmp_path / "runs")
+    assert main(command) == 0
+    alone = table(tmp_path, "table2")["rows"][0]
+    assert several["values"] == alone["values"]
+    np.testing.assert_allclose(
+        several["finetune"]["loss"], alone["finetune"]["loss"], rtol=1e-4, atol=0
+    )
+
+
+def test_a_finished_table_runs_nothing(
+    whole: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained() -> dict[str, int]:
+        found = [path for name in (METRICS, RESULT) for path in whole.rglob(name)]
+        return {str(path): path.stat().st_mtime_ns for path in found}
+
+    before = trained()
+    assert len(before) == 2 * 2 * len(ROWS)
+    monkeypatch.chdir(whole)
+    monkeypatch.setattr(run_table, "train", lambda *_: pytest.fail("a training was begun"))
+    assert main(arguments) == 0
+    assert trained() == before
+
+
+def test_another_experiment_in_the_same_folder_is_refused(
+    whole: Path,
+    arguments: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Otherwise the table would mix finished rows of two experiments."""
+    monkeypatch.chdir(whole)
+    before = (whole / "runs" / "table3" / "results.json").read_text()
+    assert main([*arguments, "--length", "2"]) == 2
+    shown = capsys.readouterr().err
+    assert "seed0/pretrain holds a run with" in shown
+    assert "train.duration.steps=8 (now 16)" in shown
+    assert (whole / "runs" / "table3" / "results.json").read_text() == before
+
+
+def test_add_makes_a_row_for_an_existing_encoder(
+    whole: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(whole)
+    row = parse_added_row("My encoder=runs/runs/cmae_mean/seed0/pretrain")
+    assert row.key == "my_encoder"
+    trial = Trial(row.method, 0, smoke(Path("runs")))  # type: ignore[arg-type]
+    assert list(trial.stages) == ["finetune"]
+    start = "runs/runs/cmae_mean/seed0/pretrain"
+    assert trial.stage("finetune").experiment.init_from == start
+    monkeypatch.setattr(run_table, "train", lambda *_: Outcome(3, 8, {}, int(signal.SIGTERM)))
+    assert main([*arguments, "--add", f"My encoder={start}"]) == 143
+    results = json.loads(Path("runs/table3/results.json").read_text())
+    mine = results["rows"][-1]
+    assert (mine["name"], mine["status"]) == ("My encoder", "running")
+    assert (mine["target"], mine["t1"]) == ("EMA encoder", "75% removed, color")
+    assert mine["pretrain"]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [("mine", "--add 'mine', expected NAME=WORKDIR"), ("mine=nowhere", "nowhere")],
+)
+def test_invalid_additions_are_refused(spec: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        parse_added_row(spec)
+
+
+# What follows trains nothing.
+
+
+def smoke(workdir: Path, seeds: int = 1) -> TableRun:
+    table = make_table("table3", "smoke")
+    return TableRun(table, table.rows, workdir, "smoke", seeds, command="command")
+
+
+def fake_training(
+    monkeypatch: pytest.MonkeyPatch, act: Callable[[Path], None] | None = None
+) -> list[Path]:
+    """Replaces training by a result that says where it was: the workdirs, in order."""
+    begun: list[Path] = []
+
+    def train(experiment: Any, workdir: Path, watch: Any) -> Outcome:
+        begun.append(workdir)
+        if act is not None:
+            act(workdir)
+        write_json(workdir / CONFIG, {"experiment": as_json(experiment), "classes": []})
+        write_json(workdir / RESULT, {"step": 8, "metrics": {"top1": 0.25}})
+        return Outcome(8, 8, {}, None)
+
+    monkeypatch.setattr(run_table, "train", train)
+    return begun
+
+
+def test_jobs_chooses_the_first_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = fake_training(monkeypatch)
+    assert reproduce(smoke(tmp_path, seeds=2), Worker(2, 4)) == 0
+    names = [path.relative_to(tmp_path / "runs").parts for path in begun]
+    assert [name[:2] for name in names[::2]] == [
+        ("cmae", "seed0"),
+        ("cmae_both", "seed0"),
+        ("cmae_class", "seed1"),
+        ("cmae_mean", "seed1"),
+        ("cmae", "seed1"),
+        ("cmae_both", "seed1"),
+        ("cmae_class", "seed0"),
+        ("cmae_mean", "seed0"),
+    ]
+    results = json.loads((tmp_path / "table3" / "results.json").read_text())
+    assert all(row["values"]["finetune"] == [0.25, 0.25] for row in results["rows"])
+
+
+def test_a_locked_trial_is_left_to_its_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = fake_training(monkeypatch)
+    run = smoke(tmp_path)
+    held = run.trials[1]
+    with locked(held.folder / ".lock") as is_held:
+        assert is_held
+        assert reproduce(run) == 0
+    assert "other workers hold the last 1 trials: cmae_mean" in capsys.readouterr().out
+    assert not any(held.folder in path.parents for path in begun)
+    rows = json.loads((tmp_path / "table3" / "results.json").read_text())["rows"]
+    assert [row["status"] for row in rows] == ["done", "running", "done", "done"]
+    assert reproduce(run) == 0  # the other was killed
+    assert begun[-1] == held.folder / "finetune"
+
+
+def test_a_lock_is_held_once_and_given_back(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / ".lock"
+    with locked(path) as first, locked(path) as second:
+        assert (first, second) == (True, False)
+    with locked(path) as third:
+        assert third
+
+
+def test_a_stopped_run_writes_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run_table, "train", lambda *_: Outcome(3, 8, {}, int(signal.SIGTERM)))
+    workdir = tmp_path / "runs"
+    assert main(["reproduce", "quickstart", "--workdir", str(workdir)]) == 143
+    assert "Run the same command to continue" in capsys.readouterr().out
+    assert (workdir / "report.html").is_file()
+    with locked(workdir / "runs" / "random" / "seed0" / ".lock") as is_free:
+        assert is_free
+
+
+def test_other_rows_continue_after_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def explode(workdir: Path) -> None:
+        if "cmae_mean" in workdir.parts:
+            raise NonFinite("loss or gradient not finite")
+
+    begun = fake_training(monkeypatch, explode)
+    run = smoke(tmp_path)
+    assert reproduce(run) == 1
+    assert len(begun) == 2 * 4 - 1  # its fine-tuning was not tried
+    rows = json.loads((tmp_path / "table3" / "results.json").read_text())["rows"]
+    assert [row["status"] for row in rows] == ["done", "failed", "done", "done"]
+    assert rows[1]["error"] == "loss or gradient not finite"
+    assert "loss or gradient not finite" in capsys.readouterr().out
+    fake_training(monkeypatch)  # mended
+    assert reproduce(run) == 0
+
+
+def test_progress_counts_the_whole_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of trials that are there, that go on from the middle, and that are new."""
+    run = smoke(tmp_path)
+    trial = run.trials[0]
+
+    def train(experiment: Any, workdir: Path, watch: Callable[..., None]) -> Outcome:
+        if not (workdir / RESULT).exists():
+            for step in range(3, 9):
+                watch(step, 8, None)
+            write_json(workdir / CONFIG, {"experiment": as_json(experiment), "classes": []})
+            write_json(workdir / RESULT, {"step": 8, "metrics": {}})
+        return Outcome(8, 8, {}, None)
+
+    monkeypatch.setattr(run_table, "train", train)
+    for missing in ("pretrain", "finetune", None):
+        if missing:
+            (trial.stages[missing].workdir / RESULT).unlink(missing_ok=True)
+        with Progress(total=trial.cost) as progress:
+            assert take_trial(trial, progress)
+            (everything,) = progress._bars.tasks
+            assert everything.completed == pytest.approx(trial.cost)
+
+
+def test_no_stage_starts_after_a_stop_at_the_last_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[Path] = []
+
+    def train(experiment: Any, workdir: Path, watch: Any) -> Outcome:
+        begun.append(workdir)
+        return Outcome(8, 8, {}, int(signal.SIGTERM))
+
+    monkeypatch.setattr(run_table, "train", train)
+    run = smoke(tmp_path)
+    trial = run.trials[0]
+    with Progress() as progress, pytest.raises(Stopped):
+        run_trial(trial, progress)
+    assert begun == [trial.stages["pretrain"].workdir]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["3", "of", "2"], "--jobs 3 of 2, expected 1 to 2"),
+        (["0", "of", "2"], "--jobs 0 of 2, expected 1 to 2"),
+        (["1", "in", "2"], "--jobs 1 in 2, expected K of N"),
+        (["a", "of", "2"], "--jobs a of 2, expected K of N"),
+    ],
+)
+def test_jobs_that_are_refused(words: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        parse_jobs(words)
+    assert parse_jobs(["2", "of", "4"]) == Worker(2, 4)
+
+
+def test_values_of_seeds_stay_in_step(tmp_path: Path) -> None:
+    """A seed that is missing hides those after it, so that differences pair equal seeds."""
+    run = smoke(tmp_path)
+    trials = [Trial(run.rows[0].method, seed, run) for seed in range(3)]  # type: ignore[arg-type]
+    for trial, top1 in ((trials[0], 0.5), (trials[2], 0.7)):
+        folder = trial.stages["finetune"].workdir
+        folder.mkdir(parents=True)
+        write_json(folder / RESULT, {"step": 8, "metrics": {"top1": top1}})
+    assert read_values(trials)["finetune"] == [0.5]
+
+
+def test_curves_are_averaged_over_seeds() -> None:
+    models = [
+        {"ratios": [0.1, 0.9], "blocks": [1], "values": [[0.8, 0.2]]},
+        {"ratios": [0.1, 0.9], "blocks": [1], "values": [[1.0, 0.6]]},
+    ]
+    curves = mean_curves(models)
+    assert curves is not None
+    np.testing.assert_allclose(curves.values, [[0.9, 0.4]])
+    assert curves.by_seed == [[[0.8, 0.2]], [[1.0, 0.6]]]
+    assert curves.ratios == [0.1, 0.9]
+    assert mean_curves([]) is None
