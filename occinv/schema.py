@@ -104,11 +104,11 @@ class Data:
     classes: str | None = (
         None  # only these: imagenet100, a file of names, or a comma-separated list
     )
-    list: str | None = None  # train on the images listed in this file: data/subset.py
+    list: str | None = None  # train on the images listed in this file: data/selections.py
     per_class: int | None = None  # train on this many images of each class
     fraction: Fraction | None = None  # train on this class-balanced fraction
     num_images: Count | None = None  # train on this many; an epoch stays that of all (Tables 6-8)
-    choose: Choice = "random"  # how num_images are chosen: data/subset.py
+    choose: Choice = "random"  # how num_images are chosen: data/selections.py
     data_dir: str | None = None  # the folder of tensorflow_datasets
     max_corrupt: Natural = 0  # images that may fail to decode before the run fails
     num_threads: Natural = 8
@@ -125,7 +125,7 @@ class Encoder:
     heads: Count | None = None
     drop_path: Rate = 0.0  # rate at the last block; it grows linearly from 0 at the first
     train_position: bool = False  # False: the sine-cosine position embedding is fixed
-    # A learned attention bias instead of a position embedding, one for all blocks or for each; BEiT.
+    # BEiT: a learned attention bias instead of a position embedding, for all blocks or for each.
     relative_position: RelativePosition | None = None
     layer_scale: float | None = None  # start of the learned factors on the branches; None: none
     gelu: Literal["erf", "tanh"] = "erf"  # tanh: big_vision

@@ -31,9 +31,10 @@ def make(
     depth: int = 1,
     drop_path: float = 0.0,
     size: int = SIZE,
+    num_classes: int = 3,
     **fields: Any,
 ) -> Any:
-    """Build an objective with a tiny encoder, for three classes and 100 steps."""
+    """Build an objective with a tiny encoder, for 100 steps."""
     encoder = schema.Encoder(
         name="micro",
         patch_size=PATCH,
@@ -43,7 +44,7 @@ def make(
         drop_path=drop_path,
         layer_scale=layer_scale,
     )
-    setting = Setting(vit.make_vit(encoder, size), num_classes=3, total_steps=100)
+    setting = Setting(vit.make_vit(encoder, size), num_classes, total_steps=100)
     return make_objective({"name": name, **fields}, setting)
 
 

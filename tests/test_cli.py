@@ -109,8 +109,8 @@ MISTAKES = [
         ["encoder.heads=3"],
         "encoder.width=16, expected a multiple of 4 and of encoder.heads=3",
     ),
-    ("mae", ["train.keep=0"], "train.keep=0, expected a number greater than or equal to 1"),
-    ("mae", ["seed=-1"], "seed=-1, expected a number greater than or equal to 0"),
+    ("mae", ["train.keep=0"], "train.keep=0, expected a number >= 1"),
+    ("mae", ["seed=-1"], "seed=-1, expected a number >= 0"),
     # Combinations.
     ("mae", ["train.duration.epochs=3"], "train.duration.steps=8 and train.duration.epochs=3.0"),
     ("mae", ["train.duration.steps=None"], "train.duration has no length"),

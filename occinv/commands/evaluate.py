@@ -74,25 +74,26 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
                 from occinv.report.figures import save_cka
                 from occinv.report.table import print_cka
 
-                print_cka(found["models"])
-                say(save_cka(found["models"], evaluators.folder(workdir[0]) / "cka.png"))
+                models = [model.as_json() for model in found]
+                print_cka(models)
+                say(save_cka(models, evaluators.folder(workdir[0]) / "cka.png"))
         case "knn":
-            found = evaluators.evaluate_knn(
+            knn = evaluators.evaluate_knn(
                 workdir, source=source, num_images=options.num_images, neighbors=options.neighbors,
                 temperature=options.temperature, pooling=options.pooling,
-            )  # fmt: skip
+            ).result  # fmt: skip
             say(
-                f"{workdir}: top-1 {100 * found['top1']:.1f} %, top-5 {100 * found['top5']:.1f} %, "
-                f"by {found['neighbors']} neighbors among {found['training_images']} images; "
-                f"{found['images']} validation images"
+                f"{workdir}: top-1 {100 * knn.top1:.1f} %, top-5 {100 * knn.top5:.1f} %, by "
+                f"{knn.neighbors} neighbors among {knn.training_images} images; "
+                f"{knn.images} validation images"
             )
         case "psnr":
-            found = evaluators.evaluate_psnr(
+            psnr = evaluators.evaluate_psnr(
                 workdir, source=source, num_images=options.num_images, seed=options.seed
-            )
+            ).result
             say(
-                f"{workdir}: {found['whole']:.2f} dB over whole images with visible patches pasted,"
-                f" {found['removed']:.2f} dB over masked patches; {found['images']} images"
+                f"{workdir}: {psnr.whole:.2f} dB over whole images with visible patches pasted, "
+                f"{psnr.removed:.2f} dB over masked patches; {psnr.images} images"
             )
         case "reconstruct":
             say(

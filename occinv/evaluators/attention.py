@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.figure import Figure
 
 from occinv.models.vit import ViT
 
-COLORS = "inferno"  # black to yellow, as bright as the value is high
+COLORS = colormaps["inferno"]  # black to yellow, as bright as the value is high
 
 
 class Attended(NamedTuple):
@@ -39,8 +36,19 @@ class Attended(NamedTuple):
 
     @property
     def pictures(self) -> dict[str, np.ndarray]:
-        """`image` and all maps in color, uint8 [height, width, 3] each."""
+        """`image` and every map in color."""
         return {"image": self.image} | {name: colored(values) for name, values in self.maps.items()}
+
+    @property
+    def captions(self) -> dict[str, str]:
+        """The highest share of every map."""
+        return {name: f"to {100 * values.max():.2g} %" for name, values in self.maps.items()}
+
+
+def colored(values: np.ndarray) -> np.ndarray:
+    """Color [side, side] from 0 (black) to its highest value (yellow): uint8 [side, side, 3]."""
+    highest = max(values.max(), np.finfo(np.float32).tiny)  # patches may get no attention at all
+    return COLORS(values / highest, bytes=True)[..., :3]
 
 
 @functools.partial(jax.jit, static_argnames="encoder")
@@ -64,37 +72,7 @@ def class_attention(encoder: ViT, params: Any, pixels: jax.Array) -> jax.Array:
 
 
 def attend(encoder: ViT, params: Any, image: np.ndarray, block: int) -> list[Attended]:
-    """Return the attention in images, uint8 [B, H, W, 3], at a block from 0 to depth - 1."""
+    """Return the attention in each of `image`, uint8 [B, H, W, 3], at block 0 to depth - 1."""
     pixels = jnp.asarray(image, jnp.float32) / 255
     weights = np.asarray(class_attention(encoder, params, pixels)[block])
     return [Attended(*each) for each in zip(image, weights, strict=True)]
-
-
-def save_grid(path: Path, attended: Sequence[Attended]) -> None:
-    """Write one PNG with a row for each image: the image, the map of each head, and their mean.
-
-    Each map has its own scale, from no attention (black) to the highest share (yellow), which is
-    written below the map.
-    """
-    columns = 2 + len(attended[0].heads)
-    figure = Figure(figsize=(1.1 * columns, 1.25 * len(attended)), dpi=130, layout="constrained")
-    grid = figure.subplots(len(attended), columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set_xticks([])
-        axes.set_yticks([])
-        axes.spines[:].set_visible(False)
-    for row, one in zip(grid, attended, strict=True):
-        row[0].imshow(one.image)
-        for axes, values in zip(row[1:], one.maps.values(), strict=True):
-            axes.imshow(values, cmap=COLORS, vmin=0, interpolation="nearest")
-            axes.set_xlabel(f"to {100 * values.max():.2g} %", fontsize=6, labelpad=2)
-    for axes, name in zip(grid[0], ("image", *attended[0].maps), strict=True):
-        axes.set_title(name.replace("head", "head "), fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Software": None})
-
-
-def colored(values: np.ndarray) -> np.ndarray:
-    """Color [side, side] of at least 0 as uint8 [side, side, 3]: black at 0, yellow at the top."""
-    highest = max(values.max(), np.finfo(np.float32).tiny)  # patches may get no attention at all
-    return colormaps[COLORS](values / highest, bytes=True)[..., :3]

@@ -3,9 +3,8 @@
     CKA = Σ_b HSIC₁(K_b, L_b) / sqrt(Σ_b HSIC₁(K_b, K_b) · Σ_b HSIC₁(L_b, L_b))
 
 over minibatches b, with K = X Xᵀ and L = Y Yᵀ. HSIC₁ is the unbiased estimator of Song et al.
-(2012, Eq. 5), so that the value does not grow as batches shrink. The sums over minibatches are those
-of Nguyen et al. (2021, "Do wide and deep networks learn the same things?", Eq. 3). They need one
-pass, and no memory of earlier images.
+(2012, Eq. 5), so that the value does not grow as batches shrink. The sums of Nguyen et al. (2021,
+"Do wide and deep networks learn the same things?", Eq. 3) need one pass over the images.
 """
 
 from __future__ import annotations
@@ -91,8 +90,8 @@ def cka_curves(
     """
     _check(encoder, ratios, tokens, removed)
     mesh = mesh or make_mesh(jax.local_devices()[:1])
-    # The features of the blocks depend on none of these options, nor on the mask token where patches
-    # are dropped. With equal options, models of one size share one compiled program.
+    # The outputs of the blocks do not depend on these options, nor on a mask token that replaces
+    # nothing. With equal options, models of one size share one compiled program.
     plain = encoder.clone(
         final_norm=False,
         drop_path=0.0,
@@ -158,11 +157,7 @@ def _hsic(
     tokens: Tokens,
     mesh: Mesh,
 ) -> tuple[jax.Array, jax.Array]:
-    """Return HSIC₁ of (full, occluded), (full, full), (occluded, occluded), and n.
-
-    Returns:
-      float32 [3, R, depth], and the number of images [].
-    """
+    """Return HSIC₁ of (full, occluded) and of each with itself, [3, R, depth], and n []."""
     pixels = unit_range(batch.image)
     real = (batch.weight > 0).astype(jnp.float32)
 
@@ -204,11 +199,8 @@ def features(blocks: jax.Array, ids: jax.Array, tokens: Tokens) -> jax.Array:
 def gram(x: jax.Array, real: jax.Array) -> jax.Array:
     """Return X Xᵀ of features [depth, B, F] minus their mean: [depth, B, B], 0 for padding.
 
-    HSIC₁ does not depend on the mean. Without it, float32 has more digits for the variation.
-
-    Args:
-      x: Features.
-      real: float32 [B], 1 for an image and 0 for padding.
+    HSIC₁ does not depend on the mean. Without it, float32 has more digits for the variation. `real`
+    is float32 [B], 1 for an image and 0 for padding.
     """
     mean = (x * real[:, None]).sum(1, keepdims=True) / real.sum()
     x = (x - mean) * real[:, None]
@@ -235,9 +227,7 @@ def hsic(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return HSIC₁ of (first, second), (first, first), (second, second): [...] each.
 
-    Args:
-      first, second: U-centered Gram matrices [..., B, B].
-      real: float32 [B], 1 for an image and 0 for padding.
+    `first` and `second` are U-centered Gram matrices [..., B, B], `real` [B] is as in `gram`.
     """
     count = real.sum()
     scale = jnp.maximum(count * (count - 3), 1)

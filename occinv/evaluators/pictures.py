@@ -1,4 +1,4 @@
-"""Picture files."""
+"""Picture files: a grid of labeled pictures, and every picture by itself."""
 
 from __future__ import annotations
 
@@ -6,27 +6,53 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
+
+from occinv.schema import UserError
+
+GAP, LINE = 4, 18  # pixels between pictures, and the height of a line of text
 
 
 def save_pictures(
-    folder: Path, pictures: Sequence[Mapping[str, np.ndarray]], scale: int = 1
+    path: Path,
+    rows: Sequence[Mapping[str, np.ndarray]],
+    scale: int = 1,
+    captions: Sequence[Mapping[str, str]] = (),
 ) -> None:
-    """Write `0_NAME.png`, …, `1_NAME.png`, … into `folder`.
+    """Write a grid to `path`, and `0_NAME.png`, …, `1_NAME.png`, … to a folder beside it.
 
     Args:
-      folder: Created if it does not exist.
-      pictures: The pictures of each image by name, uint8 [height, width, 3]. All are enlarged to
-        the size of the image's first picture.
+      path: The grid. The folder has the same name without the suffix.
+      rows: The pictures of each image by name, uint8 [height, width, 3]. All are resized without
+        interpolation to the size of the first, times `scale`.
       scale: A factor on that size.
+      captions: For each image the texts below its pictures, by name.
+
+    Raises:
+      UserError: There is no image, or the scale is below 1.
     """
+    if not rows or scale < 1:
+        raise UserError(f"{len(rows)} images at scale={scale}, expected 1 or more of each")
+    height, width = (scale * side for side in next(iter(rows[0].values())).shape[:2])
+    font = ImageFont.load_default(size=12)
+    texts = [*rows[0], *(text for named in captions for text in named.values())]
+    column = max(width, *(round(font.getlength(text)) for text in texts)) + GAP
+    line = height + GAP + (LINE if captions else 0)
+    size = (GAP + len(rows[0]) * column, LINE + GAP + len(rows) * line)
+    grid = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(grid)
+    folder = path.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
-    for number, named in enumerate(pictures):
-        height, width = next(iter(named.values())).shape[:2]
-        for name, picture in named.items():
-            resized(picture, width * scale, height * scale).save(folder / f"{number}_{name}.png")
-
-
-def resized(picture: np.ndarray, width: int, height: int) -> Image.Image:
-    """Resize uint8 [H, W, 3] without interpolation."""
-    return Image.fromarray(picture).resize((width, height), Image.Resampling.NEAREST)
+    for number, row in enumerate(rows):
+        top = LINE + GAP + number * line
+        for place, (name, picture) in enumerate(row.items()):
+            left = GAP + place * column
+            enlarged = Image.fromarray(picture).resize((width, height), Image.Resampling.NEAREST)
+            enlarged.save(folder / f"{number}_{name}.png")
+            grid.paste(enlarged, (left, top))
+            if number == 0:
+                draw.text((left, GAP), name, fill="black", font=font)
+            if captions:
+                below = captions[number].get(name, "")
+                draw.text((left, top + height), below, fill="black", font=font)
+    grid.save(path)

@@ -15,7 +15,7 @@ from occinv.data.batch import Batch
 from occinv.evaluators.occlusion import draw_visible
 from occinv.losses.reconstruction import mean_over
 from occinv.models.patches import patchify
-from occinv.objectives.base import Objective, Reconstructs, Setting
+from occinv.objectives.base import Objective, Reconstruction, Reconstructs, Setting
 from occinv.parallel import fetch, make_mesh, put_batch, replicated
 from occinv.schema import UserError
 from occinv.transforms.view import unit_range
@@ -93,15 +93,22 @@ def _sums(
     params: Any, batch: Batch, rng: jax.Array, model: ReconstructsMasked, mesh: Mesh
 ) -> jax.Array:
     """Sum both PSNRs over the images of a batch, and count these: [3]."""
-    pixels = unit_range(batch.image)
-    encoder, ratios = model.setting.encoder, (model.mask_ratio,)
-    (visible,), _ = draw_visible(rng, batch.index, encoder.num_patches, ratios)
-    shown = model.reconstruct(params, pixels, visible).reconstructed
-    squared = patchify(jnp.square(shown - pixels), encoder.patch_size).mean(-1)
+    shown, visible = reconstruct(model, params, batch, rng)
+    difference = shown.reconstructed - shown.original
+    squared = patchify(jnp.square(difference), model.setting.encoder.patch_size).mean(-1)
     decibels = [psnr(squared.mean(1)), psnr(mean_over(squared, ~visible))]
     real = batch.weight > 0
     sums = [jnp.where(real, value, 0.0).sum() for value in (*decibels, jnp.float32(1))]
     return jax.lax.with_sharding_constraint(jnp.stack(sums), replicated(mesh))
+
+
+def reconstruct(
+    model: ReconstructsMasked, params: Any, batch: Batch, rng: jax.Array
+) -> tuple[Reconstruction, jax.Array]:
+    """Reconstruct every image of a batch from random patches, and return these: bool [B, N]."""
+    count, ratios = model.setting.encoder.num_patches, (model.mask_ratio,)
+    (visible,), _ = draw_visible(rng, batch.index, count, ratios)
+    return model.reconstruct(params, unit_range(batch.image), visible), visible
 
 
 def psnr(mse: jax.Array) -> jax.Array:

@@ -16,11 +16,12 @@ from occinv.data.loader import EvalLoader, LoaderSpec
 from occinv.data.open_source import open_source
 from occinv.data.source import Source
 from occinv.data.subset import Subset
-from occinv.evaluators import attention, reconstructions
+from occinv.evaluators.attention import attend
 from occinv.evaluators.cka import RATIOS, Curves, Removed, Tokens, cka_curves
-from occinv.evaluators.knn import Knn, Labeled, Pooling, extract, knn
+from occinv.evaluators.knn import Knn, Pooling, extract, knn
 from occinv.evaluators.pictures import save_pictures
 from occinv.evaluators.psnr import Psnr, reconstructing, reconstruction_psnr
+from occinv.evaluators.reconstructions import triples
 from occinv.parallel import make_mesh
 from occinv.schema import UserError
 from occinv.train.workdir import CONFIG, load_run, write_json
@@ -49,30 +50,13 @@ class Measured(Generic[Result]):
     result: Result
 
     def as_json(self) -> dict[str, Any]:
-        """Return the content of the result file: all fields on one level."""
-        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[:-1]}
-        return own | {name: _as_json(value) for name, value in self.result._asdict().items()}
-
-
-@dataclasses.dataclass(frozen=True)
-class MeasuredCka:
-    """CKA curves of several runs, with their common settings.
-
-    Attributes:
-      tokens, removed, seed: As in `cka_curves`.
-      batch_size: The requested number of images in a batch.
-      models: The curves of each run.
-    """
-
-    tokens: Tokens
-    removed: Removed
-    seed: int
-    batch_size: int
-    models: list[Measured[Curves]]
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the content of the result file."""
-        return {**vars(self), "models": [model.as_json() for model in self.models]}
+        """Return the content of the result file: all fields on one level, None for NaN."""
+        fields: dict[str, Any] = {**vars(self), **self.result._asdict()}
+        del fields["result"]
+        if isinstance(self.result, Curves):
+            rows = self.result.values.tolist()
+            fields["values"] = [[v if np.isfinite(v) else None for v in row] for row in rows]
+        return fields
 
 
 def evaluate_cka(
@@ -86,38 +70,34 @@ def evaluate_cka(
     seed: int = 0,
     batch_size: int = BATCH,
     out: str | Path | None = None,
-) -> MeasuredCka:
-    """Measure the occlusion invariance of each run's encoder, and write a JSON file.
+) -> list[Measured[Curves]]:
+    """Measure the occlusion invariance of each run's encoder by `cka_curves`.
 
     Args:
       workdirs: Runs, each as `occinv.train.workdir.load_run` takes it.
       source: The images, as in `data.source`; None: each run's own validation images.
       num_images: The number of images, spread evenly over the source; None: all.
-      ratios, tokens, removed, seed: As in `cka_curves`.
+      ratios: Shares of patches to remove.
+      tokens: The tokens that are compared.
+      removed: Whether removed patches are dropped or replaced.
+      seed: The seed of the masks.
       batch_size: The batch of the estimator, rounded up to a multiple of the devices.
-      out: The file, one for all runs; None: `evaluate/cka.json` in the first workdir.
+      out: A JSON file for all runs; None: `evaluate/cka.json` in the first workdir.
 
     Raises:
       UserError: No run is given, or one cannot be read or measured.
     """
     if not workdirs:
         raise UserError("no workdir given, expected one or more")
-    models = []
+    found = []
+    settings: dict[str, Any] = {"tokens": tokens, "removed": removed, "seed": seed}
     for workdir in workdirs:
         run = _Evaluation(workdir, source, num_images)
-        curves = cka_curves(
-            run.encoder,
-            run.params,
-            run.batches(batch_size),
-            ratios,
-            tokens=tokens,
-            removed=removed,
-            seed=seed,
-            mesh=run.mesh,
-        )
-        models.append(run.measured(curves))
-    found = MeasuredCka(tokens, removed, seed, batch_size, models)
-    _write(out or folder(workdirs[0]) / "cka.json", found)
+        batches = run.batches(batch_size)
+        curves = cka_curves(run.encoder, run.params, batches, ratios, mesh=run.mesh, **settings)
+        found.append(run.measured(curves))
+    settings |= {"batch_size": batch_size, "models": [model.as_json() for model in found]}
+    _write(out or folder(workdirs[0]) / "cka.json", settings)
     return found
 
 
@@ -130,21 +110,19 @@ def evaluate_psnr(
     batch_size: int = BATCH,
     out: str | Path | None = None,
 ) -> Measured[Psnr]:
-    """Measure how well a run reconstructs masked patches, and write a JSON file.
+    """Measure how well a run reconstructs masked patches by `reconstruction_psnr`.
 
-    The arguments are those of `evaluate_cka`; `out` defaults to `evaluate/psnr.json`.
+    Arguments are as in `evaluate_cka`; `out` defaults to `evaluate/psnr.json` in the workdir.
 
     Raises:
       UserError: The run cannot be read, or its objective does not reconstruct pixels.
     """
     run = _Evaluation(workdir, source, num_images)
-    objective = run.trained.objective
+    objective, params = run.trained.objective, run.trained.params
     reconstructing(objective)  # fails before the images are opened
     batches = run.batches(batch_size)
-    found = run.measured(
-        reconstruction_psnr(objective, run.trained.params, batches, seed=seed, mesh=run.mesh)
-    )
-    _write(out or folder(workdir) / "psnr.json", found)
+    found = run.measured(reconstruction_psnr(objective, params, batches, seed=seed, mesh=run.mesh))
+    _write(out or folder(workdir) / "psnr.json", found.as_json())
     return found
 
 
@@ -159,30 +137,29 @@ def evaluate_knn(
     batch_size: int = BATCH,
     out: str | Path | None = None,
 ) -> Measured[Knn]:
-    """Measure the accuracy of weighted nearest neighbors on frozen features; write a JSON file.
+    """Measure the accuracy of weighted nearest neighbors on frozen features by `knn`.
 
-    The neighbors are the training images of the run's source, or of `source`. The other arguments
-    are those of `evaluate_cka` and `knn`; `out` defaults to `evaluate/knn.json`.
+    The neighbors are the training images of the run's source, or of `source`. Other arguments are
+    as in `evaluate_cka` and `Knn`; `out` defaults to `evaluate/knn.json` in the workdir.
 
     Raises:
-      UserError: The run cannot be read, or the images do not have the same classes.
+      UserError: The run cannot be read, or its training and validation images have other classes.
     """
     run = _Evaluation(workdir, source, num_images)
     known = run.open_source(train=True)
     if tuple(known.classes) != tuple(run.images.classes):
         raise UserError(
-            f"{known.name} and {run.images.name} have different classes, expected the same"
+            f"{known.name} and {run.images.name} have different classes; use a --source with equal "
+            "classes"
         )
-
-    def features(images: Source) -> Labeled:
-        batches = run.batches(batch_size, images)
-        return extract(run.encoder, run.params, batches, run.mesh, pooling)
-
-    training, validation = features(known), features(run.images)
+    training, validation = (
+        extract(run.encoder, run.params, run.batches(batch_size, images), run.mesh, pooling)
+        for images in (known, run.images)
+    )
     top1, top5 = knn(training, validation, neighbors, temperature)
     settings = neighbors, temperature, pooling, len(validation.labels), len(training.labels)
     found = run.measured(Knn(top1, top5, *settings))
-    _write(out or folder(workdir) / "knn.json", found)
+    _write(out or folder(workdir) / "knn.json", found.as_json())
     return found
 
 
@@ -198,30 +175,27 @@ def evaluate_reconstruct(
     """Draw `count` images, spread over the source: original, masked and reconstructed.
 
     Args:
-      workdir, source: As in `evaluate_cka`.
+      workdir: As in `evaluate_cka`.
       count: The number of images.
+      source: As in `evaluate_cka`.
       seed: The seed of the masks.
-      scale: The enlargement of pixels; None: about 128 pixels a side.
+      scale: The enlargement of pixels; None: to about 128 pixels a side.
       out: The grid; None: `evaluate/reconstructions.png` in the workdir. Single pictures are
-        written to a folder beside it, with the same name without the suffix.
+        written to a folder beside it, named like it without the suffix.
 
     Returns:
       The path of the grid.
 
     Raises:
-      UserError: As `evaluate_psnr`, or count or scale is below 1.
+      UserError: As `evaluate_psnr`, or `count` or `scale` is below 1.
     """
     run = _Evaluation(workdir, source, count)
-    objective = run.trained.objective
+    objective, params = run.trained.objective, run.trained.params
     reconstructing(objective)  # fails before the images are opened
-    scale = run.scale if scale is None else scale
-    if scale < 1:
-        raise UserError(f"scale={scale}, expected 1 or more")
-    found = reconstructions.triples(objective, run.trained.params, run.one_batch(), seed)
+    rows = [triple._asdict() for triple in triples(objective, params, run.one_batch(), seed)]
     path = Path(out) if out else folder(workdir) / "reconstructions.png"
     if jax.process_index() == 0:
-        save_pictures(path.with_suffix(""), [triple._asdict() for triple in found], scale)
-        reconstructions.save_grid(path, found, scale)
+        save_pictures(path, rows, run.scale if scale is None else scale)
     return path
 
 
@@ -235,10 +209,8 @@ def evaluate_attention(
 ) -> Path:
     """Draw the attention of the class token in `count` images, spread over the source.
 
-    Args:
-      workdir, count, source: As in `evaluate_reconstruct`.
-      block: The transformer block, from 1 to depth, or from -1 (the last) to -depth.
-      out: As in `evaluate_reconstruct`; None: `evaluate/attention.png` in the workdir.
+    `block` is a transformer block from 1 to depth, or from -1 (the last) to -depth. The other
+    arguments are as in `evaluate_reconstruct`; `out` defaults to `evaluate/attention.png`.
 
     Returns:
       The path of the grid.
@@ -251,23 +223,16 @@ def evaluate_attention(
     if not 1 <= abs(block) <= depth:
         raise UserError(f"--block {block}, expected 1 to {depth}, or -1 (the last) to -{depth}")
     index = block - 1 if block > 0 else depth + block
-    found = attention.attend(run.encoder, run.params, run.one_batch().image, index)
+    found = attend(run.encoder, run.params, run.one_batch().image, index)
     path = Path(out) if out else folder(workdir) / "attention.png"
     if jax.process_index() == 0:
-        save_pictures(path.with_suffix(""), [one.pictures for one in found], run.scale)
-        attention.save_grid(path, found)
+        captions = [one.captions for one in found]
+        save_pictures(path, [one.pictures for one in found], run.scale, captions)
     return path
 
 
 class _Evaluation:
-    """A run at its checkpoint, and the images to evaluate it on.
-
-    Attributes:
-      workdir: As given.
-      trained: The run.
-      encoder, params: f and its parameters.
-      mesh: All devices, which share a batch.
-    """
+    """A run at its checkpoint, and the images to evaluate it on."""
 
     def __init__(self, workdir: str | Path, source: str | None, num_images: int | None) -> None:
         self.workdir = workdir
@@ -275,19 +240,12 @@ class _Evaluation:
         self.encoder = self.trained.objective.networks.encoder
         self.params = self.trained.params["encoder"]
         self.mesh = make_mesh()
+        self.scale = max(1, round(128 / self.encoder.image_size))  # of pixels in pictures
         self._source = source
         self._num_images = num_images
 
-    @property
-    def scale(self) -> int:
-        """The enlargement of pixels that makes pictures about 128 pixels a side."""
-        return max(1, round(128 / self.encoder.image_size))
-
     def open_source(self, train: bool) -> Source:
-        """Open the given source, or the run's own.
-
-        A run without validation images is evaluated on its training images.
-        """
+        """Open the given source or the run's own, which may have training images only."""
         data = self.trained.experiment.data
         spec = self._source or (None if train else data.eval_source) or data.source
         classes = None if self._source else data.classes
@@ -305,18 +263,18 @@ class _Evaluation:
         return Subset(opened, np.arange(count) * len(opened) // count)
 
     def batches(self, batch_size: int, images: Source | None = None) -> Iterator[Batch]:
-        """Yield this process's rows of all images, cropped as in the run's own evaluation."""
+        """Yield this process's rows of all images."""
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size}, expected 1 or more")
         shared = -(-batch_size // self.mesh.size) * self.mesh.size
-        processes = jax.process_index(), jax.process_count()
-        return self._loader(images or self.images, shared, *processes).batches()
+        return self._loader(images or self.images, shared, of=jax.process_count()).batches()
 
     def one_batch(self) -> Batch:
         """Return all images in one batch, on every process: pictures need few images."""
-        return self._loader(self.images, len(self.images), 0, 1).batch(0)
+        return self._loader(self.images, len(self.images)).batch(0)
 
-    def _loader(self, images: Source, batch_size: int, index: int, count: int) -> EvalLoader:
+    def _loader(self, images: Source, batch_size: int, of: int = 1) -> EvalLoader:
+        """Crop images as in the run's own evaluation, as one of so many processes."""
         data = self.trained.experiment.data
         spec = LoaderSpec(
             batch_size=batch_size,
@@ -324,8 +282,8 @@ class _Evaluation:
             resize_ratio=data.resize_ratio,
             num_threads=data.num_threads,
             max_corrupt=data.max_corrupt,
-            process_index=index,
-            process_count=count,
+            process_index=jax.process_index() if of > 1 else 0,
+            process_count=of,
         )
         return EvalLoader(images, spec)
 
@@ -341,13 +299,6 @@ def folder(path: str | Path) -> Path:
     return next(p for p in (path, *path.parents) if (p / CONFIG).exists()) / "evaluate"
 
 
-def _as_json(value: Any) -> Any:
-    """Convert a field of a result to JSON's types; NaN becomes None."""
-    if isinstance(value, np.ndarray):
-        return np.where(np.isfinite(value), value, None).tolist()
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _write(path: str | Path, found: Measured[Any] | MeasuredCka) -> None:
+def _write(path: str | Path, content: dict[str, Any]) -> None:
     if jax.process_index() == 0:
-        write_json(Path(path), found.as_json())
+        write_json(Path(path), content)

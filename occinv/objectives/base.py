@@ -89,7 +89,7 @@ FROZEN = ParamGroup(start=None)
 
 
 class Networks(nn.Module):
-    """f and the networks of M in one Flax module: an objective adds its own as fields."""
+    """One Flax module for f and the networks of M, which an objective adds as fields."""
 
     encoder: ViT
 
@@ -201,7 +201,7 @@ class Objective(ABC):
     @property
     @abstractmethod
     def networks(self) -> Networks:
-        """f and the networks of M, without parameters."""
+        """The module of f and the networks of M, without parameters."""
 
     @abstractmethod
     def views(self, pixels: Any, rng: jax.Array) -> tuple[View, ...]:

@@ -66,7 +66,7 @@ class CAE(BEiT):
         return CAENetworks(encoder, regressor)
 
     def views(self, pixels: jax.Array, rng: jax.Array) -> tuple[View, ...]:
-        """x ⊙ M and x ⊙ (1 - M)."""
+        """Eq. (6): x ⊙ M and x ⊙ (1 - M)."""
         first, second = super().views(pixels, rng)
         return first, View(second.pixels, ~first.visible, second.kept - first.kept)
 

@@ -133,7 +133,7 @@ class DINO(Objective):
         )
 
     def features(self, net: Any, views: tuple[View, ...], ctx: Context) -> Any:
-        """s of every crop, and t of the two large crops: float32 [B, num_prototypes] each."""
+        """Student outputs s of every crop, teacher outputs t of the large ones: [B, prototypes]."""
         student = tuple(
             net.head(net.encode(view, fold(ctx.rng, i)).tokens[:, 0])
             for i, view in enumerate(views)

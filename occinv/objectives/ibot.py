@@ -88,7 +88,7 @@ class IBOT(DINO):
         return View(view.pixels, visible, count - int(high * count))
 
     def features(self, net: Any, views: tuple[View, ...], ctx: Context) -> Any:
-        """s of every crop and t of the two whole large crops, as Logits."""
+        """Student outputs of every crop, teacher outputs of the whole large crops, as Logits."""
         count = self.setting.encoder.num_patches
 
         def logits(net: Any, view: View, rng: jax.Array | None = None) -> Logits:

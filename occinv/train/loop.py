@@ -22,6 +22,7 @@ import numpy as np
 from clu import parameter_overview
 
 from occinv import parallel
+from occinv.data.subset import Subset
 from occinv.schema import Experiment
 from occinv.train import workdir as files
 from occinv.train.checkpoints import Checkpoints
@@ -71,7 +72,7 @@ def train(experiment: Experiment, workdir: Path, watch: Watch | None = None) -> 
     steps = run.assembly.steps
     if jax.process_index() == 0:
         files.claim(workdir, experiment, run.classes)
-        if hasattr(run.loader.source, "lines"):  # a subset
+        if isinstance(run.loader.source, Subset):
             files.record_images(workdir, run.loader.source.lines())
     if (workdir / files.RESULT).exists():
         finished = json.loads((workdir / files.RESULT).read_text())

@@ -13,6 +13,7 @@ from occinv import parallel
 from occinv.data.loader import EvalLoader, LoaderSpec, TrainLoader
 from occinv.data.open_source import open_source
 from occinv.data.source import Source
+from occinv.data.subset import select
 from occinv.models.tokenizers.base import Tokenizer
 from occinv.models.vit import ViT
 from occinv.objectives import forward
@@ -54,7 +55,7 @@ def prepare(experiment: Experiment) -> Run:
     data, train = experiment.data, experiment.train
     everything = open_source(data.source, train=True, data_dir=data.data_dir, classes=data.classes)
     validation = open_validation(experiment, everything)
-    source = select(everything, experiment)
+    source = select(everything, data, experiment.seed)
     # With data.num_images an epoch stays that of all images, so that it has at least one step.
     epoch = len(source if data.num_images is None else everything)
     mesh = parallel.make_mesh(fsdp=train.fsdp)
@@ -101,16 +102,6 @@ def prepare(experiment: Experiment) -> Run:
             if isinstance(part, Tokenizer)
         },
     )
-
-
-def select(source: Source, experiment: Experiment) -> Source:
-    """Return the training images of `source` that the config asks for."""
-    data = experiment.data
-    if (data.list, data.num_images, data.per_class, data.fraction) == (None,) * 4:
-        return source
-    from occinv.data.subset import select
-
-    return select(source, data, experiment.seed)
 
 
 def check_same_encoder(before: ViT, now: ViT) -> None:

@@ -1,4 +1,4 @@
-"""Small models and batches with nothing trained, which is all that these tests need."""
+"""Small untrained models and batches."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ import numpy as np
 from occinv import schema
 from occinv.data.batch import Batch
 from occinv.models.vit import ViT, make_vit
+from occinv.objectives import forward
 from occinv.objectives.base import Objective, Setting, make_objective
 from occinv.train.checkpoints import Checkpoints
 from occinv.train.workdir import claim
-from occinv.transforms.view import normalize
 
 SIZE, PATCH, N, WIDTH, DEPTH = 32, 8, 16, 16, 2
 DECODER = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
 
 
 def make(section: dict[str, Any], seed: int = 0) -> tuple[Objective, dict[str, Any]]:
-    """An objective on a tiny encoder, and parameters by chance, with nothing at zero."""
+    """Return an objective on a tiny encoder, and random parameters of which none is zero."""
     sizes = schema.Encoder(name="micro", patch_size=PATCH, width=WIDTH, depth=DEPTH, heads=2)
     encoder = make_vit(sizes, SIZE)
     objective = make_objective(section, Setting(encoder, num_classes=3, total_steps=1))
-    shapes, _ = jax.eval_shape(objective.init, jax.random.key(0))  # running it compiles for seconds
+    # Running `init` would compile for seconds.
+    shapes, _ = jax.eval_shape(lambda: forward.init(objective, jax.random.key(0)))
     generator = np.random.default_rng(seed)
     return objective, jax.tree.map(
         lambda x: generator.normal(size=x.shape).astype(np.float32) / x.shape[0] ** 0.5, shapes
@@ -34,21 +35,21 @@ def make(section: dict[str, Any], seed: int = 0) -> tuple[Objective, dict[str, A
 
 
 def encoder_of(section: dict[str, Any]) -> tuple[ViT, dict[str, Any]]:
-    """f of `make`, and its parameters."""
+    """Return f of `make`, and its parameters."""
     objective, params = make(section)
-    return objective.encoder, params["encoder"]
+    return objective.networks.encoder, params["encoder"]
 
 
 @functools.partial(jax.jit, static_argnames=("encoder", "kept"))
 def encode(
     encoder: ViT, params: Any, pixels: jax.Array, visible: Any = None, kept: int | None = None
 ) -> Any:
-    """`Features` of pixels in [0, 1], by the module itself."""
-    return encoder.apply({"params": params}, normalize(pixels), visible, kept)
+    """Return `Features` of pixels in [0, 1], computed by the module itself."""
+    return encoder.apply({"params": params}, pixels, visible, kept)
 
 
 def images(count: int, first: int = 0) -> Batch:
-    """`count` images, smooth enough to differ as a whole; number i is the same in any batch."""
+    """Return `count` images with large areas of color; image i is the same in every batch."""
     made = []
     for index in range(first, first + count):
         generator = np.random.default_rng(index)
@@ -64,12 +65,12 @@ def images(count: int, first: int = 0) -> Batch:
 
 
 def rows(batch: Batch, chosen: Any) -> Batch:
-    """Some rows of a batch, in the order of `chosen`."""
+    """Return the rows `chosen` of a batch, in this order."""
     return jax.tree.map(lambda x: x[chosen], batch)
 
 
 def padded(batch: Batch, count: int) -> Batch:
-    """The batch with `count` rows of padding after it, whose pixels are not even zero."""
+    """Return the batch with `count` rows of padding after it, whose pixels are not zero."""
     size = len(batch.label)
     return Batch(
         image=np.concatenate([batch.image, np.full((count, SIZE, SIZE, 3), 200, np.uint8)]),
@@ -80,7 +81,7 @@ def padded(batch: Batch, count: int) -> Batch:
 
 
 def save_run(workdir: Path, section: dict[str, Any], steps: tuple[int, ...] = (3,)) -> Path:
-    """A workdir as a run on `digits` leaves it; the parameters of step s are `make(section, s)`."""
+    """Write the workdir of a run on `digits`; the parameters of step s are `make(section, s)`."""
     experiment = schema.resolve(
         {
             "objective": section,
@@ -97,5 +98,5 @@ def save_run(workdir: Path, section: dict[str, Any], steps: tuple[int, ...] = (3
     claim(workdir, experiment, ("a", "b", "c"))
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         for step in steps:
-            checkpoints.save(step, {"params": make(section, step)[1]}, {})
+            checkpoints.save(step, {"params": make(section, step)[1]})
     return workdir

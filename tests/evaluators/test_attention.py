@@ -1,4 +1,4 @@
-"""The class token's attention against NumPy, from the parameters alone, and its pictures."""
+"""The class token's attention against NumPy, and pictures of it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from numpy_vit import erf_gelu, norm, softmax
 from PIL import Image
 
 from occinv.cli import main
-from occinv.evaluators.attention import Attended, attend, class_attention, save_grid, save_maps
+from occinv.evaluators.attention import Attended, attend, class_attention
+from occinv.evaluators.pictures import save_pictures
 from occinv.evaluators.run import evaluate_attention
-from occinv.models.blocks import Attention, Layout
+from occinv.models.attention import Attention
+from occinv.models.blocks import Layout
 from occinv.schema import UserError
-from occinv.transforms.view import normalize
 
 HEADS = 2
 SECTIONS: dict[str, dict[str, Any]] = {
     "mae": {"name": "mae", **DECODER},
-    "a mask token, which no patch of a whole image takes": {"name": "cmae"},
+    "a mask token, which replaces no patch of a whole image": {"name": "cmae"},
 }
 
 
@@ -60,7 +61,7 @@ def by_numpy(params: dict[str, Any], pixels: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("section", SECTIONS.values(), ids=SECTIONS)
 @pytest.mark.parametrize("unroll", [0, 4])
-def test_attention_is_what_the_parameters_say(section: dict[str, Any], unroll: int) -> None:
+def test_attention_against_numpy(section: dict[str, Any], unroll: int) -> None:
     encoder, params = encoder_of(section)
     pixels = images(3).image / np.float32(255)
     found = np.asarray(class_attention(encoder.clone(layout=Layout(unroll=unroll)), params, pixels))
@@ -68,10 +69,10 @@ def test_attention_is_what_the_parameters_say(section: dict[str, Any], unroll: i
     assert found.shape == (DEPTH, 3, HEADS, N) and found.dtype == np.float32
     np.testing.assert_allclose(found, expected[..., 1:], rtol=2e-3, atol=1e-6)
     np.testing.assert_allclose(found.sum(-1) + expected[..., 0], 1, atol=1e-4)
-    assert expected[..., 0].mean() > 0.01 and found.std() > 0.01  # else the sums say nothing
+    assert expected[..., 0].mean() > 0.01 and found.std() > 0.01  # otherwise the sums prove nothing
 
 
-def test_who_does_not_ask_pays_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_is_computed_only_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder, params = encoder_of(SECTIONS["mae"])
     pixels = jnp.zeros((2, SIZE, SIZE, 3))
 
@@ -87,12 +88,12 @@ def test_who_does_not_ask_pays_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(encoder.init(jax.random.key(0), pixels)) == {"params"}
 
 
-def test_looking_changes_no_feature() -> None:
+def test_requesting_attention_changes_no_feature() -> None:
     encoder, params = encoder_of(SECTIONS["mae"])
     pixels = images(3).image / np.float32(255)
     plain = encode(encoder, params, pixels).tokens
     looked, _ = jax.jit(
-        lambda: encoder.apply({"params": params}, normalize(pixels), mutable=["intermediates"])
+        lambda: encoder.apply({"params": params}, pixels, mutable=["intermediates"])
     )()
     np.testing.assert_allclose(looked.tokens, plain, rtol=1e-5, atol=1e-6)
 
@@ -106,15 +107,17 @@ def test_pictures_show_the_values(tmp_path: Path) -> None:
         )
         for _ in range(2)
     ]
-    save_maps(tmp_path / "single", made, scale=3)
+    captions = [one.captions for one in made]
+    save_pictures(tmp_path / "new" / "grid.png", [one.pictures for one in made], 3, captions)
+    single = tmp_path / "new" / "grid"
     names = {"image", "head1", "head2", "mean"}
-    assert {p.name for p in (tmp_path / "single").iterdir()} == {
+    assert {p.name for p in single.iterdir()} == {
         f"{number}_{name}.png" for number in (0, 1) for name in names
     }
-    shown = np.asarray(Image.open(tmp_path / "single" / "1_image.png"))
+    shown = np.asarray(Image.open(single / "1_image.png"))
     np.testing.assert_array_equal(shown, made[1].image.repeat(3, 0).repeat(3, 1))
     for name, values in (("head2", made[1].heads[1]), ("mean", made[1].heads.mean(0))):
-        shown = np.asarray(Image.open(tmp_path / "single" / f"1_{name}.png"))
+        shown = np.asarray(Image.open(single / f"1_{name}.png"))
         assert shown.shape == (3 * SIZE, 3 * SIZE, 3)
         for patch in range(N):
             row, column = divmod(patch, SIZE // PATCH)
@@ -123,19 +126,18 @@ def test_pictures_show_the_values(tmp_path: Path) -> None:
             ]
             color = colormaps["inferno"](values[patch] / values.max(), bytes=True)[:3]
             assert (area == color).all()
-    save_grid(tmp_path / "new" / "grid.png", made)
     with Image.open(tmp_path / "new" / "grid.png") as grid:
         pixels = np.asarray(grid.convert("RGB"))
     brightest = np.array(colormaps["inferno"](1.0, bytes=True)[:3])
     count = (pixels == brightest).all(-1).sum()  # a patch of each of 2 x 3 maps
-    across = grid.width / 4 * 0.8 / (SIZE // PATCH)
-    assert count > 6 * across**2 * 0.7
+    assert count >= 6 * (3 * PATCH) ** 2
+    assert captions[0]["mean"] == f"to {100 * made[0].heads.mean(0).max():.2g} %"
 
 
 def test_a_map_without_attention_is_black(tmp_path: Path) -> None:
     nothing = Attended(np.zeros((SIZE, SIZE, 3), np.uint8), np.zeros((1, N), np.float32))
-    save_maps(tmp_path, [nothing])
-    assert np.asarray(Image.open(tmp_path / "0_mean.png")).max() <= 4
+    save_pictures(tmp_path / "grid.png", [nothing.pictures])
+    assert np.asarray(Image.open(tmp_path / "grid" / "0_mean.png")).max() <= 4
 
 
 def test_a_run_has_its_pictures(tmp_path: Path) -> None:
@@ -162,7 +164,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().err.startswith("occinv: --block 9, expected 1 to 2")
 
 
-def test_blocks_are_told_apart() -> None:
+def test_each_block_has_its_own_attention() -> None:
     encoder, params = encoder_of(SECTIONS["mae"])
     image = images(2).image
     whole = class_attention(encoder, params, image / np.float32(255))
@@ -173,8 +175,10 @@ def test_blocks_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize("block", [0, DEPTH + 1, -DEPTH - 1])
-def test_a_block_that_is_not_there(block: int, tmp_path: Path) -> None:
+def test_a_block_that_does_not_exist(block: int, tmp_path: Path) -> None:
     workdir = save(tmp_path / "run", {"name": "classification"})
-    with pytest.raises(UserError, match=f"^--block {block}, expected 1 to 2, or -1 to -2 from"):
+    with pytest.raises(
+        UserError, match=rf"^--block {block}, expected 1 to 2, or -1 \(the last\) to -2"
+    ):
         evaluate_attention(workdir, block=block)
     assert not (workdir / "evaluate").exists()

@@ -1,4 +1,4 @@
-"""CKA against formulas written out in float64, and what must not change it."""
+"""CKA against formulas in float64, and properties that it must have."""
 
 from __future__ import annotations
 
@@ -13,14 +13,31 @@ from example_models import DECODER, DEPTH, N, encode, encoder_of, images, padded
 
 from occinv.data.batch import Batch
 from occinv.evaluators import cka
-from occinv.evaluators.cka import cka_curves, gram, hsic, linear_cka, u_centered
+from occinv.evaluators.cka import cka_curves, gram, hsic, u_centered
 from occinv.evaluators.occlusion import draw_visible
+from occinv.evaluators.run import Measured
 from occinv.parallel import make_mesh
 from occinv.schema import UserError
 
 MAE = {"name": "mae", **DECODER}
 CMAE = {"name": "cmae", "head_hidden": 8, "head_out": 8}
 RATIOS = (0.25, 0.75)
+
+
+def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
+    """Plain linear CKA of features [n, ...] (Kornblith et al. 2019, Eqs. 3 and 4), in float64.
+
+    It is biased upwards where there are few images for the number of features.
+    """
+
+    def centered_gram(features: np.ndarray) -> np.ndarray:
+        flat = np.asarray(features, np.float64).reshape(len(features), -1)
+        flat = flat - flat.mean(0)
+        return flat @ flat.T
+
+    first, second = centered_gram(x), centered_gram(y)
+    cross = (first * second).sum()
+    return float(cross / np.sqrt((first * first).sum() * (second * second).sum()))
 
 
 def song(x: np.ndarray, y: np.ndarray) -> float:
@@ -49,7 +66,7 @@ def cka1(x: np.ndarray, y: np.ndarray, estimate: Callable[..., float] = hsic1) -
 
 @pytest.fixture
 def pair() -> tuple[np.ndarray, np.ndarray]:
-    """Features that have something in common, with a mean far larger than what varies."""
+    """Related features, with a mean far larger than their variation."""
     generator = np.random.default_rng(0)
     x = generator.normal(size=(24, 10))
     y = x[:, :6] + 0.7 * generator.normal(size=(24, 6))
@@ -62,14 +79,14 @@ def test_hsic_equals_song_term_by_term(pair: tuple[np.ndarray, np.ndarray]) -> N
     assert hsic1(x, x) == pytest.approx(song(x, x), rel=1e-5)
 
 
-def test_hsic_does_not_see_padding(pair: tuple[np.ndarray, np.ndarray]) -> None:
+def test_hsic_ignores_padding(pair: tuple[np.ndarray, np.ndarray]) -> None:
     x, y = (np.concatenate([f, np.full((5, f.shape[1]), 99.0)]) for f in pair)
     real = (np.arange(29) < 24).astype(np.float32)
     assert hsic1(x, y, real) == pytest.approx(song(*pair), rel=1e-5)
 
 
 def test_hsic_of_unrelated_features_is_zero_on_average() -> None:
-    """Which is what unbiased means; plain CKA of the same features is far from 0."""
+    """It is unbiased; plain CKA of the same features is far from 0."""
     x, y = np.random.default_rng(0).normal(size=(2, 300, 8, 20)).astype(np.float32)
     real = jnp.ones(8)
     first, second = (u_centered(gram(f, real), real) for f in (x, y))
@@ -79,7 +96,7 @@ def test_hsic_of_unrelated_features_is_zero_on_average() -> None:
 
 
 @pytest.mark.parametrize("estimate", [cka1, linear_cka])
-def test_cka_does_not_see_rotation_scale_and_shift(
+def test_cka_is_invariant_to_rotation_scale_and_shift(
     estimate: Callable[..., float], pair: tuple[np.ndarray, np.ndarray]
 ) -> None:
     x, y = pair
@@ -98,7 +115,7 @@ def test_linear_cka_is_the_published_ratio_of_norms(pair: tuple[np.ndarray, np.n
 
 
 def filled(batch: Batch, first: int = 0) -> Batch:
-    """The batch with padding to 8 rows, of which it starts with row `first`: one shape for all."""
+    """The batch padded to 8 rows and rolled, to start with row `first`: one shape for all."""
     return rows(padded(batch, 8 - len(batch.label)), np.roll(np.arange(8), first))
 
 
@@ -106,7 +123,7 @@ def features(section: dict, batch: Batch, ratio: float, tokens: str, mask_token:
     """Features [depth, n, F] of the full and the occluded images that are not padding."""
     encoder, params = encoder_of(section)
     encoder = encoder.clone(mask_token=mask_token)
-    if not mask_token:  # what is dropped needs none; one program for all
+    if not mask_token:  # dropped patches need none; one program for all
         params = {name: value for name, value in params.items() if name != "mask_token"}
     (visible,), (kept,) = draw_visible(jax.random.key(5), batch.index, N, (ratio,))
     pixels = jnp.asarray(batch.image / np.float32(255))
@@ -124,12 +141,12 @@ def features(section: dict, batch: Batch, ratio: float, tokens: str, mask_token:
     return np.array(full), part.reshape(DEPTH, len(real), -1)
 
 
-def test_the_features_of_an_image_are_the_tokens_named() -> None:
+def test_the_features_of_an_image_are_the_chosen_tokens() -> None:
     blocks = np.random.default_rng(0).normal(size=(2, 3, 5, 4)).astype(np.float32)
     ids = jnp.array([[0, 2], [1, 3], [0, 1]])
     chosen = cka.features(blocks, ids, "visible")
     np.testing.assert_array_equal(chosen[1, 1], blocks[1, 1, [2, 4]].ravel())
-    of_two = cka.features(blocks[:, :, :3], ids, "visible")  # the others were dropped
+    of_two = cka.features(blocks[:, :, :3], ids, "visible")  # the others are dropped
     np.testing.assert_array_equal(of_two[0, 2], blocks[0, 2, 1:3].ravel())
     np.testing.assert_array_equal(cka.features(blocks, ids, "class"), blocks[:, :, 0])
     mean = cka.features(blocks, ids, "mean")
@@ -145,7 +162,7 @@ def test_the_features_of_an_image_are_the_tokens_named() -> None:
         (CMAE, "visible", "mask_token", (0.75,)),
     ],
 )
-def test_curves_are_the_published_estimate_of_the_encoder_s_features(
+def test_curves_are_the_published_estimate_on_features_of_the_encoder(
     section: dict, tokens: str, removed: str, ratios: tuple[float, ...]
 ) -> None:
     batches = [images(8), filled(images(5, first=8))]
@@ -187,7 +204,7 @@ def test_curves_do_not_depend_on_order_padding_or_devices() -> None:
     assert abs(other - expected).max() > 1e-4
 
 
-def test_what_is_removed_follows_from_the_image_and_the_ratio() -> None:
+def test_removed_patches_depend_on_the_image_and_the_ratio() -> None:
     key, index = jax.random.key(0), np.arange(40, dtype=np.int32)
     (more, first), kept = draw_visible(key, index, N, (0.5, 0.75))
     (again,), _ = draw_visible(key, index[::-1].copy(), N, (0.75,))
@@ -200,7 +217,7 @@ def test_what_is_removed_follows_from_the_image_and_the_ratio() -> None:
     assert nested.mean() < 0.5
 
 
-def test_a_batch_of_fewer_than_four_images_is_left_out_aloud(
+def test_a_batch_of_fewer_than_four_images_is_left_out_with_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     encoder, params = encoder_of(MAE)
@@ -210,7 +227,7 @@ def test_a_batch_of_fewer_than_four_images_is_left_out_aloud(
     np.testing.assert_array_equal(found.values, expected.values)
     assert found.images == 8
     assert "leaves out 3 images" in caplog.text
-    with pytest.raises(UserError, match="4 images or more, found 3"):
+    with pytest.raises(UserError, match="found 3 images, but CKA needs a batch of at least 4"):
         cka_curves(encoder, params, [filled(images(3))], RATIOS)
 
 
@@ -219,7 +236,8 @@ def test_features_that_do_not_vary_have_no_cka() -> None:
     same = rows(images(1), np.zeros(8, int))
     curves = cka_curves(encoder, jax.tree.map(np.zeros_like, params), [same], RATIOS)
     assert np.isnan(curves.values).all()
-    assert curves.as_json()["values"] == [[None, None], [None, None]]
+    content = Measured("runs/mae", "mae", 3, "digits", curves).as_json()
+    assert content["values"] == [[None, None], [None, None]]
 
 
 @pytest.mark.parametrize(
@@ -229,9 +247,9 @@ def test_features_that_do_not_vary_have_no_cka() -> None:
         ({"removed": "mask"}, "removed='mask'.*did you mean 'mask_token'"),
         ({"removed": "mask_token"}, "trained without a mask token"),
         ({"ratios": (0.5, 1.0)}, "mask ratio 1.0"),
-        ({"ratios": ()}, "no drop ratio"),
+        ({"ratios": ()}, "ratios is empty"),
     ],
 )
-def test_a_choice_that_cannot_be_is_an_error_before_any_image(change: dict, message: str) -> None:
+def test_an_impossible_choice_is_an_error_before_any_image(change: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         cka_curves(*encoder_of(MAE), iter([None]), **change)

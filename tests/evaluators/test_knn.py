@@ -1,5 +1,6 @@
 """Weighted nearest neighbors against scikit-learn's."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -28,23 +29,23 @@ def labeled(seed: int, count: int) -> Labeled:
 @pytest.mark.parametrize(
     ("neighbors", "temperature"), [(1, 0.07), (20, 0.07), (20, 1.0), (90, 0.3)]
 )
-def test_it_is_scikit_learns(
+def test_votes_are_those_of_scikit_learn(
     neighbors: int, temperature: float, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "CHUNK", chunk)
-    training, held_out = labeled(1, 100), labeled(2, 60)
+    training, validation = labeled(1, 100), labeled(2, 60)
     theirs = KNeighborsClassifier(
         neighbors,
         metric="cosine",
         algorithm="brute",
         weights=lambda distance: np.exp((1 - distance) / temperature),
     ).fit(training.features, training.labels)
-    votes = theirs.predict_proba(held_out.features)
+    votes = theirs.predict_proba(validation.features)
     ranked = np.argsort(-votes, axis=1)
-    own = held_out.labels[:, None]
+    own = validation.labels[:, None]
     has_votes = np.take_along_axis(votes, own, 1)[:, 0] > 0
     expected = [((ranked[:, :n] == own).any(1) & has_votes).mean() for n in (1, 5)]
-    assert knn(training, held_out, neighbors, temperature) == pytest.approx(expected)
+    assert knn(training, validation, neighbors, temperature) == pytest.approx(expected)
     assert 0.2 < expected[0] < 0.95
 
 
@@ -71,11 +72,11 @@ def test_a_run_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     capsys.readouterr()
     assert main(evaluate) == 0
     said = capsys.readouterr().out
-    assert "by 3 neighbors among 24 images; 12 held out" in said
+    assert "by 3 neighbors among 24 images; 12 validation images" in said
     first, second = (p.communicate(timeout=200) for p in start_several(2, evaluate))
     assert said in first[0] and "neighbors" not in second[0], (first, second)
-    # Dark and light images: even random features tell them apart. The last batch is padded.
+    # Even random features separate dark and light images. The last batch is padded.
     found = evaluate_knn(run, neighbors=3, pooling="class", batch_size=8)
-    assert found["top1"] == 1.0 and found["top5"] == 1.0
-    assert (run / "evaluate" / "knn.json").exists()
+    assert found.result.top1 == 1.0 and found.result.top5 == 1.0
+    assert json.loads((run / "evaluate" / "knn.json").read_text()) == found.as_json()
     assert main([*evaluate, "--neighbors", "25"]) == 2

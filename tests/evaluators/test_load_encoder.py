@@ -1,4 +1,4 @@
-"""The encoder as an object: what it returns, for which images, and from where."""
+"""The encoder as an object: features, errors, and loading from workdirs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def encoder(request: pytest.FixtureRequest) -> LoadedEncoder:
     return LoadedEncoder(*encoder_of(request.param))
 
 
-def test_it_knows_its_sizes(encoder: LoadedEncoder) -> None:
+def test_the_sizes_of_an_encoder(encoder: LoadedEncoder) -> None:
     sizes = (
         encoder.image_size,
         encoder.patch_size,
@@ -47,7 +47,7 @@ def test_it_knows_its_sizes(encoder: LoadedEncoder) -> None:
 
 
 @pytest.mark.parametrize("section", [MAE, {"name": "classification"}], ids=lambda s: s["name"])
-def test_features_of_whole_images_are_the_module_s(section: dict) -> None:
+def test_features_of_whole_images_are_those_of_the_module(section: dict) -> None:
     encoder = LoadedEncoder(*encoder_of(section))
     image = images(2).image
     expected = encode(encoder.encoder, encoder.params, image / np.float32(255))
@@ -69,7 +69,7 @@ def test_floats_and_bytes_are_the_same_images(encoder: LoadedEncoder) -> None:
 
 
 def test_each_image_has_its_own_visible_patches(encoder: LoadedEncoder) -> None:
-    """In any number, with the features of an image shown alone, and zeros where nothing is seen."""
+    """Features are those of the image alone, for any number of patches, and zeros elsewhere."""
     batch = images(4)
     order = np.argsort(np.random.default_rng(0).random((4, N)), axis=1)
     visible = order < np.array([4, 8, 8, 4])[:, None]
@@ -112,7 +112,7 @@ def test_pixels_of_hidden_patches_have_no_influence(encoder: LoadedEncoder) -> N
         (np.zeros((2, SIZE, SIZE, 3)), np.eye(2, N, 1) > 2, "image 0 without a patch"),
     ],
 )
-def test_what_it_cannot_encode_is_an_error(image, visible, message: str) -> None:
+def test_impossible_images_and_patches_are_errors(image, visible, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LoadedEncoder(*encoder_of(MAE)).features(image, visible)
 
@@ -123,7 +123,7 @@ def test_load_encoder_reads_a_workdir_its_checkpoints_or_one_of_them(tmp_path: P
 
     def expected(step: int) -> np.ndarray:
         objective, params = make(CMAE, step)
-        return LoadedEncoder(objective.encoder, params["encoder"]).features(image)
+        return LoadedEncoder(objective.networks.encoder, params["encoder"]).features(image)
 
     assert abs(expected(3) - expected(7)).max() > 1e-3
     for path, step in ((tmp_path, 7), (str(tmp_path / "checkpoints"), 7)):

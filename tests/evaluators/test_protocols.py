@@ -1,4 +1,4 @@
-"""Every protocol on one checkpoint: the same bits again, and the same numbers on other devices."""
+"""Every protocol on one checkpoint: repeats are equal, and other devices give the same numbers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STEPS = ("train.duration.steps=4", "optimizer.warmup.steps=1", "encoder.patch_si
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Twice the same programs."""
+    """Compile the programs of both passes once."""
     with compile_once(tmp_path_factory.mktemp("compiled")):
         yield
 
@@ -42,17 +42,17 @@ def checkpoint(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def measured(checkpoint: Path, images: Path, folder: Path) -> dict[str, Any]:
-    """What every protocol says of the checkpoint."""
+    """The numbers of every protocol."""
     found: dict[str, Any] = {}
     for name in ("finetune", "linear"):
         run(tiny(name, images, *STEPS, f"init_from={checkpoint}"), folder / name)
         found[name] = json.loads((folder / name / RESULT).read_text())["metrics"]
     cka = functools.partial(measure.evaluate_cka, [checkpoint], ratios=(0.5,), batch_size=8)
-    found["cka"] = cka(out=folder / "cka.json")["models"][0]["values"]
-    psnr = measure.evaluate_psnr(checkpoint, batch_size=8, out=folder / "psnr.json")
-    found["psnr"] = {name: psnr[name] for name in ("whole", "removed")}
+    found["cka"] = cka(out=folder / "cka.json")[0].as_json()["values"]
+    psnr = measure.evaluate_psnr(checkpoint, batch_size=8, out=folder / "psnr.json").result
+    found["psnr"] = {"whole": psnr.whole, "removed": psnr.removed}
     knn = measure.evaluate_knn(checkpoint, neighbors=5, out=folder / "knn.json", batch_size=8)
-    found["knn"] = {name: knn[name] for name in ("top1", "top5")}
+    found["knn"] = {"top1": knn.result.top1, "top5": knn.result.top5}
     return found
 
 

@@ -1,4 +1,4 @@
-"""PSNR by its definition, image by image, and the pictures it is the measure of."""
+"""PSNR by its definition, image by image, and pictures of the reconstructions."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from example_models import DECODER, PATCH, SIZE, N, images, make, padded, rows
 from PIL import Image
 
 from occinv.evaluators.occlusion import draw_visible
+from occinv.evaluators.pictures import save_pictures
 from occinv.evaluators.psnr import reconstruction_psnr
-from occinv.evaluators.reconstructions import Triple, save_grid, save_triples, triples
-from occinv.objectives.mae import MAE, Reconstruction
+from occinv.evaluators.reconstructions import Triple, triples
+from occinv.objectives.base import Reconstruction
+from occinv.objectives.mae import MAE
 from occinv.parallel import make_mesh
 from occinv.schema import UserError
 
@@ -51,7 +53,7 @@ def test_psnr_is_its_definition_image_by_image(normalized: bool) -> None:
     assert found.removed == pytest.approx(np.mean(removed), abs=1e-3)
     assert found.whole - found.removed == pytest.approx(10 * np.log10(16 / 12), abs=1e-3)
     assert (found.images, found.mask_ratio) == (12, 0.75)
-    assert found.normalized_target is normalized
+    assert found.normalized_target is normalized and found.seed == 2
 
 
 def test_psnr_does_not_depend_on_order_padding_or_devices() -> None:
@@ -68,7 +70,7 @@ def test_psnr_does_not_depend_on_order_padding_or_devices() -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Oracle(MAE):
-    """Knows the image, up to a constant."""
+    """Reconstructs the image plus a constant."""
 
     error: float = 0.0
 
@@ -93,7 +95,7 @@ def test_an_objective_without_a_decoder_has_no_psnr_and_no_pictures(section: dic
 
 
 def test_no_image_is_an_error() -> None:
-    with pytest.raises(UserError, match="found none"):
+    with pytest.raises(UserError, match="found no image"):
         reconstruction_psnr(*make(MAE_FIELDS), [rows(padded(images(1), 8), slice(1, None))])
 
 
@@ -119,17 +121,17 @@ def test_triples_show_what_psnr_measures() -> None:
 def test_files_hold_the_pictures(tmp_path: Path, scale: int) -> None:
     generator = np.random.default_rng(0)
     made = [Triple(*generator.integers(0, 256, (3, SIZE, SIZE, 3), np.uint8)) for _ in range(2)]
-    files = save_triples(tmp_path / "single", made, scale)
-    big = np.asarray(Image.open(files[1]["masked"]))
+    save_pictures(tmp_path / "grid.png", [triple._asdict() for triple in made], scale)
+    assert len(list((tmp_path / "grid").iterdir())) == 6
+    big = np.asarray(Image.open(tmp_path / "grid" / "1_masked.png"))
     np.testing.assert_array_equal(big, made[1].masked.repeat(scale, 0).repeat(scale, 1))
-    save_grid(tmp_path / "grid.png", made, scale)
     grid = np.asarray(Image.open(tmp_path / "grid.png"))
     for line in range(2):
         for picture in made[line]:
             assert _contains(grid, picture.repeat(scale, 0).repeat(scale, 1))
     assert (grid[:18] < 128).any(), "the columns have no labels"
-    with pytest.raises(ValueError, match="0 triples"):
-        save_grid(tmp_path / "none.png", [])
+    with pytest.raises(UserError, match="0 images at scale=1, expected 1 or more"):
+        save_pictures(tmp_path / "none.png", [])
 
 
 def _contains(grid: np.ndarray, picture: np.ndarray) -> bool:

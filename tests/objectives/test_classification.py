@@ -13,11 +13,13 @@ from occinv.objectives import forward
 from occinv.objectives.base import Context
 from occinv.transforms.view import View
 
-IMAGES, CLASSES, SIZE = 6, 3, 8
+IMAGES, CLASSES, SIZE = 6, 4, 8
 
 
 def classification(drop_path: float = 0.0, **fields: Any) -> Any:
-    return make("classification", depth=2, drop_path=drop_path, size=SIZE, **fields)
+    return make(
+        "classification", depth=2, drop_path=drop_path, size=SIZE, num_classes=CLASSES, **fields
+    )
 
 
 def test_a_mixed_image_has_both_labels() -> None:
@@ -26,7 +28,7 @@ def test_a_mixed_image_has_both_labels() -> None:
     kernel = draw.normal(size=(16, CLASSES)).astype("f4")
     tokens = draw.normal(size=(IMAGES, 5, 16)).astype("f4")
     share = draw.random(IMAGES).astype("f4")
-    label = np.array([0, 1, 2, 2, 1, 0])
+    label = np.array([0, 1, 2, 3, 1, 0])
     head = {
         "norm": {"scale": np.ones(16, "f4"), "bias": np.zeros(16, "f4")},
         "linear": {"kernel": kernel, "bias": np.zeros(CLASSES, "f4")},

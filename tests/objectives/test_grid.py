@@ -1,33 +1,41 @@
-"""The free grid: what is refused and why, every combination that is not, and those with a name."""
+"""The free grid: its refusals, a pairwise cover of the rest, and the corners with a name."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_equations import COUNT, IMAGES, PATCH, SIDE, make, make_batch, recording, start
+from small_objectives import (
+    COUNT,
+    IMAGES,
+    PATCH,
+    SIZE,
+    loss_of_views,
+    make,
+    make_batch,
+    rngs_of,
+    start,
+)
 
-from occinv.models.decoder import Decoder
-from occinv.models.heads import MlpHead, PrototypeHead
 from occinv.models.vit import ViT
-from occinv.objectives import grid
+from occinv.objectives import forward, grid
 from occinv.objectives.base import Setting, make_objective
 from occinv.objectives.grid_axes import (
+    OCCLUSIONS,
     Combination,
     Similarity,
+    Transformation,
     all_combinations,
     valid_combinations,
 )
-from occinv.rng import image_rngs
 from occinv.schema import UserError
-from occinv.transforms.color import ColorJitter
-from occinv.transforms.view import View, normalize, whole
+from occinv.transforms.view import View, unit_range, whole
 
 TINY: dict[str, Any] = {
     "min_rectangle": 2,
@@ -40,32 +48,16 @@ TINY: dict[str, Any] = {
     "decoder_heads": 2,
 }
 REFUSED = {point for point in all_combinations() if point.refusal}
+STEP = jnp.int32(3)
 
 
 def of(name: str, **fields: Any) -> Any:
-    """The grid's objective of that name, with a tiny encoder."""
+    """Build the grid's objective of that name, with a tiny encoder."""
     return make("grid", **{**Combination(*name.split("-"))._asdict(), **TINY, **fields})
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled() -> Iterator[None]:
-    """The large parts, each compiled once for all combinations, which run one after the other."""
-    with pytest.MonkeyPatch.context() as patch:
-        for part, static in ((ViT, (0, 4)), (Decoder, 0), (MlpHead, 0), (PrototypeHead, 0)):
-            patch.setattr(part, "apply", jax.jit(part.apply, static_argnums=static))
-        patch.setattr(ColorJitter, "__call__", jax.jit(ColorJitter.__call__, static_argnums=0))
-        for name in ("random_visible", "rectangles_visible"):
-            drawn = jax.jit(getattr(grid, name), static_argnums=(1, 2, 3)[: 2 + ("block" in name)])
-            patch.setattr(grid, name, drawn)
-        yield
-
-
-def keys_of(step: int = 3) -> jax.Array:
-    return image_rngs(jax.random.key(7), jnp.int32(step), IMAGES)
-
-
 def batch_for(objective: Any) -> Any:
-    """Images, and as many others for each crop, so that a view shows which it is of."""
+    """Make a batch with a different image for each crop, so that a view shows its source."""
     batch = make_batch()
     return batch.replace(
         crops=tuple(np.roll(batch.image, 1 + i, 1) for i in range(len(objective.crops)))
@@ -74,8 +66,14 @@ def batch_for(objective: Any) -> Any:
 
 def views_of(objective: Any) -> tuple[View, View]:
     batch = batch_for(objective)
-    pixels = [x / np.float32(255) for x in (batch.image, *batch.crops)]
-    return objective.transform(tuple(pixels) if batch.crops else pixels[0], keys_of())
+    pixels = [unit_range(x) for x in (batch.image, *batch.crops)]
+    return objective.views(tuple(pixels) if batch.crops else pixels[0], rngs_of())
+
+
+def bound(objective: Any) -> tuple[Any, Any]:
+    """Return networks and context with the parameters of `start`."""
+    params, state = start(objective)
+    return forward.bind(objective, params, state, batch_for(objective), rngs_of(), STEP)
 
 
 def test_counts() -> None:
@@ -94,43 +92,76 @@ def test_counts() -> None:
     assert len({point.name for point in valid}) == 240
 
 
-@pytest.mark.parametrize("similarity", get_args(Similarity))
-def test_every_valid_combination_trains(similarity: Similarity) -> None:
-    """With a loss and metrics that are numbers, and a gradient to all that is to learn."""
-    starts: dict[Any, Any] = {}
-    for point in valid_combinations():
-        if point.similarity != similarity:
+def pairs_of(point: Combination) -> set[tuple[tuple[str, str], ...]]:
+    """Return the pairs of values that a combination has on any two axes."""
+    return set(itertools.combinations(point._asdict().items(), 2))
+
+
+def pairwise_cover(points: tuple[Combination, ...]) -> list[Combination]:
+    """Choose combinations greedily until every pair of values that occurs in `points` is chosen."""
+    missing = set().union(*map(pairs_of, points))
+    cover = []
+    while missing:
+        best = max(points, key=lambda point: len(pairs_of(point) & missing))
+        missing -= pairs_of(best)
+        cover.append(best)
+    return cover
+
+
+COVER = pairwise_cover(valid_combinations())
+
+
+def test_every_pair_of_values_is_covered() -> None:
+    covered, valid = (
+        set().union(*map(pairs_of, points)) for points in (COVER, valid_combinations())
+    )
+    assert covered == valid
+    assert len(COVER) == len(set(COVER)) < 50
+    for axis, values in zip(Combination._fields, zip(*valid_combinations(), strict=True)):  # noqa: B905
+        assert {getattr(point, axis) for point in COVER} == set(values)
+
+
+@pytest.mark.parametrize("name", [point.name for point in COVER])
+def test_combinations_train(name: str) -> None:
+    """Loss and metrics are finite, and every parameter that must learn has a gradient."""
+    objective, point = of(name), Combination(*name.split("-"))
+    params, state = start(objective)
+
+    def loss(params: Any) -> Any:
+        return forward.mean_loss(objective, params, state, batch_for(objective), rngs_of(), STEP)
+
+    with jax.numpy_dtype_promotion("strict"):
+        compiled = jax.jit(jax.value_and_grad(loss, has_aux=True))
+        (value, (after, metrics)), gradient = jax.device_get(compiled(params))
+    assert jax.tree.map(np.shape, after) == jax.tree.map(np.shape, state)
+    for leaf in jax.tree.leaves((value, after, metrics, gradient)):
+        assert np.isfinite(leaf).all()
+    without_gradient = {
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, leaf in jax.tree_util.tree_leaves_with_path(gradient)
+        if not np.any(leaf)
+    }
+    frozen = {"encoder/position", "decoder/position", *map("/".join, objective.param_groups)}
+    decoded = point[:1] if point.similarity == "pixel_l2" else point[:2]
+    if not set(decoded) & set(OCCLUSIONS):
+        frozen.add("decoder/mask_token")  # no patch is removed, so none is replaced by it
+    assert without_gradient <= frozen
+
+
+def test_exactly_the_refused_combinations_cannot_be_built() -> None:
+    for point in all_combinations():
+        if point not in REFUSED:
+            of(point.name)
             continue
-        objective = of(point.name)
-        kind = (objective.encoder.mask_token, point.targets)
-        params, state = starts.setdefault(kind, None) or start(objective)
-        starts[kind] = params, state
-        batch = batch_for(objective)
-        with jax.numpy_dtype_promotion("strict"):
-            (loss, (after, metrics)), gradient = jax.value_and_grad(objective.loss, has_aux=True)(
-                params, state, batch, keys_of(), jnp.int32(3)
-            )
-        assert jax.tree.map(np.shape, after) == jax.tree.map(np.shape, state), point.name
-        for leaf in jax.tree.leaves((loss, after, metrics, gradient)):
-            assert np.isfinite(leaf).all(), point.name
-        still = {
-            jax.tree_util.keystr(path, simple=True, separator="/")
-            for path, leaf in jax.tree_util.tree_leaves_with_path(gradient)
-            if not np.any(leaf)
-        }
-        frozen = {"encoder/position", "decoder/position", *map("/".join, objective.learns_late)}
-        decoded = point[:1] if similarity == "pixel_l2" else point[:2]
-        if not set(decoded) & set(grid.OCCLUSIONS):
-            frozen.add("decoder/mask_token")  # for removed patches, of which there are none
-        assert still <= frozen, point.name
-
-
-def test_every_refusal_is_one_line_whose_advice_leads_to_what_works() -> None:
-    for point in REFUSED:
         with pytest.raises(UserError) as error:
             of(point.name)
-        said = str(error.value)
-        assert "\n" not in said and said.count("objective.") == 3, said
+        assert str(error.value) == point.refusal
+
+
+def test_every_refusal_is_one_line_whose_advice_leads_to_a_valid_combination() -> None:
+    for point in REFUSED:
+        message = str(point.refusal)
+        assert "\n" not in message and message.count("objective.") == 3, message
         advised: Combination = point
         for _ in range(4):
             if advised.refusal is None:
@@ -143,7 +174,7 @@ def test_every_refusal_is_one_line_whose_advice_leads_to_what_works() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         (
             "masking-masking-pixels-infonce",
@@ -157,25 +188,28 @@ def test_every_refusal_is_one_line_whose_advice_leads_to_what_works() -> None:
             "objective.t1='crop' with objective.targets='pixels': crops share no patch to compare",
         ),
         ("masking-crop-encoder-decoder_distance", "objective.t2='crop' with objective.similarity="),
-        ("identity-identity-ema-byol", "so there is nothing to be invariant to"),
-        ("masking-jitter-ids-cross_entropy", "T1 cannot know the colors that T2 draws"),
-        ("identity-blocks-pixels-pixel_l2", "T1 shows all that is asked"),
+        ("identity-identity-ema-byol", "the two views are the same, so no invariance is learned"),
+        (
+            "masking-jitter-ids-cross_entropy",
+            "the colors that T2 draws cannot be predicted from T1",
+        ),
+        ("identity-rectangles-pixels-pixel_l2", "T1 shows the target, so nothing is predicted"),
     ],
 )
-def test_what_is_said_of_what_cannot_work(name: str, said: str) -> None:
-    with pytest.raises(UserError, match=re.escape(said)):
+def test_a_refusal_gives_its_reason(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
         of(name)
 
 
-def test_numbers_that_cannot_work() -> None:
+def test_impossible_numbers_are_refused() -> None:
     with pytest.raises(UserError, match=r"mask ratio 1\.0, expected a number strictly between"):
         of("masking-identity-ema-byol", mask_ratio=1.0)
     with pytest.raises(UserError, match=r"t2_mask_ratio=0\.75, expected less than objective\."):
-        of("masking-blocks-ema-byol", t2_mask_ratio=0.75)
-    of("masking-masking-ema-byol", t2_mask_ratio=0.75)  # nothing draws by it
+        of("masking-rectangles-ema-byol", t2_mask_ratio=0.75)
+    of("masking-masking-ema-byol", t2_mask_ratio=0.75)  # no view uses it
     with pytest.raises(UserError, match=r"objective\.tokenizer\.name='kmean'"):
-        of("blocks-identity-ids-cross_entropy", tokenizer={"name": "kmean"})
-    encoder = ViT(SIDE * PATCH, PATCH, width=16, depth=1, heads=2)
+        of("rectangles-identity-ids-cross_entropy", tokenizer={"name": "kmean"})
+    encoder = ViT(SIZE, PATCH, width=16, depth=1, heads=2)
     setting = Setting(encoder, 3, 9, batch_size=1, num_images=9)
     with pytest.raises(
         UserError, match=r"train\.batch_size=1 .* the negatives are the other images"
@@ -184,11 +218,11 @@ def test_numbers_that_cannot_work() -> None:
     make_objective({"name": "grid", "similarity": "byol"}, setting)
 
 
-KEPT = {"masking": COUNT // 4, "blocks": COUNT // 4}
+KEPT = {"masking": COUNT // 4, "rectangles": COUNT // 4}
 
 
-@pytest.mark.parametrize("t2", get_args(grid.Transformation))
-@pytest.mark.parametrize("t1", get_args(grid.Transformation))
+@pytest.mark.parametrize("t2", get_args(Transformation))
+@pytest.mark.parametrize("t1", get_args(Transformation))
 def test_the_views(t1: str, t2: str) -> None:
     if t1 == t2 == "identity":
         return
@@ -201,7 +235,7 @@ def test_the_views(t1: str, t2: str) -> None:
     for name, view, count in zip((t1, t2), views, kept, strict=True):
         assert view.kept == count and (view.visible.sum(1) == count).all()
         image = crops.pop(0) if name == "crop" else batch.image
-        is_its_own = np.allclose(view.pixels, normalize(image / np.float32(255)), atol=1e-5)
+        is_its_own = np.allclose(view.pixels, image / np.float32(255), atol=1e-5)
         assert is_its_own == (name != "jitter")
     first, second = (np.asarray(view.visible) for view in views)
     if t1 == t2 and t1 in KEPT:
@@ -216,12 +250,12 @@ def test_the_views(t1: str, t2: str) -> None:
     ("name", "expected"),
     [
         ("masking-masking-ema-infonce", lambda first, second: True),
-        ("blocks-identity-encoder-byol", lambda first, second: True),
-        ("masking-blocks-ema-smoothed_l1", lambda first, second: not first and second),
-        ("blocks-masking-encoder-decoder_distance", lambda first, second: not first and second),
+        ("rectangles-identity-encoder-byol", lambda first, second: True),
+        ("masking-rectangles-ema-smoothed_l1", lambda first, second: not first and second),
+        ("rectangles-masking-encoder-decoder_distance", lambda first, second: not first and second),
         ("masking-identity-ids-cross_entropy", lambda first, second: not first),
         ("jitter-masking-ema-infonce", lambda first, second: second),
-        ("jitter-blocks-pixels-pixel_l2", lambda first, second: second),
+        ("jitter-rectangles-pixels-pixel_l2", lambda first, second: second),
     ],
 )
 def test_which_patches_are_compared(name: str, expected: Any) -> None:
@@ -229,19 +263,18 @@ def test_which_patches_are_compared(name: str, expected: Any) -> None:
     views = views_of(objective)
     first, second = (np.asarray(view.visible) for view in views)
     truth = [[expected(*pair) for pair in zip(*rows, strict=True)] for rows in zip(first, second)]  # noqa: B905
-    np.testing.assert_array_equal(objective.compared(*views), truth)
+    np.testing.assert_array_equal(objective.region(*views), truth)
     assert np.any(truth, 1).all()
 
 
-def test_dropped_patches_leave_the_others_at_their_places() -> None:
+def test_dropped_patches_do_not_move_the_others() -> None:
     objective = of("jitter-masking-encoder-smoothed_l1")
-    params, state = start(objective)
-    view = views_of(objective)[1]
-    tokens = np.asarray(objective.encode(params, view).tokens)
-    z2 = np.asarray(objective.target(params, state, view, None, None))
-    assert tokens.shape[1] == 1 + view.kept < 1 + COUNT
+    views, (net, ctx) = views_of(objective), bound(objective)
+    tokens = np.asarray(net.encode(views[1]).tokens)
+    z2 = np.asarray(objective.features(net, views, ctx)[1])
+    assert tokens.shape[1] == 1 + views[1].kept < 1 + COUNT
     for b in range(IMAGES):
-        for place, n in enumerate(np.flatnonzero(view.visible[b])):
+        for place, n in enumerate(np.flatnonzero(views[1].visible[b])):
             token = tokens[b, 1 + place].astype(float)
             standard = (token - token.mean()) / np.sqrt(token.var() + 1e-5)
             np.testing.assert_allclose(z2[b, n], standard, rtol=1e-3, atol=1e-4)
@@ -250,11 +283,11 @@ def test_dropped_patches_leave_the_others_at_their_places() -> None:
 def test_crops_are_compared_by_their_mean_patch_token() -> None:
     objective = of("masking-crop-ema-smoothed_l1")
     params, state = start(objective)
-    batch, views = batch_for(objective), views_of(objective)
+    batch, views, (net, ctx) = batch_for(objective), views_of(objective), bound(objective)
     predictor = {name: np.asarray(x, float) for name, x in params["predictor"].items()}
-    loss, _ = recorded(objective, views, params, state, batch)
-    tokens = np.asarray(objective.encode(params, views[0]).tokens, float)
-    theirs = np.asarray(objective.encode(state["target"], views[1]).tokens, float)
+    loss = loss_of_views(objective, views, params, state, batch).loss
+    tokens = np.asarray(net.encode(views[0]).tokens, float)
+    theirs = np.asarray(ctx.target.encode(views[1]).tokens, float)
     for b in range(IMAGES):
         truth = theirs[b, 1:].mean(0)
         truth = (truth - truth.mean()) / np.sqrt(truth.var() + 1e-5)
@@ -264,15 +297,15 @@ def test_crops_are_compared_by_their_mean_patch_token() -> None:
         assert loss[b] == pytest.approx(expected, rel=1e-3)
 
 
-def recorded(objective: Any, views: Any, params: Any, state: Any, batch: Any) -> tuple[Any, Any]:
-    """The loss of each image for given views, and the gradient of all together."""
-    given = recording(objective, list(views))
+def differentiated(objective: Any, views: Any, params: Any, state: Any) -> tuple[Any, Any]:
+    """Return the loss of each image for given views, and the gradient of their sum."""
+    batch = make_batch()
 
     def total(params: Any) -> tuple[jax.Array, jax.Array]:
-        loss = given.terms(params, state, batch, keys_of()).loss
+        loss = loss_of_views(objective, views, params, state, batch).loss
         return loss.sum(), loss
 
-    (_, loss), gradient = jax.value_and_grad(total, has_aux=True)(params)
+    (_, loss), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(params)
     return np.asarray(loss), gradient
 
 
@@ -286,56 +319,65 @@ NAMED: dict[str, tuple[str, dict[str, Any]]] = {
     "masking-masking-ema-infonce": ("cmae", CMAE),
     "masking-masking-ema-byol": ("cmae", {**CMAE, "similarity": "byol"}),
     "jitter-jitter-ema-infonce": ("cmae", {**CMAE, "mask_ratio": 0.0, "color": {}}),
-    "blocks-identity-ids-cross_entropy": ("beit", {**TOKENS, "mask_ratio": 0.75, "color": None}),
-    "blocks-identity-ema-smoothed_l1": (
+    "rectangles-identity-ids-cross_entropy": (
+        "beit",
+        {**TOKENS, "mask_ratio": 0.75, "color": None},
+    ),
+    "rectangles-identity-ema-smoothed_l1": (
         "data2vec",
-        {"min_rectangle": 2, "mask_ratio": 0.75, "target_blocks": 1, "color": None},
+        {"min_rectangle": 2, "mask_ratio": 0.75, "average_top_k": 1, "color": None},
     ),
 }
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_corners_are_the_objectives_with_a_name(name: str) -> None:
-    """Equal parameters, views and keys give an equal loss and gradient."""
+def test_corners_equal_the_published_objectives(name: str) -> None:
+    """Equal parameters, views and PRNG keys give an equal loss and gradient."""
     theirs = make(NAMED[name][0], **NAMED[name][1])
     ours = of(name)
     params, state = start(ours)
     assert jax.tree.map(np.shape, (params, state)) == jax.tree.map(np.shape, start(theirs))
-    if "smoothed_l1" in name:  # the teacher's block has not passed the last norm in data2vec
+    if "smoothed_l1" in name:  # data2vec's target is the teacher's block before the last norm
         norm = {"scale": np.ones(16, np.float32), "bias": np.zeros(16, np.float32)}
         state["target"]["encoder"]["norm"] = norm
     views = views_of(theirs)
-    given = params, state, make_batch()
-    (loss, gradient), (expected, slope) = (recorded(x, views, *given) for x in (ours, theirs))
+    (loss, gradient), (expected, slope) = (
+        differentiated(objective, views, params, state) for objective in (ours, theirs)
+    )
     np.testing.assert_allclose(loss, expected, rtol=1e-4)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-5), gradient, slope
     )
-    moved, expected = (x.advance(params, state, jnp.int32(9)) for x in (ours, theirs))
-    if NAMED[name][0] != "data2vec":  # whose momentum is another
+    moved, expected = (
+        forward.update_target(objective, params, state, jnp.int32(9))
+        for objective in (ours, theirs)
+    )
+    if NAMED[name][0] != "data2vec":  # its momentum differs
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), moved, expected)
 
 
 def test_the_centered_cross_entropy_is_dinos() -> None:
     ours = of("crop-crop-ema-cross_entropy")
     heads = {"num_prototypes": 10, "head_hidden": 12, "bottleneck": 8}
-    theirs: Any = make("dino", local_crops=0, local_size=8, **heads)
+    theirs = make("dino", local_crops=0, local_size=8, **heads)
     params, state = start(ours)
     their_params, their_state = start(theirs)
     for one, other in ((params, their_params), (state["target"], their_state["target"])):
         assert jax.tree.map(np.shape, one) == jax.tree.map(np.shape, other)
+    weight = np.arange(IMAGES, dtype=np.float32)  # the first image is padding
+    batch = batch_for(ours).replace(weight=weight)
+    (net, ctx), (their_net, _) = (
+        forward.bind(objective, params, state, batch, rngs_of(), STEP)
+        for objective in (ours, theirs)
+    )
     tokens = np.random.default_rng(2).standard_normal((2, IMAGES, 16)).astype(np.float32)
-    z1, z2 = (ours.through("head", params, jnp.asarray(x)) for x in tokens)
-    apply = {"params": params["head"]}
-    np.testing.assert_allclose(z1, theirs.head.apply(apply, tokens[0]), rtol=1e-6)
-    state = {**state, "temperature": np.float32(0.04)}
-    view = whole(jnp.zeros((IMAGES, SIDE * PATCH, SIDE * PATCH, 3)), COUNT)
-    found = ours.measure(params, state, z1[:, None], z2[:, None], view, view)
-    expected = theirs.measure(params, state, z1, z2, view, view)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), found, expected)
-    weight = np.arange(IMAGES, dtype=np.float32)  # the first is padding
-    after = ours.observe(state, {}, {1: z2[:, None]}, weight)["center"]
-    np.testing.assert_allclose(after, theirs.observe(state, {}, {1: z2}, weight)["center"], 1e-5)
+    z1, z2 = (net.head(x) for x in tokens)
+    np.testing.assert_allclose(z1, their_net.head(tokens[0]), rtol=1e-6)
+    views = (whole(jnp.zeros((IMAGES, SIZE, SIZE, 3)), COUNT),) * 2
+    found = ours.loss(net, (z1[:, None], z2[:, None]), views, ctx)
+    expected = theirs.loss(their_net, ((z1, z1), (z2, z2)), views, ctx)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), found[:2], expected[:2])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5), found.state, expected.state)
 
 
 @pytest.mark.parametrize("similarity", get_args(Similarity)[1:])
@@ -343,12 +385,15 @@ def test_the_centered_cross_entropy_is_dinos() -> None:
 def test_which_targets_have_a_gradient(targets: str, similarity: str) -> None:
     objective = of(f"masking-identity-{targets}-{similarity}")
     params, state = start(objective)
-    view = whole(normalize(make_batch().image / np.float32(255)), COUNT)
+    batch, views = batch_for(objective), views_of(objective)
 
-    def total(params: Any) -> jax.Array:
-        z2 = objective.target(params, state, view, None, None)
+    def total(params: Any, state: Any) -> jax.Array:
+        net, ctx = forward.bind(objective, params, state, batch, rngs_of(), STEP)
+        z2 = objective.features(net, views, ctx)[1]
         return ((z2.compared if isinstance(z2, grid.Decoded) else z2) ** 3).sum()
 
-    has_gradient = any(np.any(leaf) for leaf in jax.tree.leaves(jax.grad(total)(params)))
-    assert has_gradient == (targets == "encoder" and similarity in ("decoder_distance", "infonce"))
-    assert objective.trains_target == has_gradient
+    slopes = jax.grad(total, argnums=(0, 1))(params, state)
+    of_params, of_state = (any(np.any(leaf) for leaf in jax.tree.leaves(x)) for x in slopes)
+    trains_target = targets == "encoder" and similarity in ("decoder_distance", "infonce")
+    assert of_params == trains_target
+    assert not of_state  # neither the EMA target nor the center

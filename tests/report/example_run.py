@@ -67,7 +67,7 @@ def example() -> Results:
     """Random init, two finished rows (one worse than random), one running, one failed."""
     return Results(
         title="quickstart",
-        subject="Occlusion against a random start",
+        subject="Occlusion and random initialization",
         command="occinv reproduce quickstart",
         created="2026-01-02T03:04:05",
         machine="2 CPU cores, JAX 0.10.2, Python 3.11",

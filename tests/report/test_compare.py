@@ -34,7 +34,7 @@ def write(path: Path, content: Any) -> None:
 def run(
     workdir: Path, objective: dict[str, Any], metrics: dict[str, float] | None, **fields: Any
 ) -> Path:
-    """The files of a run, as far as reports read them; without `metrics` it is not finished."""
+    """Write the files of a run that reports read. Without `metrics` it is not finished."""
     experiment = {
         "objective": objective,
         "data": {"source": "digits", "image_size": 16},
@@ -143,10 +143,10 @@ def test_curves_are_those_of_the_workdir_in_a_file_of_several(mae, tmp_path):
     assert row.cka["pretrained"].values == [[1.0, 0.51]]
     write(mae / "evaluate" / "cka.json", curves(0.5, Path("moved/away"), tmp_path / "other"))
     (row,) = compare([mae]).rows
-    assert row.cka["pretrained"].values == [[1.0, 0.5]], "the first: the file lies beside it"
+    assert row.cka["pretrained"].values == [[1.0, 0.5]], "the first: it has the file"
 
 
-def test_a_run_on_labels_is_a_row_of_what_it_starts_from(supervised, finetuned):
+def test_a_fine_tuned_run_has_the_axes_of_its_pretraining(supervised, finetuned):
     results = compare([supervised, finetuned])
     first, second = results.rows
     assert first.pretrain is None and results.baseline is first
@@ -161,7 +161,7 @@ def test_a_run_on_labels_is_a_row_of_what_it_starts_from(supervised, finetuned):
     assert compare([finetuned, supervised]).baseline is None
 
 
-def test_a_linear_probe_leaves_the_encoder_as_it_was(tmp_path, mae):
+def test_the_encoder_of_a_linear_probe_counts_as_pretrained(tmp_path, mae):
     probe = run(tmp_path / "probe", {"name": "linear_probe"}, {"top1": 0.5}, init_from=str(mae))
     write(probe / "evaluate" / "cka.json", curves(0.9, probe))
     (row,) = compare([probe]).rows
@@ -170,7 +170,7 @@ def test_a_linear_probe_leaves_the_encoder_as_it_was(tmp_path, mae):
     assert row.target == "pixels"
 
 
-def test_a_run_whose_start_is_gone_is_not_one_from_scratch(tmp_path):
+def test_a_run_with_a_missing_pretraining_is_not_a_baseline(tmp_path):
     objective = {"name": "classification"}
     workdir = run(tmp_path / "a", objective, None, init_from=str(tmp_path / "gone"))
     results = compare([workdir])
@@ -192,18 +192,18 @@ def test_an_imported_encoder_is_a_row(tmp_path):
     assert row.cka["pretrained"].values == [[1.0, 0.7]]
 
 
-def test_a_pretraining_is_held_against_the_supervised_run(mae, supervised):
+def test_a_pretraining_is_compared_with_the_supervised_run(mae, supervised):
     found = cka_finding(compare([supervised, mae]), "pretrained")
     assert found is not None and found.verdict == "supported"
     assert "mae: 0.900, 0.300 above 0.600." in found.details
 
 
-def test_names_are_told_apart_by_the_folders_above(tmp_path):
+def test_equal_names_get_their_parent_folders(tmp_path):
     a, b, c = tmp_path / "a" / "run", tmp_path / "b" / "run", tmp_path / "c"
     assert list(unique_names([a, b, c, a]).values()) == ["a/run", "b/run", "c"]
 
 
-def test_a_single_folder_with_results_stays_what_it_is(reproduced, results):
+def test_a_single_folder_with_results_is_unchanged(reproduced, results):
     found = compare([reproduced])
     (triple,) = found.rows[1].reconstructions
     assert Path(triple["masked"]) == reproduced / "p" / "0.png"
@@ -211,7 +211,7 @@ def test_a_single_folder_with_results_stays_what_it_is(reproduced, results):
     assert found == results
 
 
-def test_several_folders_are_put_together(reproduced, results, mae, tmp_path):
+def test_several_folders_are_merged(reproduced, results, mae, tmp_path):
     other = example()
     other.rows = [replace(other.rows[1], values={"finetune": [0.5]})]
     other.columns = [Column("tenth", "10 %", "%"), *other.columns]
@@ -234,7 +234,7 @@ def test_several_folders_are_put_together(reproduced, results, mae, tmp_path):
     assert found.same_data and found.baseline is found.rows[0]
 
 
-def test_a_data_set_is_the_same_however_much_is_told_of_it(reproduced, results, mae):
+def test_data_sets_are_equal_if_all_known_settings_agree(reproduced, results, mae):
     results.settings.update(data="digits", images="10 training and 5 test images")
     write(reproduced / "results.json", results)
     found = compare([reproduced, mae])
@@ -263,7 +263,7 @@ def test_the_page_goes_into_the_first_folder(reproduced, mae, finetuned, capsys)
     assert report([mae]) == mae / "comparison.html"
 
 
-def test_what_is_neither_is_named(tmp_path, mae):
+def test_other_folders_are_refused(tmp_path, mae):
     with pytest.raises(UserError, match=r"nope contains neither results\.json nor config\.json"):
         compare([mae, tmp_path / "nope"])
     with pytest.raises(UserError, match="no folder given"):

@@ -28,7 +28,7 @@ def test_figure_1_has_a_panel_per_model_and_stage_and_a_line_per_ratio(results):
     assert list(line.get_ydata()) == results.rows[1].cka["pretrained"].values[8]
 
 
-def test_a_row_of_the_paper_alone_has_no_panel(results):
+def test_a_published_row_has_no_panel(results):
     results.rows.insert(1, replace(results.rows[1], name="CAE", cka={}))
     figure = figures.cka_by_block(results)
     titles = {axes.get_title(loc="left") for axes in figure.axes}
@@ -43,7 +43,7 @@ def test_ratios_have_one_color_in_every_panel_and_darken_in_order(results):
     assert brightness == sorted(brightness, reverse=True)
 
 
-def test_no_value_falls_out_of_the_common_scale(results):
+def test_all_values_are_inside_the_common_scale(results):
     values = results.rows[2].cka["finetuned"].values
     assert figures.lowest_cka(results) <= min(map(min, values))
     values[0][0] = 0.03
@@ -120,7 +120,7 @@ def test_many_rows_take_several_lines_of_panels():
     assert len(figures.cka_by_block(replace(results, rows=results.rows[:7])).axes) == 2 * 7 + 1
 
 
-def test_dots_of_ours_with_deviation_and_of_the_paper_on_a_scale_of_its_own():
+def test_our_dots_have_deviations_and_the_papers_another_scale():
     results = large()
     panels = figures.accuracies(results).axes
     assert [axes.get_title(loc="left") for axes in panels[::2]] == ["FT %", "Linear %", "10 % FT %"]
@@ -143,7 +143,7 @@ def test_dots_of_ours_with_deviation_and_of_the_paper_on_a_scale_of_its_own():
     ]
 
 
-def test_dots_leave_out_what_is_not_there(results):
+def test_missing_values_have_no_dots(results):
     ours, paper = figures.accuracies(results).axes
     assert len(ours.containers) == 3
     assert len(paper.lines) == 4, "R-MAE‡ has no number in the paper"

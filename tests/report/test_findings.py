@@ -55,7 +55,7 @@ def test_one_seed_uses_the_binomial_error_of_the_difference():
     assert "seed" in accuracy_finding(results).details[-1]
 
 
-def test_unknown_size_of_the_test_set_is_said_and_claims_nothing():
+def test_without_the_size_of_the_test_set_the_verdict_is_inconclusive():
     finding = accuracy_finding(run(0.1, 0.9, num_test=None))
     assert finding.verdict == "inconclusive"
     assert "size of the test set is not recorded" in finding.details[0]
@@ -124,7 +124,7 @@ def test_psnr_is_compared_with_mae(results):
     assert psnr_finding(results).details[1].endswith(", equal to MAE.")
 
 
-def test_budgets_are_told(results):
+def test_budgets_are_reported(results):
     assert "31 s; the pretrained rows for 62 s" in budget_note(results).details[0]
 
 

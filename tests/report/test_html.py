@@ -113,7 +113,7 @@ def test_page_holds_numbers_sentences_commands_and_configs(results, tmp_path):
         "Δ −0.9",
         "top-1 after fine-tuning",
         "paper (ViT-B, ImageNet)",
-        "Occlusion against a random start",
+        "Occlusion and random initialization",
         "0.910",
         "R-MAE†: 78.7 %, 1.3 points below Random init",
         "occinv train --config configs/mae.py --workdir runs/mae",
@@ -129,7 +129,7 @@ def test_page_holds_numbers_sentences_commands_and_configs(results, tmp_path):
 
 
 @pytest.mark.usefixtures("quick_figures")
-def test_missing_pieces_are_said(results, tmp_path):
+def test_missing_pieces_are_named(results, tmp_path):
     results.rows[1].reconstructions = [
         dict.fromkeys(("original", "masked", "reconstructed"), "gone.png")
     ]
@@ -177,7 +177,7 @@ def test_on_a_phone_nothing_is_wider_than_the_page():
 
 
 @pytest.mark.usefixtures("quick_figures")
-def test_pictures_may_lie_anywhere(results, tmp_path):
+def test_pictures_may_be_in_any_folder(results, tmp_path):
     add_pictures(results, tmp_path)
     for row in results.rows:
         row.reconstructions = [

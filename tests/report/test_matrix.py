@@ -1,4 +1,4 @@
-"""The matrix has each number at its axes, and what has none below."""
+"""The matrix shows each number at its axes, and rows without axes in the caption."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from occinv.report.table import print_results
 
 
 def printed(results: Results) -> list[list[str]]:
-    """The cells of each line of a table that is printed into a file, and what is beside it."""
+    """The cells of each line of the printed table, and the first line of its caption."""
     stream = io.StringIO()
     print_results(results, Console(file=stream))
     assert max(map(len, stream.getvalue().splitlines())) <= 100
@@ -43,7 +43,7 @@ def grid() -> Results:
     )
 
 
-def test_each_number_stands_at_its_axes() -> None:
+def test_each_number_is_at_its_axes() -> None:
     found = printed(grid())
     assert found[0] == ["T1 → T2, target", "pixel L2", "BYOL", "InfoNCE"]
     assert found[1] == ["75% removed → identity, pixels", "81.0 · 0.910", "", ""]

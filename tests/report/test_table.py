@@ -26,7 +26,7 @@ def cell(text: str, method: str, column: int) -> str:
     return line.split("|")[column].strip()
 
 
-def test_every_number_stands_in_its_column(results):
+def test_every_number_is_in_its_column(results):
     text = printed(results)
     assert [cell(text, "MAE", i) for i in range(6, 10)] == ["85.7", "21.3", "0.910", "0.820"]
     assert [cell(text, "R-MAE†", i) for i in range(6, 10)] == ["78.7", "23.5", "0.950", "0.520"]
@@ -38,7 +38,7 @@ def test_every_number_stands_in_its_column(results):
     assert "C-MAE failed: loss is <script>" in text
 
 
-def test_under_ours_stand_the_papers_number_and_the_difference(results):
+def test_the_papers_number_and_the_difference_are_below_ours(results):
     lines = printed(results).splitlines()
     place = next(i for i, line in enumerate(lines) if line.startswith("|MAE"))
     below = [part.strip() for part in lines[place + 1].split("|")]
@@ -59,7 +59,7 @@ def test_differences_are_ours_minus_the_papers_in_its_unit(results):
     assert table.number(of, accuracy).difference == ""
 
 
-def test_what_was_not_measured_anywhere_has_no_column(results):
+def test_a_value_without_measurements_has_no_column(results):
     for of in results.rows:
         of.cka, of.paper = {}, {}
     text = printed(results) + table.markdown_table(results)
@@ -68,7 +68,7 @@ def test_what_was_not_measured_anywhere_has_no_column(results):
     assert "| CKA pretrained |\n" in table.markdown_table(results)
 
 
-def test_results_may_say_what_the_papers_numbers_are_of(results):
+def test_results_set_the_papers_setting(results):
     results.paper_setting = "ViT-S, ImageNet-100"
     for text in (printed(results), table.markdown_table(results)):
         assert "paper (ViT-S, ImageNet-100)" in text
@@ -94,7 +94,7 @@ def test_sixteen_rows_with_every_column_fit_100_columns():
     assert "left out" not in text
 
 
-def test_words_that_say_least_give_way_to_numbers():
+def test_axes_with_equal_values_are_left_out_first():
     results = large()
     extra = [replace(c, key=f"{c.key} again") for c in results.columns[:3]]
     for of in results.rows:
@@ -138,7 +138,7 @@ def test_markdown_has_one_line_per_row_and_the_same_cells(results):
     assert len({line.replace("\\|", "").count("|") for line in body}) == 1
 
 
-def test_cka_says_where_it_comes_from():
+def test_cka_has_its_origin():
     of = row("A", cka={"pretrained": curves(0.6)})
     assert of.last_block_cka("pretrained") == (
         pytest.approx(0.6),
@@ -161,7 +161,7 @@ def test_baseline_is_the_first_row_only_without_pretraining(results):
     assert Results(title="", columns=[], rows=[]).baseline is None
 
 
-def test_loading_names_what_is_wrong(tmp_path, results):
+def test_loading_errors_name_the_field(tmp_path, results):
     with pytest.raises(UserError, match=r"results\.json does not exist. Run `occinv reproduce`"):
         load_results(tmp_path)
     (tmp_path / "results.json").write_text("{")

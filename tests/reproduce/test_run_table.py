@@ -1,4 +1,4 @@
-"""Tables that are killed, stopped, shared by workers, or have a row that fails."""
+"""Tables that are killed, stopped, shared by several workers, or have a failing row."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ ROWS = ["cmae_class", "cmae_mean"]
 
 @pytest.fixture(autouse=True)
 def no_cache_afterwards() -> Any:
-    """`reproduce` points JAX's compilation cache into its workdir."""
+    """`reproduce` sets JAX's compilation cache to a folder in its workdir."""
     yield
     jax.config.update("jax_compilation_cache_dir", None)
 
 
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Two rows of Table 3, as small as can be."""
+    """The arguments for two small rows of Table 3."""
     images = make_images(tmp_path_factory.mktemp("data") / "images")
     every = ("data.image_size=16", f"data.source=folder:{images}", "train.batch_size=8", *ENCODER)
     return [
@@ -55,7 +55,7 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def ended(process: subprocess.Popen[str]) -> str:
-    """What a process that must succeed has printed."""
+    """Wait for a process to succeed, and return its output."""
     shown, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
     return shown
@@ -74,7 +74,7 @@ def table(folder: Path, name: str = "table3") -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def whole(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which nothing disturbed the table."""
+    """The folder of a table that ran without interruption."""
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -94,7 +94,7 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 
 
 def copy_compiled(whole: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to run in that has the whole one's compiled programs, which saves a minute."""
+    """Change to a folder with the compiled programs of `whole`, which saves a minute."""
     shutil.copytree(whole / "runs" / "compiled", folder / "runs" / "compiled")
     monkeypatch.chdir(folder)
     return folder
@@ -122,7 +122,7 @@ def test_two_workers_at_once(
     workers = [start([*arguments, "--jobs", number, "of", "2"]) for number in "12"]
     shown = [ended(worker) for worker in workers]
     assert table(folder) == table(whole)
-    for row in ROWS:  # each trained by one of them
+    for row in ROWS:  # one of the workers trained it
         assert sorted(f"{row}, pretraining: step 8" in text for text in shown) == [False, True]
 
 
@@ -203,7 +203,7 @@ def test_invalid_additions_are_refused(spec: str, said: str) -> None:
         parse_added_row(spec)
 
 
-# What follows trains nothing.
+# The tests below train nothing.
 
 
 def smoke(workdir: Path, seeds: int = 1) -> TableRun:
@@ -214,7 +214,7 @@ def smoke(workdir: Path, seeds: int = 1) -> TableRun:
 def fake_training(
     monkeypatch: pytest.MonkeyPatch, act: Callable[[Path], None] | None = None
 ) -> list[Path]:
-    """Replaces training by a result that says where it was: the workdirs, in order."""
+    """Replace training by writing a result, and return the workdirs in order."""
     begun: list[Path] = []
 
     def train(experiment: Any, workdir: Path, watch: Any) -> Outcome:
@@ -229,9 +229,7 @@ def fake_training(
     return begun
 
 
-def test_jobs_chooses_the_first_trial(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_jobs_chooses_the_first_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = fake_training(monkeypatch)
     assert reproduce(smoke(tmp_path, seeds=2), Worker(2, 4)) == 0
     names = [path.relative_to(tmp_path / "runs").parts for path in begun]
@@ -262,7 +260,7 @@ def test_a_locked_trial_is_left_to_its_worker(
     assert not any(held.folder in path.parents for path in begun)
     rows = json.loads((tmp_path / "table3" / "results.json").read_text())["rows"]
     assert [row["status"] for row in rows] == ["done", "running", "done", "done"]
-    assert reproduce(run) == 0  # the other was killed
+    assert reproduce(run) == 0  # as if the other worker was killed
     assert begun[-1] == held.folder / "finetune"
 
 
@@ -296,17 +294,17 @@ def test_other_rows_continue_after_a_failure(
     begun = fake_training(monkeypatch, explode)
     run = smoke(tmp_path)
     assert reproduce(run) == 1
-    assert len(begun) == 2 * 4 - 1  # its fine-tuning was not tried
+    assert len(begun) == 2 * 4 - 1  # the failing row is not fine-tuned
     rows = json.loads((tmp_path / "table3" / "results.json").read_text())["rows"]
     assert [row["status"] for row in rows] == ["done", "failed", "done", "done"]
     assert rows[1]["error"] == "loss or gradient not finite"
     assert "loss or gradient not finite" in capsys.readouterr().out
-    fake_training(monkeypatch)  # mended
+    fake_training(monkeypatch)  # without the failure
     assert reproduce(run) == 0
 
 
-def test_progress_counts_the_whole_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of trials that are there, that go on from the middle, and that are new."""
+def test_progress_counts_every_stage_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trials are finished, resumed in the middle, or new."""
     run = smoke(tmp_path)
     trial = run.trials[0]
 
@@ -361,7 +359,7 @@ def test_jobs_that_are_refused(words: list[str], said: str) -> None:
 
 
 def test_values_of_seeds_stay_in_step(tmp_path: Path) -> None:
-    """A seed that is missing hides those after it, so that differences pair equal seeds."""
+    """A missing seed hides later seeds, so that differences pair equal seeds."""
     run = smoke(tmp_path)
     trials = [Trial(run.rows[0].method, seed, run) for seed in range(3)]  # type: ignore[arg-type]
     for trial, top1 in ((trials[0], 0.5), (trials[2], 0.7)):

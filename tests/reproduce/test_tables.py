@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from occinv import schema
-from occinv.arguments import make_parser
+from occinv.cli import make_parser
 from occinv.config import CONFIGS, load_config
 from occinv.objectives.base import objective_of
 from occinv.objectives.grid_axes import valid_combinations
@@ -45,7 +45,7 @@ def test_every_run_of_every_table_resolves(key: str, scale: str) -> None:
 
 
 @pytest.mark.parametrize(("key", "scale"), EVERY)
-def test_the_reported_commands_resolve_to_the_experiments_of_the_stages(key: str, scale: str) -> None:
+def test_the_reported_commands_resolve_to_the_same_experiments(key: str, scale: str) -> None:
     """The report prints these commands for every stage."""
     for trial in trials(table_run(key, scale), seed=3):
         for stage in trial.stages.values():

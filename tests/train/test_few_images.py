@@ -58,7 +58,7 @@ def test_the_part_is_written_down_and_held_to(arguments: list[str], tmp_path: Pa
     lines = (tmp_path / "run" / files.IMAGES).read_text().splitlines()
     assert lines[0] == "index\tclass\tfile"
     source = prepared(arguments, *part).loader.source
-    paths = [source.parent.paths[index] for index in source.chosen]
+    paths = [source.parent.names[index] for index in source.indices]
     assert [line.split("\t")[2] for line in lines[1:]] == paths
     for name in ("aa", "ab"):
         Image.new("RGB", (20, 20)).save(tmp_path / "images" / "train" / "dark" / f"{name}.png")

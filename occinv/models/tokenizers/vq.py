@@ -69,7 +69,7 @@ class VQ(PretrainedTokenizer):
 
     @property
     def modules(self) -> tuple[ViT, Quantizer]:
-        """f and codebook of that run."""
+        """The encoder and the codebook of that run."""
         encoder = make_vit(self.encoder, self.image_size)
         return encoder, Quantizer(self.num_ids, self.code_width)
 
