@@ -1,10 +1,10 @@
-# make quickstart   the main job on embedded data: pretrain, fine-tune, measure, report (minutes)
-# make test         the tests
-# make lint         style, formatting and types
-# make bench        the benchmarks
-# make clean        removes what the others made, but not $(WORKDIR)
+# make quickstart   pretrain, fine-tune, measure and report on embedded data, in minutes
+# make test         run the tests
+# make lint         check style, formatting, imports and types
+# make bench        run the benchmarks
+# make clean        remove the files of the other targets, but not $(WORKDIR)
 #
-# Each sets up what it needs in $(VENV) first. Python 3.11 or newer and make are enough:
+# Each target installs what it needs into $(VENV). Python 3.11 or newer and make are enough:
 #   make test PYTHON=python3.12 VENV=.venv-3.12
 
 PYTHON  ?= python3
@@ -14,7 +14,7 @@ ARGS    =
 
 BIN := $(VENV)/bin
 
-# What the user's shell may carry over from another environment, and what would then break this one.
+# Variables of the user's shell that would break this environment.
 unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP VIRTUAL_ENV JAX_PLATFORMS JAX_PLATFORM_NAME
 unexport PIP_USER PIP_TARGET PIP_PREFIX PIP_REQUIRE_VIRTUALENV UV_PYTHON UV_SYSTEM_PYTHON
 export PYTHONNOUSERSITE := 1
@@ -56,11 +56,11 @@ $(VENV)/.created:
 	@echo "Creating $(VENV) with $$("$(PYTHON)" --version)"
 	@"$(PYTHON)" -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv \
-	  || echo "uv cannot be had: pip installs in its place, more slowly"
+	  || echo "uv is not available; installing with pip, which is slower"
 	@touch $@
 
-# uv takes seconds where pip takes minutes. It does not read pip's settings (an own index, say), so
-# where it fails pip has a try.
+# uv is much faster than pip, but does not read pip's settings (such as a private index). If it fails,
+# pip installs.
 define install
 	@echo "Installing occinv$(1) into $(VENV) (some 1 GB; a minute or two)"
 	@if [ -x $(BIN)/uv ] && $(BIN)/uv pip install --quiet --python $(BIN)/python -e '.$(1)'; then :; \

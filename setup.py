@@ -1,8 +1,8 @@
-"""How occinv is installed. The settings of the tools (ruff, mypy, pytest) are in pyproject.toml.
+"""Installation of occinv. pyproject.toml has the settings of ruff, import-linter, mypy and pytest.
 
-The lower bounds of the JAX family and of the libraries around it are the versions that the tests
-run with on Python 3.11; they move fast, and nothing older has been tried. The others name the
-first release with wheels for NumPy 2, which JAX asks for.
+The lower bounds of JAX and the libraries around it are the versions that the tests run with on
+Python 3.11; older versions have not been tried. The other bounds are the first releases with wheels
+for NumPy 2, which JAX requires.
 """
 
 from setuptools import find_packages, setup
@@ -10,7 +10,7 @@ from setuptools import find_packages, setup
 setup(
     name="occinv",
     version="0.1.0",
-    description="Which invariance, measured how, makes a good initialization for a ViT? In JAX.",
+    description="Occlusion-invariant and siamese pretraining of vision transformers in JAX.",
     author="The occinv authors",
     license="Apache-2.0",
     python_requires=">=3.11",
@@ -18,20 +18,20 @@ setup(
     package_data={"occinv.report": ["*.html", "*.css"], "occinv.data": ["*.txt"]},
     entry_points={"console_scripts": ["occinv = occinv.cli:main"]},
     install_requires=[
-        # JAX and what is built on it.
+        # JAX and libraries for it.
         "jax>=0.10.2",
         "flax>=0.12.8",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",
         "clu>=0.0.12",
         # Data and configs. tensorflow-datasets needs importlib_resources to read a prepared data
-        # set without TensorFlow, and does not ask for it.
+        # set without TensorFlow, but does not declare it.
         "grain>=0.2.18",
         "array_record>=0.8",
         "tensorflow-datasets>=4.9.10",
         "importlib_resources>=6.0",
         "etils[epath]>=1.15",
-        # TFRecord without TensorFlow: reads by range of files and buckets, and the checksum.
+        # TFRecord without TensorFlow: range reads of files and buckets, and the checksum.
         "tensorstore>=0.1.80",
         "google-crc32c>=1.6",
         "ml-collections>=1.1",
@@ -53,7 +53,7 @@ setup(
         "scipy>=1.14",
     ],
     extras_require={
-        "bench": ["torch>=2.13"],  # what a train step is timed against
+        "bench": ["torch>=2.13"],  # the baseline of benchmarks/train_step.py
         "gpu": ["jax[cuda13]>=0.10.2"],
         "tpu": ["jax[tpu]>=0.10.2"],
         # Data sets in a bucket: gs://.

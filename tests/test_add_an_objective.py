@@ -62,7 +62,7 @@ def test_the_objective_of_the_page_trains(experiment: schema.Experiment) -> None
     with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic promotes
         state, rows = run()
     assert int(state.step) == 2 and int(state.nonfinite) == 0
-    assert set(rows[0]) == {"loss", "gradient_norm", "error"}
+    assert set(rows[0]) == {"loss", "gradient_norm", "spread"}
     assert all(np.isfinite(value) and value > 0 for row in rows for value in row.values())
     assert rows[0]["loss"] != rows[1]["loss"]
 

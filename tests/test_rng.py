@@ -7,12 +7,12 @@ import numpy as np
 from occinv.rng import fold, image_rngs, split
 
 
-def bits(keys: jax.Array) -> np.ndarray:
-    return np.asarray(jax.random.key_data(keys))
+def bits(rng: jax.Array) -> np.ndarray:
+    return np.asarray(jax.random.key_data(rng))
 
 
-def distinct(*keys: jax.Array) -> bool:
-    rows = np.concatenate([bits(k) for k in keys])
+def distinct(*rngs: jax.Array) -> bool:
+    rows = np.concatenate([bits(rng) for rng in rngs])
     return len({row.tobytes() for row in rows}) == len(rows)
 
 
@@ -26,16 +26,16 @@ def test_a_key_does_not_depend_on_the_size_of_the_batch() -> None:
     np.testing.assert_array_equal(bits(large)[:4], bits(small))
 
 
-def test_split_and_fold_give_each_image_keys_of_its_own() -> None:
-    keys = image_rngs(jax.random.key(0), jnp.int32(0), 8)
-    parts = split(keys, 3)
+def test_split_and_fold_give_each_image_its_own_keys() -> None:
+    rng = image_rngs(jax.random.key(0), jnp.int32(0), 8)
+    parts = split(rng, 3)
     assert [part.shape for part in parts] == [(8,)] * 3
-    assert distinct(keys, *parts)
-    assert distinct(keys, *[fold(keys, number) for number in (0, 1, 2)])
+    assert distinct(rng, *parts)
+    assert distinct(rng, *[fold(rng, number) for number in (0, 1, 2)])
 
 
 def test_split_and_fold_work_image_by_image() -> None:
-    keys = image_rngs(jax.random.key(0), jnp.int32(0), 8)
-    for whole, part in zip(split(keys, 2), split(keys[2:5], 2), strict=True):
+    rng = image_rngs(jax.random.key(0), jnp.int32(0), 8)
+    for whole, part in zip(split(rng, 2), split(rng[2:5], 2), strict=True):
         np.testing.assert_array_equal(bits(whole)[2:5], bits(part))
-    np.testing.assert_array_equal(bits(fold(keys, 7))[2:5], bits(fold(keys[2:5], 7)))
+    np.testing.assert_array_equal(bits(fold(rng, 7))[2:5], bits(fold(rng[2:5], 7)))

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from occinv.data.decode import decode_rgb
 from occinv.data.source import Reduction, Sample
 from occinv.schema import UserError
 
@@ -113,6 +112,8 @@ def photos(train: bool, tile: int = 32) -> EmbeddedSource:
     Raises:
       UserError: `tile` is not an even number of 8 to 128, or the wheel lacks a photograph.
     """
+    from occinv.data.decode import decode_rgb
+
     if not 8 <= tile <= 128 or tile % 2:
         raise UserError(f"photos:{tile}, expected an even tile size from 8 to 128, as in photos:32")
     folder = importlib.resources.files("skimage").joinpath("data")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -18,7 +18,6 @@ from flax import linen as nn
 
 from occinv import schema
 from occinv.data.crop import Crop
-from occinv.models.tokenizers.base import Tokenizer
 from occinv.models.vit import Features, ViT, make_vit
 from occinv.objectives import OBJECTIVES
 from occinv.objectives.ema import EMA
@@ -155,6 +154,17 @@ class Reconstructs(Protocol):
         """Reconstruct `pixels` float32 [B, H, W, 3] in [0, 1] from `visible` patches [B, N]."""
 
 
+@runtime_checkable
+class Obtained(Protocol):
+    """Parameters that are not trained but loaded or fitted before the first step: a tokenizer's."""
+
+    def init(self) -> Params:
+        """Return placeholders of the right shapes."""
+
+    def obtain(self, read: Any, images: Any) -> Callable[[], Params]:
+        """Return a function that loads the parameters, or fits them to the images."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective(ABC):
     """One row: T1, T2, the target of z2, and M. The fields of a subclass are its config section.
@@ -190,7 +200,7 @@ class Objective(ABC):
         return {}
 
     @property
-    def state(self) -> dict[str, EMA | Tokenizer | jax.Array]:
+    def state(self) -> dict[str, EMA | Obtained | jax.Array]:
         """Everything that is not trained by gradients, by name.
 
         An EMA copy (at most one, named "target") moves before each forward pass, a tokenizer is

@@ -12,9 +12,8 @@ from flax import linen as nn
 
 from occinv.data.batch import Batch
 from occinv.models.blocks import Layout
-from occinv.models.tokenizers.base import Tokenizer
 from occinv.models.vit import start_from
-from occinv.objectives.base import Context, Objective, Params, State, Terms
+from occinv.objectives.base import Context, Objective, Obtained, Params, State, Terms
 from occinv.objectives.ema import EMA
 from occinv.rng import split
 from occinv.transforms.view import View, unit_range
@@ -54,7 +53,7 @@ def init(
     size = setting.encoder.image_size
     black = [jnp.zeros((1, side, side, 3)) for side in (size, *(c.size for c in alone.crops))]
     state: State = {
-        name: part.init() if isinstance(part, Tokenizer) else part
+        name: part.init() if isinstance(part, Obtained) else part
         for name, part in alone.state.items()
     }
     zero, ones = jnp.zeros((), jnp.int32), jnp.ones(1)

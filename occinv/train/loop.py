@@ -107,7 +107,7 @@ def start_or_resume(run: Run, checkpoints: Checkpoints) -> TrainState:
     shardings = parallel.of_state(assembly.mesh, shapes)
     if checkpoints.latest() is None:
         state = jax.jit(init, out_shardings=shardings)(seed, run.pretrained)
-        loaded = {name: obtain() for name, obtain in run.tokenizers.items()}
+        loaded = {name: obtain() for name, obtain in run.obtain.items()}
         objective_state = {**state.objective_state, **loaded}
         placed = jax.device_put(objective_state, shardings.objective_state)
         return state.replace(objective_state=placed)

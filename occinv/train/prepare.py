@@ -14,9 +14,9 @@ from occinv.data.loader import EvalLoader, LoaderSpec, TrainLoader
 from occinv.data.open_source import open_source
 from occinv.data.source import Source
 from occinv.data.subset import select
-from occinv.models.tokenizers.base import Tokenizer
 from occinv.models.vit import ViT
 from occinv.objectives import forward
+from occinv.objectives.base import Obtained
 from occinv.schema import Duration, Experiment, UserError
 from occinv.train import workdir as files
 from occinv.train.step import Assembly, assemble
@@ -32,7 +32,7 @@ class Run:
       validation: The validation images, or None.
       classes: The names of the classes.
       pretrained: Parameters of an encoder to start from, or None.
-      tokenizers: Functions that load or fit the parameters of tokenizers, by name.
+      obtain: Functions that load or fit parts of the objective's state, by name.
     """
 
     assembly: Assembly
@@ -40,7 +40,7 @@ class Run:
     validation: EvalLoader | None
     classes: tuple[str, ...]
     pretrained: Any
-    tokenizers: dict[str, Callable[[], Any]]
+    obtain: dict[str, Callable[[], Any]]
 
     def every(self, interval: Duration | None) -> int:
         """Return an interval in steps, at least 1; None is the whole run."""
@@ -96,10 +96,10 @@ def prepare(experiment: Experiment) -> Run:
         validation=None if validation is None else EvalLoader(validation, spec),
         classes=tuple(source.classes),
         pretrained=pretrained,
-        tokenizers={
+        obtain={
             name: part.obtain(lambda workdir: files.load_run(workdir).params, images)
             for name, part in objective.state.items()
-            if isinstance(part, Tokenizer)
+            if isinstance(part, Obtained)
         },
     )
 

@@ -1,7 +1,8 @@
-"""InfoNCE by blocks and round a ring of devices, against the plain formula."""
+"""InfoNCE by key chunks and around a ring of devices, against the plain formula."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -10,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_objectives import make, make_batch, rngs_of, start
 
 from occinv import parallel, schema
 from occinv.config import CONFIGS, load_config
 from occinv.losses.chunked import chunked_info_nce
-from occinv.losses.losses import info_nce, similarities
-from occinv.models import vit
-from occinv.objectives.base import Setting, make_objective
-from occinv.train.loop import prepare
+from occinv.losses.contrastive import info_nce, similarities
+from occinv.objectives import forward
+from occinv.train.prepare import prepare
 
 NEGATIVES = ("position", "image", "batch")
 BATCH, TOKENS, WIDTH = 8, 5, 6
@@ -35,7 +36,7 @@ def plain(queries: jax.Array, keys: jax.Array, negatives: Any, temperature: floa
 
 
 def differentiated(function: Callable[..., Pair], queries: Any, keys: Any) -> dict[str, np.ndarray]:
-    """Loss and agreement of each token, and the gradients of a sum in which each weighs its own."""
+    """Return loss and agreement of each token, and the gradients of a weighted sum of losses."""
     weight = normal(*queries.shape[:2], seed=9)
 
     def total(queries: jax.Array, keys: jax.Array) -> Any:
@@ -48,7 +49,7 @@ def differentiated(function: Callable[..., Pair], queries: Any, keys: Any) -> di
 
 
 def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], rtol: float) -> None:
-    """Equal to `rtol` of the largest value of each array; a loss below 1 to `rtol` itself."""
+    """Compare to `rtol` of the largest value of each array, and of 1 for losses below 1."""
     for name, value in expected.items():
         atol = rtol * np.abs(value).max(initial=1 if name == "loss" else 0)
         np.testing.assert_allclose(found[name], value, rtol=0, atol=atol, err_msg=name)
@@ -56,21 +57,21 @@ def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], r
 
 @functools.cache
 def example(negatives: str, temperature: float, near: float) -> Any:
-    """Queries, keys, and what the plain formula says; keys are `near` parts query."""
+    """Return queries, keys (a share `near` is the query), and the result of the plain formula."""
     queries, noise = normal(BATCH, TOKENS, WIDTH), normal(BATCH, TOKENS, WIDTH, seed=1)
     keys = near * queries + (1 - near) * noise
     formula = functools.partial(plain, negatives=negatives, temperature=temperature)
     return queries, keys, differentiated(formula, queries, keys)
 
 
-# 1 key at a time; one that divides none of 8, 5 and 40; one that divides two; more than there are.
-@pytest.mark.parametrize("block", [1, 3, 4, 1000])
+# A chunk of 1 key, one that divides none of 8, 5 and 40, one that divides two, and all keys.
+@pytest.mark.parametrize("key_chunk", [1, 3, 4, 1000])
 @pytest.mark.parametrize("negatives", NEGATIVES)
-def test_blocks_of_any_size_are_the_plain_formula(negatives: str, block: int) -> None:
+def test_chunks_of_any_size_equal_the_plain_formula(negatives: str, key_chunk: int) -> None:
     queries, keys, expected = example(negatives, 0.2, 0.3)
     assert 0 < expected["agrees"].mean() < 1
     found = differentiated(
-        lambda q, k: chunked_info_nce(q, k, negatives, 0.2, block), queries, keys
+        lambda q, k: chunked_info_nce(q, k, negatives, 0.2, key_chunk), queries, keys
     )
     assert_same(found, expected, 1e-5)
 
@@ -79,7 +80,7 @@ def test_blocks_of_any_size_are_the_plain_formula(negatives: str, block: int) ->
     ("temperature", "near"), [(1e-3, -1.0), (1e-3, 0.3), (0.01, -1.0), (0.01, 1.0), (10.0, 0.3)]
 )
 def test_extreme_temperatures(temperature: float, near: float) -> None:
-    """At τ = 0.001 logits reach ±1000; exp of 89 is already more than float32 holds."""
+    """At τ = 0.001 logits reach ±1000, while exp(89) already overflows in float32."""
     queries, keys, expected = example("batch", temperature, near)
     found = differentiated(
         lambda q, k: chunked_info_nce(q, k, "batch", temperature, 7), queries, keys
@@ -93,22 +94,22 @@ def test_extreme_temperatures(temperature: float, near: float) -> None:
 def test_the_number_of_devices_changes_nothing(negatives: str, devices: int) -> None:
     queries, keys, expected = example(negatives, 0.1, 0.3)
     mesh = parallel.make_mesh(jax.devices()[:devices])
-    there = parallel.put_batch(mesh, (queries, keys))
+    sharded = parallel.put_batch(mesh, (queries, keys))
 
     def contrast(queries: jax.Array, keys: jax.Array, mesh: Any = mesh) -> Pair:
         return chunked_info_nce(queries, keys, negatives, 0.1, 3, mesh)
 
-    found = differentiated(contrast, *there)
+    found = differentiated(contrast, *sharded)
     assert_same(found, expected, 1e-5)
     assert_same(found, differentiated(functools.partial(contrast, mesh=None), queries, keys), 1e-6)
 
 
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("negatives", NEGATIVES)
-def test_of_equal_keys_the_first_is_the_nearest(negatives: str, devices: int) -> None:
-    """As `argmax` has it, whatever device a key comes from, and from whichever side."""
+def test_the_first_of_equal_keys_counts_as_the_nearest(negatives: str, devices: int) -> None:
+    """It does so in `argmax`, and must not depend on the device that holds a key."""
     mesh = parallel.make_mesh(jax.devices()[:devices])
-    # Images 2 and 4 are equal. Of unit vectors with a single 1 every cosine is exact.
+    # Images 2 and 4 are equal. Cosines of one-hot vectors are exact.
     same = np.eye(BATCH, dtype=np.float32)[[0, 1, 2, 3, 2, 5, 6, 7]][:, None].repeat(TOKENS, 1)
     contrast = jax.jit(lambda q, k: chunked_info_nce(q, k, negatives, 0.2, 3, mesh)[1])
     agrees = contrast(*parallel.put_batch(mesh, (same, same)))
@@ -117,7 +118,7 @@ def test_of_equal_keys_the_first_is_the_nearest(negatives: str, devices: int) ->
 
 
 def temporary_bytes(function: Callable[..., Pair], batch: int, tokens: int, width: int) -> int:
-    """What XLA sets aside for loss and gradients beyond arguments and results."""
+    """Return the temporary memory of loss and gradients, without arguments and results."""
 
     def total(queries: jax.Array, keys: jax.Array) -> jax.Array:
         return function(queries, keys)[0].sum()
@@ -127,20 +128,20 @@ def temporary_bytes(function: Callable[..., Pair], batch: int, tokens: int, widt
     return compiled.memory_analysis().temp_size_in_bytes
 
 
-# A problem has as many queries as keys, so for a fixed number of queries there are fewer problems.
+# A problem has as many queries as keys, so more keys mean fewer problems.
 @pytest.mark.parametrize(
     ("negatives", "few", "many"),
     [
         ("position", (64, 32), (1024, 2)),  # images, tokens: 64 keys and 1024
         ("image", (32, 64), (2, 1024)),
-        ("batch", (4, 16), (32, 64)),  # 64 keys and 2048; counted for each query
+        ("batch", (4, 16), (32, 64)),  # 64 keys and 2048, measured for each query
     ],
 )
 def test_memory_for_a_query_does_not_grow_with_its_keys(
     negatives: Any, few: tuple[int, int], many: tuple[int, int]
 ) -> None:
     def growth(function: Callable[..., Pair]) -> float:
-        """How much more memory a query takes with many keys than with few."""
+        """Return the memory of a query with many keys, relative to that with few."""
         small, large = (temporary_bytes(function, *size, 4) / np.prod(size) for size in (few, many))
         return large / small
 
@@ -148,48 +149,51 @@ def test_memory_for_a_query_does_not_grow_with_its_keys(
     assert growth(lambda q, k: chunked_info_nce(q, k, negatives, 0.2, 16)) < 1.3
 
 
-def objective_of(section: dict[str, Any], mesh: Any = None) -> Any:
-    encoder = vit.make_vit(schema.Encoder(name="micro", patch_size=4), 8)
-    return make_objective(section, Setting(encoder, num_classes=3, total_steps=9, mesh=mesh))
-
-
 @pytest.mark.parametrize("devices", [1, 4])
 @pytest.mark.parametrize("negatives", [*NEGATIVES, None])
-def test_an_objective_by_blocks_is_itself(negatives: str | None, devices: int) -> None:
-    """C-MAE with such negatives, or MoCo v3, whose class token meets those of other images."""
-    section = {"name": "cmae", "negatives": negatives} if negatives else {"name": "mocov3"}
-    section |= {"head_hidden": 8, "head_out": WIDTH}
-    objective = objective_of(section)
+def test_an_objective_with_chunks_has_the_same_loss(negatives: str | None, devices: int) -> None:
+    """C-MAE with these negatives, or MoCo v3, which contrasts class tokens of all images."""
+    name, fields = ("cmae", {"negatives": negatives}) if negatives else ("mocov3", {})
+    fields |= {"head_hidden": 8, "head_out": WIDTH}
+    objective = make(name, **fields)
     z1, z2 = normal(BATCH, TOKENS, WIDTH), normal(BATCH, TOKENS, WIDTH, seed=1)
+    z: Any = ((z1, z2),)
     if negatives is None:
-        z1, z2 = (normal(BATCH, objective.encoder.width, seed=seed) for seed in range(2))
-    shapes = jax.eval_shape(objective.init, jax.random.key(0))
-    params, state = jax.tree.map(lambda x: normal(*x.shape), shapes)
+        width = objective.setting.encoder.width
+        online, target = (
+            tuple(normal(BATCH, width, seed=seed + i) for i in range(2)) for seed in (0, 2)
+        )
+        z = online, target
+    params, state = start(objective)
+    inputs = params, state, make_batch(images=BATCH), rngs_of(0, BATCH), jnp.int32(0)
+
+    def compared(objective: Any, z: Any) -> Any:
+        def loss(z: Any) -> Any:
+            net, ctx = forward.bind(objective, *inputs)
+            return objective.loss(net, z, (), ctx)
+
+        return jax.jit(loss)(z)
+
     mesh = parallel.make_mesh(jax.devices()[:devices])
-    view: Any = None
-
-    def measured(objective: Any, z1: Any, z2: Any) -> Any:
-        return jax.jit(lambda z1, z2: objective.measure(params, state, z1, z2, view, view))(z1, z2)
-
-    loss, metrics = measured(objective, z1, z2)
-    by_blocks = objective_of({**section, "block": 3}, mesh)
-    their_loss, their_metrics = measured(by_blocks, *parallel.put_batch(mesh, (z1, z2)))
-    np.testing.assert_allclose(their_loss, loss, rtol=1e-5)
-    assert set(metrics) == set(their_metrics) == {"similarity", "agreement"}
-    for name, values in metrics.items():
-        np.testing.assert_allclose(their_metrics[name], values, rtol=1e-5, atol=1e-6)
+    chunked = make(name, key_chunk=3, **fields)
+    setting = dataclasses.replace(chunked.setting, mesh=mesh)
+    chunked = dataclasses.replace(chunked, setting=setting)
+    found, expected = compared(chunked, parallel.put_batch(mesh, z)), compared(objective, z)
+    np.testing.assert_allclose(found.loss, expected.loss, rtol=1e-5)
+    assert set(found.metrics) == set(expected.metrics) == {"similarity", "agreement"}
+    for name, values in expected.metrics.items():
+        np.testing.assert_allclose(found.metrics[name], values, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["cmae", "mocov3"])
-def test_a_block_has_keys(name: str) -> None:
-    said = "objective.block=0, expected 1 or more keys at once, or None for all"
-    with pytest.raises(schema.UserError, match=said):
-        objective_of({"name": name, "block": 0})
+def test_an_empty_chunk_is_refused(name: str) -> None:
+    with pytest.raises(schema.UserError, match=r"objective\.key_chunk=0, expected a number >= 1"):
+        make(name, key_chunk=0)
 
 
-def test_a_run_tells_its_objective_the_mesh() -> None:
-    """Else `block` would gather the keys of all devices, as the plain formula does."""
-    fields = ["--config.objective.block=16", "--config.data.source=digits"]
-    run = prepare(schema.resolve(load_config(str(CONFIGS / "cmae.py:smoke"), fields)))
+def test_the_objective_of_a_run_has_the_mesh() -> None:
+    """Without it `key_chunk` would gather the keys of all devices, as the plain formula does."""
+    fields = ["--config.objective.key_chunk=16", "--config.data.source=digits"]
+    run = prepare(schema.resolve(load_config(str(CONFIGS / "cmae.py:smoke"), fields))).assembly
     assert run.objective.setting.mesh == run.mesh and run.mesh.size == 8
-    assert run.objective.block == 16  # type: ignore[attr-defined]
+    assert run.objective.key_chunk == 16  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Measures against loops, scipy and extreme values."""
+"""Losses against loops, SciPy and extreme values."""
 
 from __future__ import annotations
 
@@ -10,18 +10,14 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp
 
-from occinv.losses.losses import (
-    byol,
-    cosine,
-    cross_entropy,
-    info_nce,
+from occinv.losses.classification import cross_entropy
+from occinv.losses.contrastive import byol, cosine, info_nce, similarities, unit
+from occinv.losses.distillation import smooth_l1
+from occinv.losses.reconstruction import (
     mean_over,
     normalize_patches,
     patch_distance,
     patch_statistics,
-    similarities,
-    smooth_l1,
-    unit,
 )
 
 RNG = np.random.default_rng(0)
@@ -73,14 +69,14 @@ def test_cosine_and_byol() -> None:
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-8, 1e15])
-def test_unit_has_a_finite_value_and_slope_at_any_length(scale: float) -> None:
+def test_unit_has_a_finite_value_and_gradient_at_any_length(scale: float) -> None:
     vector = jnp.asarray(normal(5)) * scale
     value, gradient = jax.value_and_grad(lambda v: unit(v)[0])(vector)
     assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize("negatives", ["position", "image", "batch"])
-def test_info_nce_of_the_keys_that_each_query_sees(negatives: str) -> None:
+def test_info_nce_contrasts_each_query_with_its_keys(negatives: str) -> None:
     batch, tokens, temperature = 3, 4, 0.1
     queries, keys = normal(batch, tokens, 5), normal(batch, tokens, 5)
     cosines, positive = similarities(jnp.asarray(queries), jnp.asarray(keys), negatives)
@@ -104,7 +100,7 @@ def test_info_nce_of_equal_keys_is_the_log_of_their_number() -> None:
     np.testing.assert_allclose(found, math.log(7), rtol=1e-6)
 
 
-def test_info_nce_does_not_overflow_when_it_is_cold() -> None:
+def test_info_nce_does_not_overflow_at_a_low_temperature() -> None:
     cosines = jnp.array([[[1.0, -1.0]]])
     found = info_nce(cosines, jnp.array([[1]]), 1e-3)
     np.testing.assert_allclose(found, 2000, rtol=1e-5)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from small_objectives import (
     COUNT,
     IMAGES,
@@ -23,6 +25,8 @@ from small_objectives import (
     start,
 )
 
+from occinv.models.decoder import Decoder
+from occinv.models.heads import MlpHead, PrototypeHead
 from occinv.models.vit import ViT
 from occinv.objectives import forward, grid
 from occinv.objectives.base import Setting, make_objective
@@ -35,6 +39,7 @@ from occinv.objectives.grid_axes import (
     valid_combinations,
 )
 from occinv.schema import UserError
+from occinv.transforms.color import ColorJitter
 from occinv.transforms.view import View, unit_range, whole
 
 TINY: dict[str, Any] = {
@@ -54,6 +59,39 @@ STEP = jnp.int32(3)
 def of(name: str, **fields: Any) -> Any:
     """Build the grid's objective of that name, with a tiny encoder."""
     return make("grid", **{**Combination(*name.split("-"))._asdict(), **TINY, **fields})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> Iterator[None]:
+    """Compile the large parts once for all combinations; the rest runs operation by operation."""
+
+    def call_of(part: type[nn.Module], static: tuple[int, ...]) -> Callable[..., Any]:
+        original = part.__call__
+
+        def apply(module: nn.Module, variables: Any, *args: Any) -> Any:
+            return module.apply(variables, *args, method=original)
+
+        compiled = jax.jit(apply, static_argnums=static)
+
+        def call(self: nn.Module, *args: Any) -> Any:
+            if self.is_initializing():
+                return original(self, *args)
+            return compiled(self.clone(parent=None), self.variables, *args)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for part, static in (
+            (ViT, (0, 4)),
+            (Decoder, (0,)),
+            (MlpHead, (0,)),
+            (PrototypeHead, (0,)),
+        ):
+            patch.setattr(part, "__call__", call_of(part, static))
+        patch.setattr(ColorJitter, "__call__", jax.jit(ColorJitter.__call__, static_argnums=0))
+        for name, static in (("random_visible", (1, 2)), ("rectangles_visible", (1, 2, 3))):
+            patch.setattr(grid, name, jax.jit(getattr(grid, name), static_argnums=static))
+        yield
 
 
 def batch_for(objective: Any) -> Any:
@@ -131,8 +169,7 @@ def test_combinations_train(name: str) -> None:
         return forward.mean_loss(objective, params, state, batch_for(objective), rngs_of(), STEP)
 
     with jax.numpy_dtype_promotion("strict"):
-        compiled = jax.jit(jax.value_and_grad(loss, has_aux=True))
-        (value, (after, metrics)), gradient = jax.device_get(compiled(params))
+        (value, (after, metrics)), gradient = jax.value_and_grad(loss, has_aux=True)(params)
     assert jax.tree.map(np.shape, after) == jax.tree.map(np.shape, state)
     for leaf in jax.tree.leaves((value, after, metrics, gradient)):
         assert np.isfinite(leaf).all()
@@ -305,7 +342,7 @@ def differentiated(objective: Any, views: Any, params: Any, state: Any) -> tuple
         loss = loss_of_views(objective, views, params, state, batch).loss
         return loss.sum(), loss
 
-    (_, loss), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(params)
+    (_, loss), gradient = jax.value_and_grad(total, has_aux=True)(params)
     return np.asarray(loss), gradient
 
 

@@ -1,8 +1,9 @@
-"""A probe against NumPy: batch norm, its running statistics, and the heads under LARS."""
+"""Linear probing against NumPy: batch norm, its running statistics, and the heads under LARS."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_objectives import make, rngs_of
 from tiny_runs import (
     Crash,
     assert_same_end,
@@ -25,13 +27,11 @@ from tiny_runs import (
 
 from occinv import parallel, schema
 from occinv.data.batch import Batch
-from occinv.models import vit
-from occinv.objectives.base import Setting, make_objective
-from occinv.rng import image_rngs
+from occinv.objectives import forward
+from occinv.objectives.base import make_objective
 from occinv.train import workdir as files
 from occinv.train.optimizer import make_optimizer
 from occinv.train.step import TrainState, init_state, make_step
-from occinv.transforms.view import normalize
 
 IMAGES, CLASSES, SIZE, WIDTH = 8, 3, 8, 16
 FACTORS = (0.5, 2.0, 30.0)
@@ -41,17 +41,13 @@ RATES = (0.5, 1.0, 0.7, 0.2)
 
 @pytest.fixture(autouse=True)
 def optax_promotes() -> Any:
-    """Optax's own arithmetic promotes types."""
+    """Allow type promotion, which Optax's own arithmetic needs."""
     with jax.numpy_dtype_promotion("standard"):
         yield
 
 
 def probe(**fields: Any) -> Any:
-    encoder = schema.Encoder(
-        name="micro", patch_size=4, width=WIDTH, depth=2, heads=2, drop_path=0.9
-    )
-    setting = Setting(vit.make_vit(encoder, SIZE), CLASSES, total_steps=4)
-    return make_objective({"name": "linear_probe", **fields}, setting)
+    return make("linear_probe", depth=2, drop_path=0.9, size=SIZE, num_classes=CLASSES, **fields)
 
 
 def make_batch(seed: int, images: int = IMAGES) -> Batch:
@@ -66,11 +62,9 @@ def make_batch(seed: int, images: int = IMAGES) -> Batch:
 
 
 def trained(objective: Any, config: Any = LARS, devices: int = 1) -> tuple[TrainState, TrainState]:
-    """The state before the first and after the last of four steps."""
+    """Return the state before the first and after the last of four steps."""
     rates = jnp.asarray(RATES)
-    optimizer = make_optimizer(
-        config, lambda step: rates[step], len(RATES), objective.learns_late, objective.rate_factors
-    )
+    optimizer = make_optimizer(config, lambda step: rates[step], len(RATES), objective.param_groups)
     mesh = parallel.make_mesh(jax.devices()[:devices])
     whole = parallel.replicated(mesh)
     start = jax.jit(lambda: init_state(objective, optimizer, 3), out_shardings=whole)()
@@ -86,9 +80,9 @@ def trained(objective: Any, config: Any = LARS, devices: int = 1) -> tuple[Train
 
 
 def feature(objective: Any, params: Any, batch: Batch, pooling: str = "class") -> np.ndarray:
-    """The feature of each image, float64 [B, D], by the encoder alone."""
-    pixels = normalize(jnp.asarray(batch.image, jnp.float32) / 255)
-    tokens = np.asarray(objective.encoder.apply({"params": params}, pixels).tokens, np.float64)
+    """Return the encoder's feature of each image, float64 [B, D]."""
+    pixels, encoder = batch.image / np.float32(255), objective.networks.encoder
+    tokens = np.asarray(encoder.apply({"params": params}, pixels).tokens, np.float64)
     return tokens[:, 0] if pooling == "class" else tokens[:, 1:].mean(1)
 
 
@@ -98,7 +92,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("pooling", "devices"), [("class", 1), ("class", 8), ("mean", 1)])
-def test_steps_are_those_of_loops(pooling: str, devices: int) -> None:
+def test_steps_equal_those_of_loops(pooling: str, devices: int) -> None:
     objective = probe(lr_factors=FACTORS, pooling=pooling)
     start, state = trained(objective, devices=devices)
     mean, variance = np.zeros(WIDTH), np.ones(WIDTH)
@@ -126,15 +120,15 @@ def test_steps_are_those_of_loops(pooling: str, devices: int) -> None:
             for name, ratio in (("kernel", trust), ("bias", 1.0)):
                 moment[name] = 0.9 * moment[name] + ratio * slope[name]
                 head[name] = head[name] - factor * rate * moment[name]
-    np.testing.assert_allclose(state.state["mean"], mean, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(state.state["variance"], variance, rtol=1e-4)
+    np.testing.assert_allclose(state.objective_state["mean"], mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(state.objective_state["variance"], variance, rtol=1e-4)
     for factor, head in zip(FACTORS, heads, strict=True):
         ours = state.params["head"][f"{factor:g}"]
         np.testing.assert_allclose(ours["kernel"], head["kernel"], rtol=1e-3, atol=1e-5)
         np.testing.assert_allclose(ours["bias"], head["bias"], rtol=1e-3, atol=1e-5)
 
 
-def test_heads_learn_together_as_each_would_alone() -> None:
+def test_heads_trained_together_equal_heads_trained_alone() -> None:
     together = trained(probe(lr_factors=FACTORS))[1].params["head"]
     assert list(together) == ["0.5", "2", "30"]
     for factor in FACTORS:
@@ -144,19 +138,19 @@ def test_heads_learn_together_as_each_would_alone() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["lars", "adamw"])
-def test_the_encoder_stays_and_costs_no_state(optimizer: str) -> None:
+def test_the_encoder_is_frozen_and_has_no_optimizer_state(optimizer: str) -> None:
     config = dataclasses.replace(LARS, name=optimizer, weight_decay=0.3, decay="all")
     start, state = trained(probe(), config)
     jax.tree.map(np.testing.assert_array_equal, state.params["encoder"], start.params["encoder"])
     assert (state.params["head"]["1"]["kernel"] != start.params["head"]["1"]["kernel"]).all()
-    shapes = {leaf.shape for leaf in jax.tree.leaves(state.optimizer)}
+    shapes = {leaf.shape for leaf in jax.tree.leaves(state.opt_state)}
     assert shapes == {(), (WIDTH, CLASSES), (CLASSES,)}
 
 
 def test_evaluation_normalizes_by_the_running_statistics() -> None:
     objective = probe(lr_factors=(1.0, 2.0))
     draw = np.random.default_rng(5)
-    params, _ = objective.init(jax.random.key(0))
+    params, _ = forward.init(objective, jax.random.key(0))
     params["head"] = jax.tree.map(lambda x: draw.normal(size=x.shape).astype("f4"), params["head"])
     state = {
         "mean": draw.normal(size=WIDTH).astype("f4"),
@@ -164,48 +158,63 @@ def test_evaluation_normalizes_by_the_running_statistics() -> None:
     }
     batch = make_batch(0)
     batch = batch.replace(weight=np.array([1, 1, 1, 1, 1, 0, 0, 0], "f4"))  # three are padding
-    keys = image_rngs(jax.random.key(0), jnp.int32(0), IMAGES)
-    evaluated = jax.jit(objective.for_evaluation.evaluate)
-    sums = {k: float(v) for k, v in evaluated(params, state, batch, keys).items()}
+    rng = rngs_of(0, IMAGES, seed=0)
+    for_evaluation = forward.for_evaluation(objective)
+    evaluated = jax.jit(functools.partial(forward.evaluate, for_evaluation))
+    found = evaluated(params, state, batch, rng, jnp.int32(1))
+    means = {name: float(value.compute()) for name, value in found.items()}
 
     normed = feature(objective, params["encoder"], batch) - state["mean"]
     normed /= np.sqrt(state["variance"] + 1e-6)
     losses = {}
     for name, head in params["head"].items():
         chance = np.array([softmax(x) for x in normed @ head["kernel"] + head["bias"]])[:5]
-        losses[name] = -np.log(chance[np.arange(5), batch.label[:5]]).sum()
-        assert sums[f"top1_at_{name}"] == (chance.argmax(1) == batch.label[:5]).sum()
-        assert sums[f"top5_at_{name}"] == 5  # of three classes
-    assert sums["loss"] == pytest.approx((losses["1"] + losses["2"]) / 2, rel=1e-4)
-    assert sums["count"] == 5
+        losses[name] = -np.log(chance[np.arange(5), batch.label[:5]]).mean()
+        right = (chance.argmax(1) == batch.label[:5]).sum()
+        assert means[f"top1_at_{name}"] * 5 == pytest.approx(right, rel=1e-6)
+        assert means[f"top5_at_{name}"] == 1  # of three classes
+    assert means["loss"] == pytest.approx((losses["1"] + losses["2"]) / 2, rel=1e-4)
+    assert {int(value.count) for value in found.values()} == {5}
 
     parts = [jax.tree.map(lambda x, rows=rows: x[rows], batch) for rows in ([0, 4], [2, 1, 3])]
-    apart = [evaluated(params, state, part, keys[: len(part.label)]) for part in parts]
-    for name, value in sums.items():
-        assert sum(float(part[name]) for part in apart) == pytest.approx(value, rel=1e-5)
-    assert not objective.for_evaluation.couples_batch  # so that the last, padded batch counts
+    first, second = (
+        evaluated(params, state, part, rng[: len(part.label)], jnp.int32(1)) for part in parts
+    )
+    for name, value in means.items():
+        merged = first[name].merge(second[name])
+        assert float(merged.compute()) == pytest.approx(value, rel=1e-5)
+    assert for_evaluation.couples == "nothing"  # so that the padded last batch counts
 
 
-def test_the_best_head_gives_the_result() -> None:
+def test_the_result_is_that_of_the_best_head() -> None:
     found = {"loss": 1.0, "top1_at_0.5": 0.3, "top1_at_2": 0.6, "top1_at_30": 0.5,
              "top5_at_0.5": 0.7, "top5_at_2": 0.8, "top5_at_30": 0.9}  # fmt: skip
     chosen = probe(lr_factors=FACTORS).summarize(found)
     assert chosen == {**found, "top1": 0.6, "top5": 0.8, "lr_factor": 2.0}
 
 
-@pytest.mark.parametrize("factors", [(), (0.0,), (1.0, -1.0), (float("nan"),), (2.0, 1.0, 2.0)])
-def test_factors_that_cannot_be(factors: tuple[float, ...]) -> None:
-    with pytest.raises(schema.UserError, match=r"^objective\.lr_factors=\(.*\), expected one or"):
+@pytest.mark.parametrize(
+    ("factors", "message"),
+    [
+        ((), r"=\(\), expected one or more different numbers above 0"),
+        ((0.0,), r"\[0\]=0\.0, expected a number > 0"),
+        ((1.0, -1.0), r"\[1\]=-1\.0, expected a number > 0"),
+        ((float("nan"),), r"\[0\]=nan, expected a finite number"),
+        ((2.0, 1.0, 2.0), r"=\(2\.0, 1\.0, 2\.0\), expected one or more different numbers above 0"),
+    ],
+)
+def test_impossible_factors_are_refused(factors: tuple[float, ...], message: str) -> None:
+    with pytest.raises(schema.UserError, match=r"^objective\.lr_factors" + message):
         probe(lr_factors=factors)
 
 
-def test_one_class_cannot_be_probed() -> None:
+def test_probing_one_class_is_refused() -> None:
     setting = dataclasses.replace(probe().setting, num_classes=1)
     with pytest.raises(schema.UserError, match="1 classes, a linear probe needs 2 or more"):
         make_objective({"name": "linear_probe"}, setting)
 
 
-def test_a_run_from_an_encoder_crashed_and_again(tmp_path: Path) -> None:
+def test_a_run_that_crashes_resumes_from_its_checkpoint(tmp_path: Path) -> None:
     images = make_images(tmp_path / "images")
     before = tmp_path / "mae"
     run(tiny("mae", images, "train.duration.steps=2"), before)
@@ -221,12 +230,12 @@ def test_a_run_from_an_encoder_crashed_and_again(tmp_path: Path) -> None:
         run(arguments, again)
     assert_same_end(again, whole)
     state = state_of(whole)
-    assert any("'state'" in name and "variance" in name for name in state)
+    assert any("objective_state" in name and "variance" in name for name in state)
     start, end = (files.load_run(folder).params for folder in (before, whole))
     jax.tree.map(np.testing.assert_array_equal, end["encoder"], start["encoder"])
     assert (end["head"]["1"]["kernel"] != end["head"]["4"]["kernel"]).all()
     metrics = json.loads((whole / files.RESULT).read_text())["metrics"]
     assert metrics["top1"] == max(metrics["top1_at_1"], metrics["top1_at_4"])
     assert metrics["lr_factor"] in (1.0, 4.0)
-    # 12 images are held out, of which 4 are in the incomplete last batch.
+    # There are 12 validation images, 4 of them in the incomplete last batch.
     assert metrics["top1"] * 12 == pytest.approx(round(metrics["top1"] * 12))

@@ -13,6 +13,7 @@ import pytest
 from jax.tree_util import DictKey
 
 from occinv import schema
+from occinv.objectives.base import FROZEN, ParamGroup
 from occinv.train.optimizer import clipping, is_decayed, layer_scales, learning_rate, make_optimizer
 
 
@@ -141,7 +142,7 @@ def test_each_parameter_of_each_block_is_clipped_by_itself() -> None:
 
 def test_parameters_learn_from_their_own_step_on_as_if_the_run_began_there() -> None:
     config = schema.Optimizer(weight_decay=0.1)
-    late = {("encoder", "patch_embed"): None, ("head", "linear"): 3}
+    late = {("encoder", "patch_embed"): FROZEN, ("head", "linear"): ParamGroup(start=3)}
     rates = jnp.array([0.1, 0.2, 0.3, 0.4, 0.5])
     optimizer = make_optimizer(config, lambda step: rates[step], 5, late)
     draw = np.random.default_rng(0)
@@ -172,10 +173,10 @@ def test_parameters_learn_from_their_own_step_on_as_if_the_run_began_there() -> 
 def test_a_factor_scales_the_rate_below_its_path() -> None:
     config = schema.Optimizer(name="lars", weight_decay=0.0, layer_decay=0.5)
     gradient = jax.tree.map(lambda x: 0.1 * x, params())
-    late, factors = {("encoder", "norm"): None}, {("encoder", "blocks"): 3.0}
+    late, factor = {("encoder", "norm"): FROZEN}, {("encoder", "blocks"): ParamGroup(3.0)}
     steps = []
-    for given in (None, factors):
-        optimizer = make_optimizer(config, lambda step: jnp.float32(0.1), 1, late, given)
+    for groups in (late, {**late, **factor}):
+        optimizer = make_optimizer(config, lambda step: jnp.float32(0.1), 1, groups)
         steps.append(optimizer.update(gradient, optimizer.init(params()), params())[0])
     plain, scaled = steps
     expected = jax.tree.map(lambda x: x, plain)

@@ -1,4 +1,4 @@
-"""Blur and solarize against Pillow, and who gets them."""
+"""Blur and solarize against Pillow, and their probabilities."""
 
 import jax
 import jax.numpy as jnp
@@ -19,17 +19,17 @@ def photograph() -> np.ndarray:
 
 
 @pytest.mark.parametrize("sigma", [0.5, 1.0, 2.0])
-def test_blur_is_pillows(sigma: float) -> None:
+def test_blur_as_pillow(sigma: float) -> None:
     image = photograph()
     theirs = np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(sigma)))
     ours = gaussian_blur(jnp.asarray(image, jnp.float32)[None] / 255, jnp.array([sigma]))[0]
     error = np.abs(np.asarray(ours) * 255 - theirs)
     unblurred = np.abs(image.astype(float) - theirs)
-    # Pillow's own is three box blurs in whole numbers: near a Gaussian, not equal to one.
+    # Pillow approximates the Gaussian by three box blurs of whole numbers.
     assert error.mean() < 1.0 and error.mean() < 0.15 * unblurred.mean()
 
 
-def test_blur_keeps_a_plain_image_up_to_its_border_and_mirrors_with_the_image() -> None:
+def test_blur_keeps_a_plain_image_and_commutes_with_transposing_and_flipping() -> None:
     plain = jnp.full((1, 16, 16, 3), 0.3)
     np.testing.assert_allclose(gaussian_blur(plain, jnp.array([2.0])), plain, rtol=1e-5)
     image = jnp.asarray(photograph(), jnp.float32)[None, :48] / 255  # not square
@@ -48,7 +48,7 @@ def test_each_image_has_its_own_sigma() -> None:
     assert float(jnp.abs(both[0] - both[1]).max()) > 0.1
 
 
-def test_solarize_is_pillows() -> None:
+def test_solarize_as_pillow() -> None:
     values = np.arange(256, dtype=np.uint8).reshape(16, 16)
     theirs = np.asarray(ImageOps.solarize(Image.fromarray(values)))
     ours = solarize(jnp.asarray(values, jnp.float32) / 255)
@@ -60,11 +60,11 @@ def test_probabilities(kind: str) -> None:
     images = jnp.broadcast_to(
         jnp.asarray(photograph()[::4, ::4], jnp.float32) / 255, (400, 16, 16, 3)
     )
-    keys = image_rngs(jax.random.key(0), jnp.int32(0), 400)
+    rng = image_rngs(jax.random.key(0), jnp.int32(0), 400)
 
     def changed(probability: float) -> np.ndarray:
         appearance = Appearance(color=NOTHING, **{kind: probability})
-        return np.asarray(jnp.abs(appearance(keys, images) - images).max((1, 2, 3)) > 1e-6)
+        return np.asarray(jnp.abs(appearance(rng, images) - images).max((1, 2, 3)) > 1e-6)
 
     assert not changed(0.0).any()
     assert changed(1.0).mean() > 0.85  # a blur of 0.1 pixels changes nothing

@@ -11,14 +11,14 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from occinv.rng import image_rngs
-from occinv.transforms.color import ColorJitter, blend, gray, shift_hue
+from occinv.transforms.color import ColorJitter, blend, shift_hue, to_gray
 
 SIZE = 12
 
 
 @pytest.fixture(scope="module")
 def photo() -> np.ndarray:
-    """uint8 [H, W, 3] of every hue, dark and bright, pale and saturated."""
+    """Return uint8 [H, W, 3] with every hue, dark and bright, pale and saturated."""
     rng = np.random.default_rng(0)
     colors = rng.integers(0, 256, (SIZE, SIZE, 3))
     colors[0] = rng.integers(0, 256, (SIZE, 1))  # grays
@@ -40,8 +40,8 @@ def test_blend_as_pillow(photo: np.ndarray, name: str, factor: float) -> None:
     pixels = as_pixels(photo)
     other = {
         "Brightness": jnp.zeros_like(pixels),
-        "Contrast": jnp.full_like(pixels, gray(pixels).mean()),
-        "Color": gray(pixels),
+        "Contrast": jnp.full_like(pixels, to_gray(pixels).mean()),
+        "Color": to_gray(pixels),
     }[name]
     ours = in_levels(blend(pixels, other, jnp.float32(factor)))
     # Pillow rounds the gray and the result to whole levels.
@@ -51,7 +51,9 @@ def test_blend_as_pillow(photo: np.ndarray, name: str, factor: float) -> None:
 def test_gray_as_pillow(photo: np.ndarray) -> None:
     theirs = np.asarray(Image.fromarray(photo).convert("L"))
     for channel in range(3):
-        np.testing.assert_allclose(in_levels(gray(as_pixels(photo)))[..., channel], theirs, atol=1)
+        np.testing.assert_allclose(
+            in_levels(to_gray(as_pixels(photo)))[..., channel], theirs, atol=1
+        )
 
 
 @pytest.mark.parametrize("turns", [-0.1, 0.1, 1 / 3, 0.5])
@@ -61,10 +63,10 @@ def test_hue_as_pillow(photo: np.ndarray, turns: float) -> None:
     shifted = Image.merge("HSV", (Image.fromarray(moved.astype(np.uint8)), saturation, value))
     theirs = np.asarray(shifted.convert("RGB")).astype(float)
     ours = in_levels(shift_hue(as_pixels(photo), jnp.float32(turns)))
-    # Pillow keeps 256 levels of hue, up to 6 levels of a saturated color each, twice rounded.
+    # Pillow rounds hue to 256 levels, twice. A level of hue is up to 6 levels of a color.
     np.testing.assert_allclose(ours, theirs, atol=13)
     assert np.abs(ours - theirs).mean() < 2
-    assert np.abs(ours - photo).mean() > 10  # it did move
+    assert np.abs(ours - photo).mean() > 10  # the hue changed
 
 
 def test_a_third_of_a_turn_rotates_the_channels(photo: np.ndarray) -> None:
@@ -74,12 +76,12 @@ def test_a_third_of_a_turn_rotates_the_channels(photo: np.ndarray) -> None:
 
 @functools.cache
 def jittered(**fields: float) -> tuple[np.ndarray, np.ndarray]:
-    """64 copies of one image, before and after."""
+    """Return 64 copies of one image before and after the jitter."""
     image = np.random.default_rng(1).random((6, 6, 3)).astype(np.float32)
     before = np.repeat(image[None], 64, 0)
-    keys = image_rngs(jax.random.key(0), jnp.int32(0), 64)
+    rng = image_rngs(jax.random.key(0), jnp.int32(0), 64)
     compiled = jax.jit(ColorJitter(**fields))
-    return before, np.asarray(compiled(keys, jnp.asarray(before)))
+    return before, np.asarray(compiled(rng, jnp.asarray(before)))
 
 
 def test_jitter_keeps_the_range_and_differs_between_images() -> None:
@@ -89,28 +91,28 @@ def test_jitter_keeps_the_range_and_differs_between_images() -> None:
     assert len({image.tobytes() for image in after}) == 64
 
 
-def test_jitter_touches_as_many_images_as_it_says() -> None:
-    before, after = jittered()  # SimSiam's
+def test_jitter_and_gray_have_their_probabilities() -> None:
+    before, after = jittered()  # SimSiam's probabilities
     gray_images = np.ptp(after, axis=3).max((1, 2)) < 1e-6
     touched = np.abs(after - before).max((1, 2, 3)) > 1e-6
     assert gray_images.mean() == pytest.approx(0.2, abs=0.15)
     assert touched[~gray_images].mean() == pytest.approx(0.8, abs=0.15)
 
 
-def test_hue_never_asks_which_channel_equals_the_largest() -> None:
-    """XLA may round one number in two ways, and the answer would depend on the devices."""
+def test_hue_does_not_compare_channels_for_equality() -> None:
+    """XLA may round one number in two ways, so the result would depend on the devices."""
     jaxpr = jax.make_jaxpr(shift_hue)(jnp.zeros((2, 2, 3)), jnp.float32(0.1))
     assert " eq " not in str(jaxpr) and " ge " in str(jaxpr)
 
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
-def test_each_strength_moves_only_what_it_names(name: str) -> None:
+def test_each_strength_changes_only_its_own_property(name: str) -> None:
     fields = dict.fromkeys(["brightness", "contrast", "saturation", "hue"], 0.0)
     fields |= {name: 0.1, "probability": 1.0, "gray": 0.0}
     before, after = jittered(**fields)
     red_green_blue = np.asarray([0.299, 0.587, 0.114])
     luma = [(pixels * red_green_blue).sum(-1) for pixels in (before, after)]
-    inside = ((after > 1e-3) & (after < 1 - 1e-3)).all(-1)  # where nothing was clipped
+    inside = ((after > 1e-3) & (after < 1 - 1e-3)).all(-1)  # pixels that were not clipped
     assert np.abs(after - before).max() > 0.01
     if name == "brightness":
         ratio = np.where(inside, (after / before).mean(-1), np.nan)

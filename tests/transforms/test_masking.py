@@ -1,4 +1,4 @@
-"""Which patches are visible."""
+"""Masks: the number of visible patches, their order, and their pixels."""
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +26,13 @@ def test_kept_patches(count: int, ratio: float, kept: int) -> None:
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0, -0.1, 1.5, float("nan")])
-def test_a_ratio_that_is_none(ratio: float) -> None:
+def test_an_impossible_ratio_is_refused(ratio: float) -> None:
     with pytest.raises(UserError, match=f"mask ratio {ratio}, expected"):
         kept_patches(16, ratio)
 
 
-def test_a_ratio_that_leaves_nothing() -> None:
-    with pytest.raises(UserError, match="leaves none of the 4 patches visible"):
+def test_a_ratio_that_leaves_no_patch_is_refused() -> None:
+    with pytest.raises(UserError, match="leaves none of 4 patches visible"):
         kept_patches(4, 0.9)
 
 
@@ -43,7 +43,7 @@ def test_lowest_noise_stays_visible() -> None:
     )
 
 
-def test_exactly_as_many_as_asked_stay_visible_even_with_equal_noise() -> None:
+def test_the_number_of_visible_patches_is_exact_even_with_equal_noise() -> None:
     np.testing.assert_array_equal(lowest(jnp.zeros((3, 7)), 2).sum(1), [2, 2, 2])
 
 
@@ -52,17 +52,17 @@ def test_visible_ids_are_in_raster_order() -> None:
     np.testing.assert_array_equal(visible_ids(visible, 3), [[1, 3, 4], [0, 1, 4]])
 
 
-def test_random_visible_draws_by_each_key() -> None:
-    keys = jax.random.split(jax.random.key(0), 32)
-    visible = np.asarray(random_visible(keys, 16, 4))
+def test_random_visible_draws_each_image_by_its_own_key() -> None:
+    rng = jax.random.split(jax.random.key(0), 32)
+    visible = np.asarray(random_visible(rng, 16, 4))
     assert visible.shape == (32, 16) and visible.dtype == bool
     assert (visible.sum(1) == 4).all()
     assert len({row.tobytes() for row in visible}) > 24
-    # An image keeps its mask wherever in the batch it stands.
-    np.testing.assert_array_equal(random_visible(keys[::-1], 16, 4), visible[::-1])
+    # The position of an image in the array of keys does not matter.
+    np.testing.assert_array_equal(random_visible(rng[::-1], 16, 4), visible[::-1])
 
 
-def test_paint_blackens_what_is_not_visible() -> None:
+def test_paint_sets_the_other_patches_to_zero() -> None:
     pixels = np.random.default_rng(0).random((2, 4, 6, 3)).astype(np.float32) + 1
     visible = np.array([[1, 0, 0, 0, 1, 1], [0, 1, 1, 0, 0, 0]], bool)  # 2 rows of 3 patches
     painted = np.asarray(paint(jnp.asarray(pixels), jnp.asarray(visible), 2))

@@ -1,4 +1,4 @@
-"""Blocks of removed patches, beside a plain loop that removes them one after the other."""
+"""Rectangles of removed patches, compared with a plain loop that removes one after the other."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from occinv.transforms.masking import rectangles_visible
 
 
 def draw(images: int, side: int, removed: int, smallest: int) -> np.ndarray:
-    """bool [images, side, side], True where a patch is removed."""
-    keys = jax.random.split(jax.random.key(0), images)
+    """Return bool [images, side, side], True where a patch is removed."""
+    rng = jax.random.split(jax.random.key(0), images)
     visible = jax.jit(rectangles_visible, static_argnums=(1, 2, 3))(
-        keys, side**2, side**2 - removed, smallest
+        rng, side**2, side**2 - removed, smallest
     )
     assert visible.shape == (images, side**2) and visible.dtype == bool
     return ~np.asarray(visible).reshape(images, side, side)
 
 
 def by_loop(rng: random.Random, side: int, goal: int, smallest: int) -> np.ndarray:
-    """BEiT's way, until there are exactly as many as asked."""
+    """Remove rectangles as BEiT does until exactly `goal` patches are removed."""
     removed = np.zeros((side, side), bool)
     while removed.sum() < goal:
         missing = goal - int(removed.sum())
@@ -34,14 +34,14 @@ def by_loop(rng: random.Random, side: int, goal: int, smallest: int) -> np.ndarr
         if height >= side or width >= side:
             continue
         top, left = rng.randint(0, side - height), rng.randint(0, side - width)
-        block = removed[top : top + height, left : left + width]
-        if 0 < (~block).sum() <= missing:
-            block[:] = True
+        rectangle = removed[top : top + height, left : left + width]
+        if 0 < (~rectangle).sum() <= missing:
+            rectangle[:] = True
     return removed
 
 
 def edges(removed: np.ndarray) -> tuple[float, float]:
-    """How many neighbors differ, in columns and in rows: means over the images."""
+    """Count the neighbors that differ, along rows and along columns: means over the images."""
     return (
         (removed[:, :, 1:] != removed[:, :, :-1]).sum((1, 2)).mean(),
         (removed[:, 1:] != removed[:, :-1]).sum((1, 2)).mean(),
@@ -51,27 +51,27 @@ def edges(removed: np.ndarray) -> tuple[float, float]:
 @pytest.mark.parametrize(
     ("side", "removed", "smallest"), [(14, 75, 16), (14, 98, 16), (4, 6, 2), (2, 2, 16), (3, 8, 1)]
 )
-def test_exactly_as_many_as_asked_are_removed(side: int, removed: int, smallest: int) -> None:
+def test_the_number_of_removed_patches_is_exact(side: int, removed: int, smallest: int) -> None:
     found = draw(64, side, removed, smallest)
     assert (found.sum((1, 2)) == removed).all()
     assert len({mask.tobytes() for mask in found}) > (2 if side < 4 else 24)
 
 
-def test_they_are_removed_in_blocks_like_those_of_a_loop() -> None:
-    """Their outline and where they lie; single patches would have three times the outline."""
+def test_outlines_and_places_are_those_of_a_loop() -> None:
+    """Single patches would have an outline three times as long."""
     found, rng = draw(600, 14, 75, 16), random.Random(0)
     expected = np.stack([by_loop(rng, 14, 75, 16) for _ in range(600)])
     np.testing.assert_allclose(edges(found), edges(expected), rtol=0.05)
     assert sum(edges(found)) < 0.35 * 2 * 14 * 13 * 2 * (75 / 196) * (121 / 196)
     np.testing.assert_allclose(found.mean((0, 1)), expected.mean((0, 1)), atol=0.06)
     np.testing.assert_allclose(found.mean((0, 2)), expected.mean((0, 2)), atol=0.06)
-    # Blocks stand upright and lie flat, in one image or another.
+    # Some rectangles are high and some are wide.
     spans = [(m.any(1).sum(), m.any(0).sum()) for m in found]
     assert min(s[0] - s[1] for s in spans) < -2 and max(s[0] - s[1] for s in spans) > 2
 
 
-def test_no_block_spans_a_side() -> None:
-    """Two patches beside a third make a line of three now and then, as in the loop."""
+def test_rectangles_span_a_side_as_rarely_as_those_of_a_loop() -> None:
+    """No rectangle spans a side alone, but several together may, in the loop too."""
 
     def lines(removed: np.ndarray) -> float:
         return (removed.all(1) | removed.all(2)).any(1).mean()
@@ -81,8 +81,10 @@ def test_no_block_spans_a_side() -> None:
     assert lines(draw(600, 3, 3, 3)) == pytest.approx(expected, abs=0.06)
 
 
-def test_what_blocks_leave_missing_lies_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After three attempts a block is nearly always there, and something nearly always missing."""
+def test_the_remaining_patches_are_removed_beside_rectangles(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After three attempts nearly every image has a rectangle and lacks a few more patches."""
     monkeypatch.setattr(masking, "ATTEMPTS", 3)
     with_single = 0
     for removed in draw(64, 10, 20, 16):
@@ -93,9 +95,9 @@ def test_what_blocks_leave_missing_lies_beside_them(monkeypatch: pytest.MonkeyPa
     assert with_single < 4
 
 
-def test_an_image_keeps_its_blocks_wherever_in_the_batch_it_stands() -> None:
-    keys = jax.random.split(jax.random.key(1), 8)
+def test_the_position_in_the_batch_does_not_matter() -> None:
+    rng = jax.random.split(jax.random.key(1), 8)
     draw = jax.jit(rectangles_visible, static_argnums=(1, 2, 3))
     np.testing.assert_array_equal(
-        draw(keys[::-1], 64, 40, 4), np.asarray(draw(keys, 64, 40, 4))[::-1]
+        draw(rng[::-1], 64, 40, 4), np.asarray(draw(rng, 64, 40, 4))[::-1]
     )

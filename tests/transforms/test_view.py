@@ -1,4 +1,4 @@
-"""Pixels of a view."""
+"""The pixels and visible patches of a view."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,9 +16,9 @@ def test_unit_range() -> None:
 def test_normalize_by_imagenet() -> None:
     mean, deviation = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     np.testing.assert_allclose(normalize(jnp.array(mean)), 0, atol=1e-7)
-    one_off = jnp.array(mean) + 2 * jnp.array(deviation)
-    np.testing.assert_allclose(normalize(one_off), 2, rtol=1e-6)
-    np.testing.assert_allclose(denormalize(normalize(one_off)), one_off, rtol=1e-6)
+    pixels = jnp.array(mean) + 2 * jnp.array(deviation)
+    np.testing.assert_allclose(normalize(pixels), 2, rtol=1e-6)
+    np.testing.assert_allclose(denormalize(normalize(pixels)), pixels, rtol=1e-6)
 
 
 def test_whole_shows_every_patch() -> None:

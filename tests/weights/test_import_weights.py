@@ -375,8 +375,8 @@ def test_an_encoder_without_a_loss(timm: Arrays, heads: int, tmp_path: Path) -> 
     run = str(tmp_path / "run")
     for measure in ("psnr", "reconstruct"):  # no images are needed to fail
         assert main(["evaluate", measure, "--workdir", run]) == 2
-    found = evaluate_cka([run], source="photos", num_images=8, ratios=(0.5,), batch_size=8)
-    assert np.isfinite(found["models"][0]["values"]).all()
+    (found,) = evaluate_cka([run], source="photos", num_images=8, ratios=(0.5,), batch_size=8)
+    assert np.isfinite(found.result.values).all()
 
 
 def test_the_pixel_range_can_be_given(timm: Arrays, heads: int, tmp_path: Path) -> None:
