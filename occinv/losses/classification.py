@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import optax
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float) -> jax.Array:
@@ -14,9 +15,10 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float) -> jax
       labels: int [...].
       smoothing: The probability that is spread evenly over all C classes.
     """
-    log_probability = jax.nn.log_softmax(logits, axis=-1)
-    of_label = jnp.take_along_axis(log_probability, labels[..., None], axis=-1)[..., 0]
-    return -(1 - smoothing) * of_label - smoothing * log_probability.mean(-1)
+    if not smoothing:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
+    return optax.softmax_cross_entropy(logits, targets)
 
 
 def hits(logits: jax.Array, label: jax.Array) -> dict[str, jax.Array]:

@@ -6,6 +6,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import optax
 
 Negatives = Literal["position", "image", "batch"]
 
@@ -19,7 +20,7 @@ def unit(vectors: jax.Array) -> jax.Array:
 
 def cosine(first: jax.Array, second: jax.Array) -> jax.Array:
     """Return the cosine of [..., D] and [..., D]: [...], Eq. (10) once the heads are applied."""
-    return (unit(first) * unit(second)).sum(-1)
+    return optax.cosine_similarity(first, second, epsilon=1e-24)
 
 
 def byol(queries: jax.Array, keys: jax.Array) -> jax.Array:
@@ -55,5 +56,4 @@ def similarities(
 
 def info_nce(cosines: jax.Array, positive: jax.Array, temperature: float) -> jax.Array:
     """Return -log softmax of the positive, Eq. (9): [B, T] from `similarities`."""
-    log_probability = jax.nn.log_softmax(cosines / temperature, axis=-1)
-    return -jnp.take_along_axis(log_probability, positive[..., None], axis=-1)[..., 0]
+    return optax.softmax_cross_entropy_with_integer_labels(cosines / temperature, positive)

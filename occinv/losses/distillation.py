@@ -1,4 +1,4 @@
-"""Losses against a teacher's outputs."""
+"""The loss that regresses a teacher's features."""
 
 from __future__ import annotations
 
@@ -12,8 +12,3 @@ def smooth_l1(first: jax.Array, second: jax.Array, beta: float) -> jax.Array:
     It is `torch.nn.functional.smooth_l1_loss` without its mean.
     """
     return optax.huber_loss(first, second, delta=beta) / beta
-
-
-def soft_cross_entropy(logits: jax.Array, probabilities: jax.Array) -> jax.Array:
-    """Return -Σ p · log softmax(logits): [...] from [..., C] and [..., C]."""
-    return -(probabilities * jax.nn.log_softmax(logits, axis=-1)).sum(-1)

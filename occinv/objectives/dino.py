@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from occinv.data.crop import Crop
-from occinv.losses.distillation import soft_cross_entropy
 from occinv.models.heads import PrototypeHead
 from occinv.objectives.base import (
     FROZEN,
@@ -152,8 +152,8 @@ class DINO(Objective):
     def measure(self, s: jax.Array, t: jax.Array, center: jax.Array, step: jax.Array) -> Terms:
         """Cross-entropy of student and centered, sharpened teacher: [...] of [..., prototypes]."""
         teacher = jax.nn.softmax((t - center) / self.temperature(step))
-        loss = soft_cross_entropy(s / self.student_temperature, teacher)
-        entropy = soft_cross_entropy(jnp.log(jnp.maximum(teacher, 1e-30)), teacher)
+        loss = optax.softmax_cross_entropy(s / self.student_temperature, teacher)
+        entropy = optax.softmax_cross_entropy(jnp.log(jnp.maximum(teacher, 1e-30)), teacher)
         return Terms(loss, {"teacher_entropy": entropy})  # collapsed: near 0 or log(prototypes)
 
     def moved_center(self, center: jax.Array, teacher: Any, ctx: Context) -> jax.Array:

@@ -8,13 +8,14 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import linen as nn
 
 from occinv.data.crop import Crop
 from occinv.losses.chunked import chunked_info_nce
 from occinv.losses.classification import cross_entropy
 from occinv.losses.contrastive import byol, cosine
-from occinv.losses.distillation import smooth_l1, soft_cross_entropy
+from occinv.losses.distillation import smooth_l1
 from occinv.losses.reconstruction import mean_over, normalize_patches, patch_distance
 from occinv.models.decoder import Decoder, decoder_of, restore
 from occinv.models.heads import MlpHead, PrototypeHead
@@ -341,7 +342,7 @@ class Grid(Objective):
         center = ctx.state["center"]
         logits = (z2 - center) / DINO.teacher_temperature
         teacher = jax.nn.softmax(logits)
-        loss = soft_cross_entropy(z1 / DINO.student_temperature, teacher)
+        loss = optax.softmax_cross_entropy(z1 / DINO.student_temperature, teacher)
         seen = ctx.weight / ctx.weight.sum() @ z2.mean(1)
         state = {"center": ema(center, seen, DINO.center_momentum)}
-        return Terms(loss, {"teacher_entropy": soft_cross_entropy(logits, teacher)}, state)
+        return Terms(loss, {"teacher_entropy": optax.softmax_cross_entropy(logits, teacher)}, state)

@@ -1,4 +1,4 @@
-"""Visible tokens go back to their places."""
+"""The decoder, and how it puts visible tokens back at their positions."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import numpy as np
 from occinv.models.decoder import Decoder, restore
 
 
-def test_restore_puts_each_visible_token_where_its_patch_is() -> None:
+def test_restore_puts_each_visible_token_at_its_position() -> None:
     visible = np.array([[False, True, False, True], [True, True, False, False]])
     tokens = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
     missing = np.array([-1, -2, -3], np.float32)
@@ -24,7 +24,7 @@ def test_restore_of_a_whole_image_changes_nothing() -> None:
     np.testing.assert_array_equal(restore(tokens, jnp.ones((1, 4), bool), jnp.zeros(3)), tokens)
 
 
-def test_the_decoder_speaks_of_every_patch() -> None:
+def test_the_decoder_predicts_every_patch() -> None:
     decoder = Decoder(num_patches=4, patch_values=6, width=8, depth=1, heads=2)
     tokens = np.random.default_rng(0).normal(size=(2, 3, 5)).astype(np.float32)
     visible = np.array([[False, True, False, True], [True, True, False, False]])
@@ -36,6 +36,6 @@ def test_the_decoder_speaks_of_every_patch() -> None:
     compiled = jax.jit(predict)
     found = np.asarray(compiled(tokens, visible))
     assert found.shape == (2, 4, 6) and found.dtype == np.float32
-    # Which patches the tokens are of matters, also for the patches that are missing.
+    # The positions of the tokens matter, also for the patches that are missing.
     moved = np.asarray(compiled(tokens, visible[:, ::-1].copy()))
     assert np.abs(found - moved).max() > 1e-3

@@ -10,7 +10,7 @@ from occinv.models.heads import BatchNorm, ClassifierHead, MlpHead
 RNG = np.random.default_rng(0)
 
 
-def test_batch_norm_takes_all_axes_but_the_last() -> None:
+def test_batch_norm_normalizes_over_all_axes_but_the_last() -> None:
     x = RNG.normal(3, 2, (4, 5, 6)).astype(np.float32)
     params = {"scale": np.arange(6, dtype=np.float32), "bias": np.full(6, 0.5, np.float32)}
     found = BatchNorm().apply({"params": params}, x)
@@ -45,11 +45,11 @@ def test_mlp_head(norm: str) -> None:
 
 
 @pytest.mark.parametrize("pooling", ["mean", "class"])
-def test_classifier_pools_what_it_says(pooling: str) -> None:
+def test_classifier_pooling(pooling: str) -> None:
     head = ClassifierHead(num_classes=3, pooling=pooling)
     tokens = RNG.normal(size=(2, 5, 4)).astype(np.float32)
     params = jax.tree.map(np.asarray, head.init(jax.random.key(0), tokens)["params"])
-    assert np.abs(params["linear"]["kernel"]).max() < 1e-4  # a head that starts by saying nothing
+    assert np.abs(params["linear"]["kernel"]).max() < 1e-4  # its first logits are near 0
     params["linear"]["kernel"] = RNG.normal(size=(4, 3)).astype(np.float32)
     found = head.apply({"params": params}, tokens)
     pooled = tokens[:, 0]

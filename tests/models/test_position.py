@@ -1,15 +1,12 @@
-"""The position embedding; its values are held to the official ones in tests/fidelity."""
-
-from typing import Any
+"""The position embedding; tests/fidelity compares its values with the official ones."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from small_objectives import make
 
-from occinv import schema
-from occinv.models import vit
 from occinv.models.position import interpolate, sincos
-from occinv.objectives.base import Setting, make_objective
+from occinv.objectives import forward
 
 
 def test_the_first_half_encodes_the_column_and_the_second_the_row() -> None:
@@ -27,21 +24,16 @@ def test_the_first_half_encodes_the_column_and_the_second_the_row() -> None:
             assert np.isclose(rows[row, column, 0], np.sin(row), atol=1e-6)
 
 
-def test_another_grid_is_resized_when_an_encoder_is_taken_over() -> None:
-    small = schema.Encoder(name="micro", patch_size=4, width=16, depth=1, heads=2)
-
-    def objective(image_size: int) -> Any:
-        setting = Setting(vit.make_vit(small, image_size), 2, total_steps=1)
-        return make_objective({"name": "classification"}, setting)
-
-    before = objective(16).init_encoder(jax.random.key(0))
-    after = objective(24).init_encoder(jax.random.key(1), before)
+def test_the_position_of_another_grid_is_resized_when_a_run_starts_from_it() -> None:
+    small, large = (make("classification", size=size) for size in (16, 24))
+    before = forward.init(small, jax.random.key(0))[0]["encoder"]
+    after = forward.init(large, jax.random.key(1), before)[0]["encoder"]
     assert after["position"].shape == (1 + 36, 16)
     np.testing.assert_allclose(after["position"], interpolate(before["position"], 6))
     np.testing.assert_array_equal(after["class_token"], before["class_token"])
 
 
-def test_resizing_keeps_what_is_constant_and_the_class_token() -> None:
+def test_resizing_keeps_constant_channels_and_the_class_token() -> None:
     position = jnp.concatenate([jnp.full((1, 4), 7.0), jnp.tile(jnp.arange(4.0), (9, 1))])
     resized = interpolate(position, 5)
     np.testing.assert_allclose(resized[1:], jnp.tile(jnp.arange(4.0), (25, 1)), atol=1e-6)

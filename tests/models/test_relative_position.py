@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from numpy_vit import erf_gelu, norm, softmax
+from numpy_vit import MEAN, STD, erf_gelu, norm, softmax
 
 from occinv import schema
 from occinv.models import vit
 from occinv.models.position import relative_offsets
 from occinv.models.vit import ViT
+from occinv.objectives import forward
 from occinv.objectives.base import Setting, make_objective
 from occinv.schema import UserError
 
@@ -36,7 +37,7 @@ def weights_of(model: ViT) -> Any:
 
 
 def bias_of(table: np.ndarray, first: int, second: int, side: int = SIDE) -> np.ndarray:
-    """What tokens `first` and `second` (0: the class token) add to their attention: [heads]."""
+    """Return the bias [heads] of the attention of token `first` to `second`; 0: class token."""
     patches = (2 * side - 1) ** 2
     if 0 in (first, second):
         return table[patches + (first == 0 == second) * 2 + (second == 0 != first)]
@@ -45,9 +46,14 @@ def bias_of(table: np.ndarray, first: int, second: int, side: int = SIDE) -> np.
 
 
 def by_numpy(params: Any, pixels: np.ndarray, shown: np.ndarray) -> np.ndarray:
-    """The residual stream after the last block, of one image and the patches `shown` [n]."""
+    """Return the residual stream after the last block for the patches `shown` [n] of an image."""
     w = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
-    x = pixels.reshape(SIDE, PATCH, SIDE, PATCH, 3).swapaxes(1, 2).reshape(SIDE**2, -1)
+    x = (
+        ((pixels - MEAN) / STD)
+        .reshape(SIDE, PATCH, SIDE, PATCH, 3)
+        .swapaxes(1, 2)
+        .reshape(SIDE**2, -1)
+    )
     x = x @ w["patch_embed"]["kernel"] + w["patch_embed"]["bias"]
     x = np.concatenate([w["class_token"][None], x[shown]])
     tokens = [0, *(1 + shown)]
@@ -80,10 +86,10 @@ def pixels() -> np.ndarray:
 
 @pytest.mark.parametrize("relative_position", ["shared", "block"])
 @pytest.mark.parametrize("kept", [None, KEPT])
-def test_the_encoder_is_what_its_parameters_say(
+def test_the_encoder_equals_numpy(
     pixels: np.ndarray, relative_position: str, kept: int | None
 ) -> None:
-    """Of whole images, and where patches are dropped, each image others."""
+    """For whole images, and for images without patches, other ones in each image."""
     model = small(relative_position, layer_scale=0.1, final_norm=False)
     params, visible = weights_of(model), None
     order = np.random.default_rng(2).permuted(np.tile(np.arange(SIDE**2), (IMAGES, 1)), axis=1)
@@ -97,8 +103,8 @@ def test_the_encoder_is_what_its_parameters_say(
         np.testing.assert_allclose(found.tokens[b], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_smaller_grid_takes_its_part_of_the_table() -> None:
-    """The same difference of place is the same row, whatever the grid."""
+def test_a_smaller_grid_uses_a_part_of_the_table() -> None:
+    """Equal differences of position have the same row in every grid."""
     table = np.arange(7 * 7 + 3)[:, None]
     offsets = relative_offsets(2, 4)
     for first in range(5):
@@ -109,7 +115,7 @@ def test_a_smaller_grid_takes_its_part_of_the_table() -> None:
             assert table[offsets[first, second]] == bias_of(table, *big)
 
 
-def test_only_larger_images_are_refused(pixels: np.ndarray) -> None:
+def test_larger_images_are_refused(pixels: np.ndarray) -> None:
     model = small()
     params = {"params": weights_of(model)}
     assert model.apply(params, pixels[:, :4, :4]).tokens.shape == (IMAGES, 5, WIDTH)
@@ -117,7 +123,7 @@ def test_only_larger_images_are_refused(pixels: np.ndarray) -> None:
         model.apply(params, np.zeros((1, 12, 12, 3), np.float32))
 
 
-def test_neither_is_there_unless_asked_for(pixels: np.ndarray) -> None:
+def test_relative_position_and_layer_scale_are_optional(pixels: np.ndarray) -> None:
     plain = weights_of(small(None))
     assert "relative_position" not in plain and "scale1" not in plain["blocks"]["scan"]
     assert "position" in plain and "position" not in weights_of(small())
@@ -143,17 +149,20 @@ def test_bfloat16_adds_the_bias_in_float32(pixels: np.ndarray) -> None:
 
 
 def begin(relative_position: str, start: Any) -> Any:
-    """Parameters of an encoder that starts from those of another."""
+    """Return the parameters of an encoder that starts from those of another."""
     encoder = schema.Encoder(
         name="micro", patch_size=PATCH, width=WIDTH, depth=DEPTH, heads=HEADS,
         relative_position=relative_position,  # type: ignore[arg-type]
     )  # fmt: skip
-    objective = make_objective({"name": "mae"}, Setting(vit.make_vit(encoder, SIZE), 3, 10))
-    return jax.jit(objective.init_encoder)(jax.random.key(0), start)
+    objective = make_objective(
+        {"name": "classification"}, Setting(vit.make_vit(encoder, SIZE), 3, 10)
+    )
+    init = jax.jit(lambda start: forward.init(objective, jax.random.key(0), start)[0]["encoder"])
+    return init(start)
 
 
-def test_a_shared_table_starts_that_of_each_block() -> None:
-    """BEiT pretrains with the one and is fine-tuned with the other."""
+def test_a_shared_table_is_copied_to_each_block() -> None:
+    """BEiT is pretrained with a shared table and fine-tuned with one for each block."""
     start = weights_of(small("shared"))
     begun = begin("block", start)
     for block in range(DEPTH):
@@ -163,5 +172,5 @@ def test_a_shared_table_starts_that_of_each_block() -> None:
     own = weights_of(small("block"))
     begun = begin("block", own)
     np.testing.assert_array_equal(begun["relative_position"], own["relative_position"])
-    with pytest.raises(UserError, match="init_from: relative_position of that encoder is"):
+    with pytest.raises(UserError, match="init_from: relative_position of that encoder has shapes"):
         begin("shared", own)

@@ -1,4 +1,4 @@
-"""What the encoder sees, drops and passes on."""
+"""The encoder: normalization, removed patches, positions, drop path and sizes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy_vit import MEAN, STD
 
 from occinv import schema
 from occinv.models.blocks import drop_path
@@ -21,17 +22,22 @@ def small(**fields: Any) -> ViT:
     return ViT(image_size=SIZE, patch_size=PATCH, width=8, depth=2, heads=2, **fields)
 
 
-def run(model: ViT, pixels: np.ndarray, *rest: Any, keys: Any = None) -> Any:
-    """Features with weights that follow from their names alone."""
-    rng = np.random.default_rng(0)
+def weights_of(model: ViT) -> Any:
+    draw = np.random.default_rng(0)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))
-    weights = jax.tree.map(lambda x: 0.3 * rng.standard_normal(x.shape).astype(np.float32), shapes)
+    return jax.tree.map(
+        lambda x: 0.3 * draw.standard_normal(x.shape).astype(np.float32), shapes["params"]
+    )
 
-    def apply(pixels: jax.Array, visible: Any, keys: Any) -> Any:
-        return model.apply(weights, pixels, visible, KEPT if visible is not None else None, keys)
 
-    visible = rest[0] if rest else None
-    return jax.device_get(jax.jit(apply)(pixels, visible, keys))
+def run(model: ViT, pixels: np.ndarray, visible: Any = None, rng: Any = None) -> Any:
+    """Return features, computed with fixed random weights."""
+
+    def apply(pixels: jax.Array, visible: Any, rng: Any) -> Any:
+        kept = None if visible is None else KEPT
+        return model.apply({"params": weights_of(model)}, pixels, visible, kept, rng)
+
+    return jax.device_get(jax.jit(apply)(pixels, visible, rng))
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +52,42 @@ def visible() -> np.ndarray:
 
 
 def spoiled(pixels: np.ndarray, visible: np.ndarray) -> np.ndarray:
-    """Other pixels in every patch that is not visible."""
+    """Replace the pixels of every patch that is not visible."""
     grid = visible.reshape(IMAGES, 4, 4).repeat(PATCH, 1).repeat(PATCH, 2)[..., None]
     return np.where(grid, pixels, 7.0).astype(np.float32)
+
+
+@pytest.mark.parametrize("size", [SIZE, SIZE // 2])
+@pytest.mark.parametrize("pixel_range", ["imagenet", "half"])
+def test_pixels_are_normalized_at_the_door(pixels: np.ndarray, pixel_range: Any, size: int) -> None:
+    """With blocks that add nothing, a token is the linear projection of its normalized patch."""
+    model = small(relative_position="shared", final_norm=False, pixel_range=pixel_range)
+    weights = weights_of(model)
+    weights["blocks"] = jax.tree.map(np.zeros_like, weights["blocks"])
+    given = pixels[:, :size, :size]
+    tokens = np.asarray(model.apply({"params": weights}, given).tokens)
+    mean, deviation = {"imagenet": (MEAN, STD), "half": (0.5, 0.5)}[pixel_range]
+    kernel, bias = (weights["patch_embed"][name].astype(float) for name in ("kernel", "bias"))
+    side = size // PATCH
+    for b in range(IMAGES):
+        for n in range(side**2):
+            y, x = n // side * PATCH, n % side * PATCH
+            patch = (given[b, y : y + PATCH, x : x + PATCH].astype(float) - mean) / deviation
+            expected = patch.ravel() @ kernel + bias
+            np.testing.assert_allclose(tokens[b, 1 + n], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_frozen_patch_projection_has_no_gradient(pixels: np.ndarray, frozen: bool) -> None:
+    model = small(freeze_patch_embed=frozen)
+
+    def total(weights: Any) -> jax.Array:
+        return (model.apply({"params": weights}, pixels).tokens ** 3).sum()
+
+    gradient = jax.jit(jax.grad(total))(weights_of(model))
+    has_gradient = {name: bool(np.any(leaf)) for name, leaf in gradient["patch_embed"].items()}
+    assert has_gradient == {"kernel": not frozen, "bias": not frozen}
+    assert np.any(gradient["class_token"])
 
 
 @pytest.mark.parametrize("mask_token", [False, True])
@@ -62,7 +101,7 @@ def test_a_removed_patch_has_no_influence(
     assert found.blocks.shape == (2, IMAGES, 1 + tokens, 8)
     again = run(model, spoiled(pixels, visible), visible)
     np.testing.assert_array_equal(found.tokens, again.tokens)
-    # But a visible one has.
+    # A visible patch has an influence.
     other = run(model, spoiled(pixels, ~visible), visible)
     assert np.abs(found.tokens - other.tokens).max() > 1e-3
 
@@ -74,7 +113,7 @@ def test_dropping_and_replacing_differ(pixels: np.ndarray, visible: np.ndarray) 
 
 
 def test_tokens_keep_the_position_of_their_patch(pixels: np.ndarray) -> None:
-    """One visible patch at another place gives another feature of the same pixels."""
+    """The same pixels at another position give another feature."""
     same = np.broadcast_to(pixels[:1, :PATCH, :PATCH], (2, PATCH, PATCH, 3))
     canvas = np.tile(same[:1], (2, 4, 4, 1))
     visible = np.zeros((2, COUNT), bool)
@@ -90,11 +129,11 @@ def test_without_final_norm_tokens_are_the_last_block(pixels: np.ndarray) -> Non
     assert np.abs(normed.tokens - normed.blocks[-1]).max() > 1e-3
 
 
-def test_drop_path_of_the_encoder_acts_with_keys_only(pixels: np.ndarray) -> None:
+def test_drop_path_acts_only_with_an_rng(pixels: np.ndarray) -> None:
     model, plain = small(drop_path=0.9), run(small(), pixels)
     np.testing.assert_array_equal(run(model, pixels).tokens, plain.tokens)
-    keys = image_rngs(jax.random.key(0), jnp.int32(0), IMAGES)
-    dropped = run(model, pixels, keys=keys)
+    rng = image_rngs(jax.random.key(0), jnp.int32(0), IMAGES)
+    dropped = run(model, pixels, rng=rng)
     # The rate grows from 0 at the first block.
     np.testing.assert_allclose(dropped.blocks[0], plain.blocks[0], rtol=1e-6)
     assert np.abs(dropped.blocks[1] - plain.blocks[1]).max() > 1e-3
@@ -103,8 +142,8 @@ def test_drop_path_of_the_encoder_acts_with_keys_only(pixels: np.ndarray) -> Non
 def test_drop_path_drops_whole_branches_and_keeps_the_expectation() -> None:
     count, rate = 4000, 0.3
     branch = jnp.ones((count, 2, 3))
-    keys = image_rngs(jax.random.key(0), jnp.int32(0), count)
-    dropped = np.asarray(drop_path(keys, branch, jnp.float32(rate)))
+    rng = image_rngs(jax.random.key(0), jnp.int32(0), count)
+    dropped = np.asarray(drop_path(rng, branch, jnp.float32(rate)))
     values = dropped.reshape(count, -1)
     assert (values == values[:, :1]).all()
     np.testing.assert_allclose(np.unique(values), [0, 1 / (1 - rate)], rtol=1e-6)
@@ -113,7 +152,7 @@ def test_drop_path_drops_whole_branches_and_keeps_the_expectation() -> None:
     assert drop_path(None, branch, jnp.float32(rate)) is branch
 
 
-def test_build_by_name_and_with_parts_set_apart() -> None:
+def test_sizes_by_name_and_by_field() -> None:
     base = make_vit(schema.Encoder(name="base"), 224)
     assert (base.width, base.depth, base.heads) == SIZES["base"] == (768, 12, 12)
     assert base.num_patches == 196
@@ -122,11 +161,11 @@ def test_build_by_name_and_with_parts_set_apart() -> None:
 
 
 @pytest.mark.parametrize("width", [20, 30])
-def test_a_width_that_cannot_be_shared_by_the_heads(width: int) -> None:
+def test_a_width_that_the_heads_do_not_divide_is_refused(width: int) -> None:
     with pytest.raises(schema.UserError, match=rf"encoder.width={width}, expected a multiple of 4"):
         make_vit(schema.Encoder(name="micro", width=width, heads=8), 32)
 
 
-def test_a_width_that_the_position_embedding_cannot_fill() -> None:
+def test_a_width_that_is_not_a_multiple_of_4_is_refused() -> None:
     with pytest.raises(schema.UserError, match=r"encoder.width=6, expected a multiple of 4"):
         make_vit(schema.Encoder(name="micro", width=6, heads=2), 32)

@@ -1,4 +1,4 @@
-"""k-means of patches: what it finds, and which id a patch gets."""
+"""k-means of patches: its means, and the id of a patch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def tokenizer(**fields: int) -> KMeans:
 
 
 def batches(count: int = 3, seed: int = 0) -> list[np.ndarray]:
-    """Every patch is one of the colors, and a little noise."""
+    """Return images in which every patch is one of the colors with a little noise."""
     rng = np.random.default_rng(seed)
     which = rng.integers(len(COLORS), size=(count, 4, SIDE, SIDE))
     pixels = COLORS[which].repeat(PATCH, 2).repeat(PATCH, 3).astype(int)
@@ -43,7 +43,7 @@ def test_one_pass_finds_the_colors() -> None:
         assert np.abs(flat - color).max((1, 2)).min() <= 10
 
 
-def test_the_id_is_that_of_the_nearest_mean() -> None:
+def test_an_id_is_the_number_of_the_nearest_mean() -> None:
     rng = np.random.default_rng(1)
     means = rng.random((5, 3 * PATCH**2)).astype(np.float32)
     pixels = rng.random((2, SIDE * PATCH, SIDE * PATCH, 3)).astype(np.float32)
@@ -58,13 +58,13 @@ def test_the_id_is_that_of_the_nearest_mean() -> None:
                 assert found[b, row * SIDE + column] == nearest
 
 
-def test_it_follows_from_the_images_and_their_order() -> None:
+def test_means_depend_on_the_images_and_nothing_else() -> None:
     first, again = (fitted(tokenizer(), batches()) for _ in range(2))
     np.testing.assert_array_equal(first, again)
     assert (fitted(tokenizer(), batches(seed=1)) != first).any()
 
 
-def test_it_looks_at_no_more_images_than_it_may() -> None:
+def test_fitting_reads_no_more_than_fit_images() -> None:
     seen = 0
 
     def images() -> Iterator[np.ndarray]:
@@ -80,23 +80,23 @@ def test_it_looks_at_no_more_images_than_it_may() -> None:
     np.testing.assert_array_equal(means, fitted(few, [first, second[:2]]))
 
 
-def test_more_ids_than_patches() -> None:
-    message = r"num_ids=200: the 12 images that it is fitted on have only 108 patches"
+def test_more_ids_than_patches_are_refused() -> None:
+    message = r"num_ids=200, but the 12 images have only 108 patches"
     with pytest.raises(UserError, match=message):
         fitted(tokenizer(num_ids=200), batches())
-    # But one batch need not have so many.
+    # A single batch may have fewer.
     assert len(fitted(tokenizer(num_ids=100), batches())) == 100
 
 
 @pytest.mark.parametrize(
-    ("section", "said"),
+    ("section", "message"),
     [
         ({"name": "kmean"}, "unknown objective.tokenizer.name='kmean' (did you mean 'kmeans'?)"),
         ({}, "unknown objective.tokenizer.name=''"),
         ({"name": "kmeans", "ids": 3}, "unknown field 'objective.tokenizer.ids'"),
     ],
 )
-def test_mistakes(section: dict, said: str) -> None:
+def test_mistakes_in_the_config(section: dict, message: str) -> None:
     with pytest.raises(UserError) as caught:
         make_tokenizer(section, 8, 2)
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)

@@ -1,7 +1,8 @@
-"""A learned codebook: its loss, its use, and its ids in another run."""
+"""A learned codebook: its loss, how many codes it uses, and its ids in another run."""
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Iterator
@@ -9,9 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_equations import DECODER, IMAGES, PATCH, SIDE, make, make_batch, run, start
+from small_objectives import (
+    DECODER,
+    IMAGES,
+    PATCH,
+    SIDE,
+    Found,
+    make,
+    make_batch,
+    rngs_of,
+    run,
+    start,
+)
 from tiny_runs import DECODER as TINY_DECODER
 from tiny_runs import Crash, at_step, compile_once, crash, make_images, state_of, tiny
 from tiny_runs import run as train
@@ -21,10 +34,12 @@ from occinv.config import load_config
 from occinv.models import vit
 from occinv.models.tokenizers.base import make_tokenizer
 from occinv.models.tokenizers.kmeans import KMeans
+from occinv.objectives import forward
 from occinv.objectives.base import Setting, make_objective
 from occinv.schema import UserError
 from occinv.train import workdir
-from occinv.train.loop import Run, prepare
+from occinv.train.prepare import Run, prepare
+from occinv.transforms.view import whole
 
 NUM_IDS, WIDTH = 6, 3
 FIELDS = {"num_ids": NUM_IDS, "code_width": WIDTH, **DECODER}
@@ -34,13 +49,13 @@ def unit(x: np.ndarray) -> np.ndarray:
     return x / np.sqrt((x**2).sum())
 
 
-def nearest(found: dict[str, Any], b: int) -> list[tuple[np.ndarray, np.ndarray, int]]:
-    """For each patch of image b: its vector, the nearest code and its id, in float64."""
-    quantizer = found["params"]["quantizer"]
+def nearest(found: Found, b: int) -> list[tuple[np.ndarray, np.ndarray, int]]:
+    """Return vector, nearest code and id of each patch of image b, in float64."""
+    quantizer = found.params["quantizer"]
     kernel, bias = (quantizer["project"][n].astype(float) for n in ("kernel", "bias"))
     codes = [unit(code) for code in quantizer["codes"].astype(float)]
     patches = []
-    for token in found["rest"][0][b, 1:].astype(float):
+    for token in found.given[0][b, 1:].astype(float):
         z = unit(token @ kernel + bias)
         distances = [((z - code) ** 2).sum() for code in codes]
         best = distances.index(min(distances))
@@ -48,80 +63,69 @@ def nearest(found: dict[str, Any], b: int) -> list[tuple[np.ndarray, np.ndarray,
     return patches
 
 
+def tokens_and_patches(net: Any, views: Any, ctx: Any) -> Any:
+    """Return the tokens of f, and the patches decoded from their codes."""
+    return net.encode(views[0]).tokens, net.decode(net.quantize(views[0]).codes)
+
+
 def test_the_loss() -> None:
-    objective = make("vq", commitment=0.3, **FIELDS)
-
-    def rest(params: Any, state: Any, views: Any) -> Any:
-        z = objective.encode(params, views[0])
-        return z.tokens, objective.decode(params, objective.quantize(params, z))
-
-    found = run(objective, rest)
+    found = run(make("vq", commitment=0.3, **FIELDS), tokens_and_patches)
     for b in range(IMAGES):
-        target = found["image"][b].astype(float) / 255
+        target = found.image[b].astype(float) / 255
         target = (target - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
         target = target.reshape(SIDE, PATCH, SIDE, PATCH, 3).swapaxes(1, 2).reshape(SIDE**2, -1)
-        reconstruction = ((found["rest"][1][b] - target) ** 2).mean()
+        reconstruction = ((found.given[1][b] - target) ** 2).mean()
         apart = np.mean([((z - code) ** 2).sum() for z, code, _ in nearest(found, b)])
-        assert found["metrics"]["reconstruction"][b] == pytest.approx(reconstruction, rel=1e-4)
-        assert found["metrics"]["distance_to_code"][b] == pytest.approx(apart, rel=1e-4)
-        assert found["loss"][b] == pytest.approx(reconstruction + 1.3 * apart, rel=1e-4)
+        assert found.metrics["reconstruction"][b] == pytest.approx(reconstruction, rel=1e-4)
+        assert found.metrics["distance_to_code"][b] == pytest.approx(apart, rel=1e-4)
+        assert found.loss[b] == pytest.approx(reconstruction + 1.3 * apart, rel=1e-4)
 
 
-def test_which_term_teaches_what() -> None:
-    """The pixels' gradient reaches f past the choice of a code, and no code."""
+def test_the_gradient_of_each_term() -> None:
+    """The pixels' gradient passes the choice of a code and reaches f, but no code."""
     objective = make("vq", commitment=0.0, **FIELDS)
     committed = make("vq", commitment=1.0, **FIELDS)
-    params, _ = start(objective)
+    params, state = start(objective)
     batch = make_batch()
 
     def losses(params: Any) -> tuple[jax.Array, ...]:
-        view = objective.transform(batch.image / np.float32(255), None)[0]
-        z = objective.encode(params, view)
-        patches = objective.target(params, {}, view, batch, None)
-        decoded = objective.decode(params, objective.quantize(params, z))
-        pixels = ((decoded - patches) ** 2).mean()
-        both = (o.measure(params, {}, z, patches, view, view)[0] for o in (objective, committed))
-        return (pixels, *(loss.mean() for loss in both))
+        terms = [
+            forward.terms_of(which, params, state, batch, rngs_of(), jnp.int32(0))
+            for which in (objective, committed)
+        ]
+        pixels = terms[0].metrics["reconstruction"]
+        return tuple(loss.mean() for loss in (pixels, *(term.loss for term in terms)))
 
+    _, pull = jax.vjp(jax.jit(losses), params)
     pixels, plain, more = (
         {"codes": slope["quantizer"]["codes"], "f": slope["encoder"]["patch_embed"]["kernel"]}
         for weights in np.eye(3, dtype=np.float32)
-        for slope in [slopes(losses, params, weights)]
+        for slope in pull(tuple(weights))
     )
     assert not np.any(pixels["codes"]) and np.any(pixels["f"]) and np.any(plain["codes"])
-    # Without commitment f learns from the pixels alone, and codes do not feel it at all.
+    # Without commitment f learns from the pixels alone, and the codes do not depend on it at all.
     np.testing.assert_allclose(plain["f"], pixels["f"], rtol=1e-3, atol=1e-6)
     np.testing.assert_allclose(more["codes"], plain["codes"], rtol=1e-3, atol=1e-6)
     assert np.abs(more["f"] - plain["f"]).max() > 1e-4
 
 
-def slopes(losses: Any, params: Any, weights: np.ndarray) -> Any:
-    """The gradient of a sum of losses."""
-    if losses not in PULLS:
-        PULLS[losses] = jax.jit(lambda params, w: jax.vjp(losses, params)[1](tuple(w))[0])
-    return PULLS[losses](params, weights)
-
-
-PULLS: dict[Any, Any] = {}
-
-
-def test_use_of_the_codebook() -> None:
+def test_the_use_of_the_codebook() -> None:
     objective = make("vq", **FIELDS)
     uses = np.array([0.5, 0.25, 0.25, 0, 0, 0])
     summary = objective.summarize({"loss": 1.0, "uses": uses})
     assert summary["used_codes"] == 3 and summary["loss"] == 1.0
     assert summary["perplexity"] == pytest.approx(2**1.5)
     params, state = start(objective)
-    batch = make_batch()
-    batch = batch.replace(weight=np.array([1, 0, 1, 1, 0], np.float32))
-    sums = jax.jit(objective.evaluate)(params, state, batch, jax.random.split(jax.random.key(0), 5))
-    found = run(objective, lambda params, state, views: [objective.encode(params, views[0]).tokens])
+    batch = make_batch().replace(weight=np.array([1, 0, 1, 1, 0], np.float32))
+    evaluate = jax.jit(functools.partial(forward.evaluate, forward.for_evaluation(objective)))
+    evaluated = evaluate(params, state, batch, rngs_of(), jnp.int32(1))
+    found = run(objective, tokens_and_patches)
     expected = np.zeros(NUM_IDS)
     for b in (0, 2, 3):
         for _, _, best in nearest(found, b):
             expected[best] += 1 / SIDE**2
-    np.testing.assert_allclose(sums["uses"], expected, rtol=1e-5)
-    assert sums["count"] == 3 and sums["loss"].shape == ()
+    np.testing.assert_allclose(evaluated["uses"].compute(), expected / 3, rtol=1e-5)
+    assert evaluated["loss"].count == 3 and evaluated["loss"].compute().shape == ()
 
 
 CODEBOOK = ("objective.num_ids=8", "objective.code_width=4", *TINY_DECODER)
@@ -137,7 +141,7 @@ TOKENIZER = {
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A run that goes on compiles nothing anew."""
+    """Let runs that resume use programs that were compiled before."""
     with compile_once(tmp_path_factory.mktemp("compiled")):
         yield
 
@@ -149,13 +153,13 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of configs/tokenizer.py."""
+    """Return the workdir of a run of configs/tokenizer.py."""
     folder = tmp_path_factory.mktemp("runs") / "tokenizer"
     train(tiny("tokenizer", images, *STEPS, *CODEBOOK), folder)
     return folder
 
 
-def test_a_run_says_how_much_of_the_codebook_it_uses(trained: Path) -> None:
+def test_a_run_reports_the_use_of_its_codebook(trained: Path) -> None:
     metrics = json.loads((trained / workdir.RESULT).read_text())["metrics"]
     assert 1 <= metrics["perplexity"] <= metrics["used_codes"] <= 8
     assert metrics["used_codes"] == int(metrics["used_codes"])
@@ -170,28 +174,30 @@ def prepared(arguments: list[str]) -> Run:
     return prepare(schema.resolve(load_config(arguments[1], arguments[2:])))
 
 
-def furnished(arguments: list[str]) -> Any:
-    return prepared(arguments).furnish({})["tokenizer"]  # type: ignore[misc]
+def obtained(arguments: list[str]) -> Any:
+    """Return the parameters of the tokenizer that a run starts with."""
+    return prepared(arguments).tokenizers["tokenizer"]()
 
 
 def test_beit_predicts_the_ids_of_that_run(trained: Path, images: Path) -> None:
     section = {**TOKENIZER, "start": str(trained)}
-    found = furnished(beit(images, f"objective.tokenizer={section}"))
+    found = obtained(beit(images, f"objective.tokenizer={section}"))
     theirs = workdir.load_run(trained).params
     expected = {name: theirs[name] for name in ("encoder", "quantizer")}
     jax.tree.map(np.testing.assert_array_equal, found, expected)
-    # Its ids are those that the tokenizer's own run would give.
+    # Its ids are those of the tokenizer's own run.
     objective = workdir.load_run(trained).objective
     pixels = np.random.default_rng(0).random((3, 16, 16, 3)).astype(np.float32)
-    view = objective.transform(pixels, None)[0]
-    expected = jax.jit(lambda w: objective.quantize(w, objective.encode(w, view)).ids)(theirs)
+    view = whole(pixels, objective.setting.encoder.num_patches)
+    bind = objective.networks.bind
+    expected = jax.jit(lambda params: bind({"params": params}).quantize(view).ids)(theirs)
     given = make_tokenizer(TOKENIZER, 16, 8)
     np.testing.assert_array_equal(jax.jit(given.ids)(found, pixels), expected)
 
 
-def test_kmeans_follows_from_the_seed(images: Path) -> None:
+def test_kmeans_depends_on_the_seed(images: Path) -> None:
     def means(*fields: str) -> np.ndarray:
-        return furnished(beit(images, "objective.tokenizer.num_ids=5", *fields))["means"]
+        return obtained(beit(images, "objective.tokenizer.num_ids=5", *fields))["means"]
 
     first = means()
     assert first.shape == (5, 8 * 8 * 3) and np.ptp(first, 0).max() > 0.01
@@ -199,7 +205,7 @@ def test_kmeans_follows_from_the_seed(images: Path) -> None:
     assert (means("seed=1") != first).any()
 
 
-def test_a_run_that_goes_on_takes_the_means_of_its_checkpoint(
+def test_a_run_that_resumes_uses_the_means_of_its_checkpoint(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = beit(images, "objective.tokenizer.num_ids=5")
@@ -216,29 +222,29 @@ def test_a_run_that_goes_on_takes_the_means_of_its_checkpoint(
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"start": None}, "objective.tokenizer.start is missing"),
         ({"start": "nowhere"}, "nowhere is not the workdir of a run"),
-        ({"num_ids": 9}, "of other shapes than those of ['encoder', 'quantizer'] here"),
-        ({"name": "dalle", "encoder": None, "code_width": None}, "of ['dalle'] here; give"),
+        ({"num_ids": 9}, "with other shapes than those of ['encoder', 'quantizer'] here"),
+        ({"name": "dalle", "encoder": None, "code_width": None}, "of ['dalle'] here; set"),
         ({"encoder": {"patch_size": 4}}, "encoder.patch_size=4, expected 8: a patch has one id"),
     ],
 )
 def test_mistakes_before_anything_is_written(
-    change: dict[str, Any], said: str, trained: Path, images: Path, tmp_path: Path
+    change: dict[str, Any], message: str, trained: Path, images: Path, tmp_path: Path
 ) -> None:
     section = {**TOKENIZER, "start": str(trained), **change}
     section = {name: value for name, value in section.items() if value is not None}
     with pytest.raises(UserError) as caught:
         train(beit(images, f"objective.tokenizer={section}"), tmp_path / "run")
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_trained_run_can_be_read_without_its_tokenizer() -> None:
+def test_parameters_can_be_initialized_without_the_tokenizers_run() -> None:
     section = {"name": "beit", "tokenizer": {**TOKENIZER, "start": "gone"}}
     encoder = schema.Encoder(**TOKENIZER["encoder"])  # type: ignore[arg-type]
     objective = make_objective(section, Setting(vit.make_vit(encoder, 16), 2, 1))
-    shapes = jax.eval_shape(objective.init, jax.random.key(0))
+    shapes = jax.eval_shape(lambda: forward.init(objective, jax.random.key(0)))
     assert set(shapes[1]["tokenizer"]) == {"encoder", "quantizer"}
