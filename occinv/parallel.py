@@ -72,8 +72,8 @@ def make_mesh(devices: list[jax.Device] | None = None, fsdp: int = 1) -> Mesh:
     Raises:
       UserError: `fsdp`, the number of devices that share one train state, does not divide them.
     """
-    # The devices of a process are neighbors, so that it holds consecutive images of the global
-    # batch: image i is the same image with the same draws on any number of processes.
+    # Each process gets consecutive rows, so that image i of the global batch, and its draws, do
+    # not depend on the number of processes.
     devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
     if len(devices) % fsdp:
         possible = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
@@ -96,8 +96,7 @@ def of_state(mesh: Mesh, state: Any) -> Any:
     """Return the sharding of each array of a train state (arrays, or their shapes).
 
     In arrays of at least SHARDED_FROM numbers, the longest axis that the `fsdp` devices divide is
-    sharded over them (of equally long axes the last one, so that a stack of blocks is not split by
-    block). Over `data` every array is replicated.
+    sharded; on ties the last one, never the axis of blocks. Over `data` arrays are replicated.
     """
     count = mesh.shape["fsdp"]
 
@@ -142,8 +141,7 @@ def scatter(mesh: Mesh | None, gradient: Tree) -> Tree:
 def gather_block(mesh: Mesh, params: Tree) -> Tree:
     """Gather the sharded parameters of one block; their gradient is scattered again.
 
-    Without it the compiler would partition the arithmetic like the parameters, and send activations
-    between devices.
+    Otherwise XLA would shard matmuls by weights and communicate activations.
     """
     return jax.lax.with_sharding_constraint(params, replicated(mesh))
 

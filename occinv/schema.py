@@ -1,9 +1,9 @@
 """The fields of a config: their types, ranges and defaults, and the errors for anything else.
 
 A config file returns an `ml_collections.ConfigDict`. `resolve` turns it into the frozen dataclasses
-below, so that the rest of the library reads `experiment.train.batch_size` and never asks again
-whether a field exists, has the right type or makes sense. The section `objective` stays a mapping
-here: `make_objective` checks it against the fields of the objective that it names.
+below, so that the rest of the library reads `experiment.train.batch_size` without further checks.
+The section `objective` stays a mapping here: `make_objective` checks it against the fields of the
+objective that it names.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class UserError(Exception):
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Return ` (did you mean 'x'?)` for the choice nearest to `word`.
 
-    If none is near, the text lists every choice, or is empty where there are more than 50.
+    If none is near, list every choice, or nothing if there are more than 50.
     """
     choices = sorted(choices)
     if near := difflib.get_close_matches(word, choices, n=1, cutoff=0.5):
@@ -76,7 +76,7 @@ class Duration:
             raise UserError(f"{path} is {self}, expected a length of 0 or more")
 
     def in_steps(self, batch_size: int, num_examples: int) -> int:
-        """Return the nearest number of steps of `batch_size` images over `num_examples` images."""
+        """Return the length in steps of `batch_size` of `num_examples` images, rounded."""
         if self.steps is not None:
             return self.steps
         examples = self.examples if self.epochs is None else self.epochs * num_examples
@@ -107,7 +107,7 @@ class Data:
     list: str | None = None  # train on the images listed in this file: data/selections.py
     per_class: int | None = None  # train on this many images of each class
     fraction: Fraction | None = None  # train on this class-balanced fraction
-    num_images: Count | None = None  # train on this many; an epoch stays that of all (Tables 6-8)
+    num_images: Count | None = None  # train on this many; the epoch length stays (Tables 6-8)
     choose: Choice = "random"  # how num_images are chosen: data/selections.py
     data_dir: str | None = None  # the folder of tensorflow_datasets
     max_corrupt: Natural = 0  # images that may fail to decode before the run fails
@@ -127,7 +127,7 @@ class Encoder:
     train_position: bool = False  # False: the sine-cosine position embedding is fixed
     # BEiT: a learned attention bias instead of a position embedding, for all blocks or for each.
     relative_position: RelativePosition | None = None
-    layer_scale: float | None = None  # start of the learned factors on the branches; None: none
+    layer_scale: float | None = None  # initial LayerScale; None: off
     gelu: Literal["erf", "tanh"] = "erf"  # tanh: big_vision
     pixel_range: Literal["imagenet", "half"] = "imagenet"  # half: [-1, 1], big_vision
 
@@ -145,7 +145,7 @@ class Optimizer:
     trust_coefficient: float = 1e-3  # LARS
     weight_decay: NonNegative = 0.05
     final_weight_decay: NonNegative | None = None  # reached along a cosine; None: constant
-    decay: Literal["kernels", "tokens", "positions", "all"] = "tokens"  # each adds to those before
+    decay: Literal["kernels", "tokens", "positions", "all"] = "tokens"  # includes earlier groups
     layer_decay: Fraction = 1.0  # fine-tuning: learning-rate factor for each block below the head
     clip_norm: Positive | None = None
     clip_each: bool = False  # clip each parameter by its own norm instead of the global norm
@@ -157,10 +157,12 @@ class Train:
 
     batch_size: Count = 1024  # global: over all devices of all processes
     duration: Duration = Duration(epochs=100)
-    accumulate: Count = 1  # gradient accumulation steps of a batch
+    accumulate: Count = 1  # number of parts per batch
     fsdp: Count = 1  # devices that share one copy of parameters, EMA and optimizer state
     remat: bool = False  # recompute whole blocks in the backward pass
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # compute; parameters are float32
+    precision: Literal["auto", "float32", "bfloat16"] = (
+        "auto"  # compute dtype; parameters are float32
+    )
     log_every: Duration = Duration(steps=50)
     evaluate_every: Duration | None = None  # None: at the end only
     checkpoint_every: Duration = Duration(epochs=1)
@@ -170,7 +172,7 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """One run: every setting that its result depends on."""
+    """One run: all its settings."""
 
     objective: Mapping[str, Any]
     data: Data

@@ -23,11 +23,11 @@ class Layout:
     """How a stack of blocks is executed. It does not change what the stack computes.
 
     Attributes:
-      unroll: Stacks of at most this depth are unrolled and save every activation for the backward
-        pass, which is fastest for a small model on CPU. Deeper stacks become a loop, which compiles
-        in the time of one block. The loop saves only the products with parameters, most of the
-        arithmetic, and recomputes the rest: less traffic and a fraction of the memory.
-      remat: Recompute whole blocks in the backward pass: a third more arithmetic, least memory.
+      unroll: Stacks of at most this depth are unrolled and store every activation, which is fastest
+        for a small model on CPU. Deeper stacks become a loop, which compiles in the time of one
+        block. The loop stores the outputs of matmuls with weights and recomputes the rest: less
+        memory traffic and a fraction of the memory.
+      remat: Recompute whole blocks in the backward pass: a third more compute, least memory.
       mesh: The mesh that the train state is sharded over (`parallel.of_state`). A block gathers its
         own parameters when it is computed, forward and backward, so that no device ever holds the
         parameters of all blocks. None: every device holds all parameters.
@@ -38,7 +38,7 @@ class Layout:
     mesh: jax.sharding.Mesh | None = None
 
     def stack(self, block: Any, depth: int, in_axes: tuple[Any, ...], is_initializing: bool) -> Any:
-        """Return the module class that applies `depth` blocks (x, …) -> (x, y) one after the other.
+        """Return the module class that applies `depth` blocks (x, …) -> (x, y) in sequence.
 
         Parameters are stacked along a leading axis. `in_axes` are the scan axes of the arguments
         after x.
@@ -48,12 +48,12 @@ class Layout:
         if is_sharded:
             gather = functools.partial(parallel.gather_block, self.mesh)
             block = nn.map_variables(block, "params", gather, init=is_initializing)
-        # Do not save gathered parameters for the backward pass; all would become resident.
+        # Do not store gathered parameters for the backward pass: they would all stay in memory.
         if is_loop or is_sharded or self.remat:
             policy = (
                 None if self.remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
             )
-            # CSE cannot undo recomputation inside a loop, and the barriers against it are slow.
+            # Inside a loop the barriers against CSE are slow and not needed.
             block = nn.remat(block, prevent_cse=not is_loop, policy=policy)
         return nn.scan(
             block,
@@ -74,7 +74,7 @@ def exact_gelu(x: jax.Array) -> jax.Array:
     """Return x · Φ(x) by the error function in float32, as PyTorch does.
 
     `nn.gelu` uses the complementary error function. It is slower on CPU, and it differs from
-    PyTorch's where x is so far below zero that PyTorch's value is rounding.
+    PyTorch's for very negative x.
     """
     wide = x.astype(jnp.float32)
     return (wide * (1 + jax.lax.erf(wide * math.sqrt(0.5))) / 2).astype(x.dtype)
@@ -147,7 +147,7 @@ class Block(nn.Module):
       heads: The number of attention heads.
       gelu: See `Mlp`.
       dtype: The dtype of the computation.
-      layer_scale: The start of the factors on the two branches; None: no factors.
+      layer_scale: The initial value of LayerScale; None: no LayerScale.
     """
 
     heads: int

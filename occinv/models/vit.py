@@ -50,15 +50,15 @@ class ViT(nn.Module):
       train_position: Whether the position embedding is trained (fine-tuning) or stays sine-cosine.
       relative_position: A learned attention bias instead of a position embedding: one table
         `shared` by all blocks (BEiT's pretraining) or one for each `block` (its fine-tuning).
-      layer_scale: The start of the factors on the branches of every block; None: no factors.
+      layer_scale: The initial value of LayerScale; None: no LayerScale.
       mask_token: Whether removed patches are replaced by a learned token (C-MAE, BEiT) instead of
         dropped (MAE).
-      final_norm: Whether tokens pass the last layer norm. A classifier of the mean patch token has
+      final_norm: Whether the final layer norm is applied. A classifier of the mean patch token has
         its own norm after the mean instead (`models_vit.py` of the official MAE).
       freeze_patch_embed: Whether the patch projection gets no gradient (MoCo v3).
       gelu: The MLPs' GELU: exact as in PyTorch, or by `tanh` as in big_vision.
-      pixel_range: How pixels are normalized: by `imagenet`'s mean and deviation, or to `half`,
-        [-1, 1] (big_vision, some of timm).
+      pixel_range: How pixels are normalized: by `imagenet`'s mean and standard deviation, or to
+        [-1, 1] (`half`: big_vision, some of timm).
       dtype: The dtype of the computation; parameters are float32.
       layout: How the blocks are executed.
     """
@@ -95,9 +95,9 @@ class ViT(nn.Module):
     ) -> Features:
         """Encode `pixels` float32 [B, H, W, 3] in [0, 1].
 
-        Images may have another size than `image_size` (the local crops of DINO): the position
-        embedding is then resized as DINO does, and N is theirs. A relative position cannot be
-        resized to larger images.
+        Images may have another size than `image_size` (the local crops of DINO). The position
+        embedding is then resized as in DINO, and N counts their patches. A relative position
+        cannot be resized to larger images.
 
         Args:
           pixels: Images.
@@ -122,7 +122,7 @@ class ViT(nn.Module):
         position = None
         if self.relative_position is None:
             position = self.param("position", lambda _: jnp.asarray(sincos(own, width)))
-            # DINO adds 0.1 so that the size is not rounded down; it moves its sampling points.
+            # DINO adds 0.1 so that the size is not rounded down; this shifts the sampling points.
             position = interpolate(position, side, (side + 0.1) / own)
             if not self.train_position:
                 position = jax.lax.stop_gradient(position)
@@ -158,7 +158,7 @@ class ViT(nn.Module):
         return Features(x.astype(jnp.float32), blocks)
 
     def _relative(self, side: int, ids: jax.Array | None) -> RelativePosition | None:
-        """Return the bias for `side`² patches, of which those at `ids` [B, n] (or all) remain."""
+        """Return the bias of `side`² patches: of the visible ones at `ids` [B, n], or of all."""
         own = self.image_size // self.patch_size
         if self.relative_position is None:
             return None

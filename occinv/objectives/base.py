@@ -30,7 +30,7 @@ State = dict[str, Any]
 
 
 class Axes(NamedTuple):
-    """The row of the table, in words.
+    """The description of an objective in tables.
 
     Attributes:
       t1, t2: The transformations.
@@ -59,7 +59,7 @@ class Setting:
       dtype: The dtype of the computation.
       batch_size, num_images: The global batch, and the images in an epoch.
       mesh: The devices that share a batch; None: one device.
-      is_training: False in evaluation. Nothing else distinguishes the two.
+      is_training: False in evaluation, where the encoder has no drop path, either.
     """
 
     encoder: ViT
@@ -93,7 +93,7 @@ class Networks(nn.Module):
     encoder: ViT
 
     def encode(self, view: View, rng: jax.Array | None = None) -> Features:
-        """Return f(view); drop path draws by key array [B], None: no drop path."""
+        """Return f(view). `rng` is a key array [B] for drop path; None disables it."""
         return self.encoder(view.pixels, view.visible, view.kept, rng)
 
 
@@ -122,7 +122,7 @@ class Terms(NamedTuple):
     """The result of a loss.
 
     Attributes:
-      loss: float32 [B], image by image.
+      loss: float32 [B], one value per image.
       metrics: Each [B], or [B, K] in evaluation.
       state: The entries of the state that change, such as a center.
     """
@@ -156,7 +156,7 @@ class Reconstructs(Protocol):
 
 @runtime_checkable
 class Obtained(Protocol):
-    """Parameters that are not trained but loaded or fitted before the first step: a tokenizer's."""
+    """A part of the state that is loaded or fitted before the first step, such as a tokenizer."""
 
     def init(self) -> Params:
         """Return placeholders of the right shapes."""
@@ -169,8 +169,8 @@ class Obtained(Protocol):
 class Objective(ABC):
     """One row: T1, T2, the target of z2, and M. The fields of a subclass are its config section.
 
-    A new objective writes `networks`, `views` and `loss`, and `features` unless these are f of
-    every view. The other members are data with defaults.
+    A new objective writes `networks`, `views` and `loss`, and `features` if z is not simply f of
+    every view. The other members have defaults.
     """
 
     setting: Setting
@@ -187,7 +187,7 @@ class Objective(ABC):
 
     @property
     def couples(self) -> Literal["nothing", "loss", "features"]:
-        """The first place where an image's result depends on the other images of the batch.
+        """Where the images of a batch interact first.
 
         If it is the loss, gradient accumulation computes features part by part and the loss of the
         whole batch at once (GradCache). If it is the features, a batch cannot be accumulated.
@@ -235,7 +235,7 @@ class Objective(ABC):
 
 
 def mean_terms(terms: list[Terms]) -> Terms:
-    """Average losses and metrics over several pairs of views; the state is the first one's."""
+    """Average losses and metrics over several pairs of views; keep the state of the first."""
     loss, metrics = jax.tree.map(
         lambda *values: sum(values) / len(values), *((t.loss, t.metrics) for t in terms)
     )

@@ -48,8 +48,8 @@ class CMAENetworks(Networks):
 class CMAE(Objective):
     """-log [exp(s(z1, z2)/τ) / Σ_j exp(s(z1, z'_j)/τ)], s(z, z') = cos(q(p(z)), p'(z')).
 
-    z2 comes from an EMA copy of f and p. T1 and T2 are Eq. (6) followed by a color jitter of each
-    half. The choices that the paper leaves open are fields.
+    z2 comes from an EMA copy of f and p. T1 and T2 are complementary masks, Eq. (6), each followed
+    by its own color jitter. The choices that the paper leaves open are fields.
 
     Attributes:
       mask_ratio: The share of patches that T1 removes and T2 keeps; 0: both see the whole image.
@@ -58,8 +58,7 @@ class CMAE(Objective):
       similarity: `infonce`, or `byol`, which needs no negatives.
       negatives: z'_j: the same `position` of the other images, the other tokens of the same
         `image`, or all tokens of the `batch`.
-      key_chunk: The number of keys that a query meets at once: less memory, the same loss.
-        None: all keys.
+      key_chunk: Keys per chunk; it bounds memory and does not change the loss. None: all keys.
       mask_token: Whether removed patches are replaced by a learned token or dropped.
       symmetric: Whether the loss is also taken with the two views swapped, and the two averaged.
       temperature: τ.
@@ -128,7 +127,7 @@ class CMAE(Objective):
         return CMAENetworks(encoder, MlpHead(*sizes), MlpHead(*sizes), self.tokens)
 
     def views(self, pixels: jax.Array, rng: jax.Array) -> tuple[View, ...]:
-        """CutMix, Eq. (6), then the color jitter, of each half by its own draws."""
+        """CutMix, the mask of Eq. (6), then color jitter; each view by its own keys."""
         encoder = self.setting.encoder
         count = encoder.num_patches
         mask_rng, *view_rngs = split(rng, 3)
@@ -170,5 +169,5 @@ class CMAE(Objective):
         loss, agrees = chunked_info_nce(
             z1, z2, self.negatives, self.temperature, self.key_chunk, self.setting.mesh
         )
-        metrics["agreement"] = agrees.mean(1)  # chance: 1 in the number of keys
+        metrics["agreement"] = agrees.mean(1)  # chance level: 1 / number of keys
         return Terms(loss.mean(1), metrics)

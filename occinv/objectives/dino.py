@@ -36,7 +36,7 @@ class DINONetworks(Networks):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DINO(Objective):
-    """H(softmax((t - c) / τ_t), softmax(s / τ_s)) of every pair of a large and another crop.
+    """H(softmax((t - c) / τ_t), softmax(s / τ_s)) for every pair (large crop, other crop).
 
     t and s are the head's outputs for the class token by teacher and student. The teacher is an EMA
     copy of the student, c the running mean of t (`main_dino.py`, `DINOLoss` of the official code).
@@ -46,12 +46,12 @@ class DINO(Objective):
       local_crops, local_size, local_scale: The number of small crops, their pixels a side, and
         their area. The two large crops have `data.image_size` and `data.crop_scale`.
       student_temperature, teacher_temperature: τ_s and τ_t.
-      first_teacher_temperature, warmup: The start of τ_t, and how long it grows, epoch by epoch.
+      first_teacher_temperature, warmup: The initial τ_t, and its warm-up, epoch by epoch.
       momentum: The momentum of the teacher at the start; it grows to 1 along a cosine.
       center_momentum: The momentum of c.
       freeze_last_layer: How long the last layer is frozen.
       normalize_last_layer: Whether the prototypes keep length 1.
-      first, second, local: The augmentations of the crops; the official ones differ.
+      first, second, local: The augmentations of the crops, which differ as in the official code.
     """
 
     num_prototypes: Count = 65536
@@ -142,7 +142,7 @@ class DINO(Objective):
         return student, tuple(target.head(target.encode(view).tokens[:, 0]) for view in views[:2])
 
     def loss(self, net: Any, z: Any, views: tuple[View, ...], ctx: Context) -> Terms:
-        """The mean cross-entropy over pairs of different crops, and the center of the batch."""
+        """The mean cross-entropy over pairs of different crops, and the updated center."""
         student, teacher = z
         pairs = [(s, t) for j, t in enumerate(teacher) for i, s in enumerate(student) if i != j]
         center = ctx.state["center"]
@@ -154,10 +154,10 @@ class DINO(Objective):
         teacher = jax.nn.softmax((t - center) / self.temperature(step))
         loss = optax.softmax_cross_entropy(s / self.student_temperature, teacher)
         entropy = optax.softmax_cross_entropy(jnp.log(jnp.maximum(teacher, 1e-30)), teacher)
-        return Terms(loss, {"teacher_entropy": entropy})  # collapsed: near 0 or log(prototypes)
+        return Terms(loss, {"teacher_entropy": entropy})  # 0 or log(prototypes): collapse
 
     def moved_center(self, center: jax.Array, teacher: Any, ctx: Context) -> jax.Array:
-        """Return c after it moved by the mean of the teacher's outputs, [B, prototypes] each."""
+        """Return c, updated by the mean of the teacher's outputs, [B, prototypes] each."""
         share = ctx.weight / ctx.weight.sum()
         seen = sum(share @ logits for logits in teacher) / len(teacher)
         return ema(center, seen, self.center_momentum)

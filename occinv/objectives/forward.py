@@ -32,7 +32,7 @@ def bind(
     target = state.get("target")
     if target is not None:
         target = networks.bind({"params": jax.lax.stop_gradient(target)})
-    _, features_rng = split(rng, 2)  # the first half draws the views
+    _, features_rng = split(rng, 2)  # `represent` uses the other key
     ctx = Context(features_rng, step, batch.label, batch.weight, state, target)
     return networks.bind({"params": params}), ctx
 
@@ -40,7 +40,7 @@ def bind(
 def init(
     objective: Objective, rng: jax.Array, encoder: Params | None = None
 ) -> tuple[Params, State]:
-    """Draw parameters by a scalar PRNG key, and make the state.
+    """Initialize parameters by a scalar PRNG key, and make the state.
 
     The networks are initialized by a forward pass of one black image on one device. f starts from
     `encoder`, where given: see `start_from`.
@@ -74,7 +74,7 @@ def init(
 
 
 def update_target(objective: Objective, params: Params, state: State, step: jax.Array) -> State:
-    """Return the state with which step number `step` runs: EMA copies move."""
+    """Update the EMA copies before step number `step`."""
     moved = {
         name: part.update(state[name], params, step, objective.setting.total_steps)
         for name, part in objective.state.items()
@@ -131,7 +131,7 @@ def terms_of(
 def weighted(
     terms: Terms, weight: jax.Array
 ) -> tuple[jax.Array, tuple[State, dict[str, jax.Array]]]:
-    """Average `terms` by weight [B], not all 0: loss [], (state, metrics)."""
+    """Average `terms` by weight [B]: loss [], (state, metrics). Weights must not all be 0."""
     weight = weight / weight.sum()
     metrics = {name: (weight * value).sum() for name, value in terms.metrics.items()}
     return (weight * terms.loss).sum(), (terms.state, metrics)
@@ -145,7 +145,7 @@ def mean_loss(
     rng: jax.Array,
     step: jax.Array,
 ) -> tuple[jax.Array, tuple[State, dict[str, jax.Array]]]:
-    """Return the function that the train step differentiates: loss [], (state, metrics).
+    """Return loss [], (state, metrics) of a batch. The train step differentiates this function.
 
     Args:
       objective: Any objective.
@@ -159,7 +159,7 @@ def mean_loss(
 
 
 def for_evaluation(objective: Objective) -> Objective:
-    """Return the objective with `is_training` off; no drop path acts."""
+    """Return the objective with `is_training` and drop path off."""
     setting = objective.setting
     encoder = setting.encoder.clone(drop_path=0.0)
     setting = dataclasses.replace(setting, encoder=encoder, is_training=False)
@@ -175,7 +175,8 @@ def evaluate(
     step: jax.Array,
 ) -> dict[str, clu_metrics.Average]:
     """Return loss and metrics of a batch as averages to merge; padding does not count."""
-    terms = terms_of(objective, params, state, batch, rng, jnp.maximum(step - 1, 0))
+    last_step = jnp.maximum(step - 1, 0)  # schedules such as DINO's are those of the last step
+    terms = terms_of(objective, params, state, batch, rng, last_step)
     mask = batch.weight > 0
 
     def average(values: jax.Array) -> Any:

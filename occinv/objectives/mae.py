@@ -21,7 +21,7 @@ from occinv.transforms.view import View, denormalize, normalize, whole
 
 
 class MAENetworks(Networks):
-    """f and d."""
+    """The encoder f and the decoder d."""
 
     decoder: Decoder
 
@@ -32,7 +32,7 @@ class MAENetworks(Networks):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MAE(Objective):
-    """‖(d(f(x ⊙ M)) - x) ⊙ (1 - M)‖².
+    """‖(d(f(x ⊙ M)) - x) ⊙ (1 - M)‖², where M are the visible patches.
 
     Attributes:
       mask_ratio: The share of patches that T1 removes; 0 makes it an autoencoder of all patches.
@@ -40,7 +40,7 @@ class MAE(Objective):
       color: The jitter after CutMix, or None.
       augmented: What CutMix and jitter change: the `input` of the encoder, with the original
         pixels as target (Table 4's "unmasked only"), or the whole `image`, including the target.
-      normalize_target: Whether each target patch is scaled to mean 0 and deviation 1.
+      normalize_target: Whether each target patch is scaled to mean 0 and standard deviation 1.
       decoder_width, decoder_depth, decoder_heads: The size of d.
     """
 
@@ -66,6 +66,7 @@ class MAE(Objective):
 
     @property
     def couples(self) -> Literal["nothing", "features"]:
+        # CutMix pastes other images before f sees them.
         return "features" if self.cutmix and self.setting.is_training else "nothing"
 
     @property
@@ -75,7 +76,7 @@ class MAE(Objective):
         return MAENetworks(encoder, decoder_of(encoder, *sizes, self.setting.dtype))
 
     def views(self, pixels: jax.Array, rng: jax.Array) -> tuple[View, ...]:
-        """Eq. (6): T1(x) = x ⊙ M, T2(x) = x ⊙ (1 - M), where T1 sees the augmented image."""
+        """Eq. (6): T1(x) = x ⊙ M of the augmented image, T2(x) = x ⊙ (1 - M) of the target."""
         count = self.setting.encoder.num_patches
         seen = self.augment(pixels, fold(rng, 1))
         target = pixels if self.augmented == "input" else seen
@@ -98,7 +99,7 @@ class MAE(Objective):
         return net.encode(views[0], fold(ctx.rng, 0))
 
     def loss(self, net: MAENetworks, z: Any, views: tuple[View, ...], ctx: Context) -> Terms:
-        """Eq. (3): over the patches that T1 removed, which T2 shows (without masking, all)."""
+        """Eq. (3): the distance on removed patches, or on all patches if mask_ratio is 0."""
         first, second = views
         predicted = net.decode(z, first)
         return Terms(patch_distance(predicted, self.patches(second), second.visible), {})

@@ -44,12 +44,11 @@ class MoCoV3(Objective):
 
     Attributes:
       temperature: τ.
-      key_chunk: The number of keys that a query meets at once: less memory, the same loss.
-        None: all keys.
+      key_chunk: Keys per chunk; it bounds memory and does not change the loss. None: all keys.
       momentum: The momentum of the EMA target at the start; it grows to 1 along a cosine.
       head_hidden, head_out: The size of projector (three layers) and predictor (two).
       freeze_patch_embed: Whether the patch projection keeps its initial values, for stability.
-      first, second: The augmentations of the two crops; the official ones differ.
+      first, second: The augmentations of the two crops, which differ as in the official code.
     """
 
     temperature: float = 0.2

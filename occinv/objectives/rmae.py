@@ -1,4 +1,4 @@
-"""R-MAE, Eq. (8): MAE as a siamese method, its nested constraint relaxed into a second term."""
+"""R-MAE, Eq. (8): MAE as a siamese method; its constraint d(f(T2 x)) = T2 x becomes a penalty."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from occinv.transforms.view import View, whole
 class RMAE(MAE):
     """‖(d(f(T1 x)) - d(f(T2 x))) ⊙ (1 - M)‖² + λ ‖(d(f(T2 x)) - T2 x) ⊙ (1 - M)‖².
 
-    Both terms train f and d, without stop-gradient, and share one decoder (φ = φ').
+    M are the patches that T1 keeps. One encoder f and one decoder d serve both views, and gradients
+    flow through both.
 
     Attributes:
-      t2: `complement` of T1 (R-MAE); `independent`, drawn with `t2_mask_ratio` (R-MAE†), where
-        both terms are taken on patches that T1 removed and T2 shows; `identity` (R-MAE‡).
+      t2: `complement` of T1 (R-MAE); `independent`, drawn with `t2_mask_ratio` (R-MAE†): both terms
+        are then taken on patches that T1 removes and T2 keeps; `identity` (R-MAE‡).
       t2_mask_ratio: The share of patches that an independent T2 removes.
       constraint_weight: λ.
       constraint_region: The patches of the second term under `identity`: `all`, a plain
@@ -53,7 +54,7 @@ class RMAE(MAE):
         return Axes(t1, t2, "same encoder", "decoder L2", "siamese", paper)
 
     def views(self, pixels: jax.Array, rng: jax.Array) -> tuple[View, ...]:
-        """T1 removes patches; T2 is its complement, another draw, or the whole image."""
+        """T1 removes patches; T2 keeps the complement, another draw, or all, unaugmented."""
         count = self.setting.encoder.num_patches
         first_rng, second_rng = split(rng, 2)
         first, second = super().views(pixels, first_rng)
@@ -65,15 +66,15 @@ class RMAE(MAE):
         return first, second
 
     def features(self, net: MAENetworks, views: tuple[View, ...], ctx: Context) -> Any:
-        """z1 = f(T1 x) and z2 = f(T2 x), by the same encoder."""
+        """z1 = f(T1 x) and z2 = f(T2 x); MAE encodes T1 alone."""
         return tuple(net.encode(view, fold(ctx.rng, i)) for i, view in enumerate(views))
 
     def loss(self, net: MAENetworks, z: Any, views: tuple[View, ...], ctx: Context) -> Terms:
-        """The distance of Eq. (5), and with weight λ the relaxed constraint of Eq. (7)."""
+        """The distance of the decoded views, Eq. (5), and λ times that of decoded T2 and pixels."""
         first, second = views
         z1, z2 = z
         decoded = net.decode(z1, first), net.decode(z2, second)
-        removed = ~first.visible & second.visible  # 1 - M, as far as T2 shows it
+        removed = ~first.visible & second.visible  # removed by T1 and kept by T2
         is_autoencoder = self.t2 == "identity" and self.constraint_region == "all"
         region = second.visible if is_autoencoder else removed
         distance = patch_distance(*decoded, removed)

@@ -1,8 +1,8 @@
 """Gradient accumulation, with the loss and the gradient of the whole batch.
 
-Where each image's loss is its own, they are the means over the parts (`mean_of_parts`). Where the
-loss compares the images of the batch, the parts are computed twice (`grad_cache`): GradCache, Gao
-et al. 2021, arXiv:2101.06983.
+If the losses of images are independent, the parts are averaged (`mean_of_parts`). If the loss
+compares the images of the batch, the parts are computed twice (`grad_cache`): GradCache, Gao et al.
+2021, arXiv:2101.06983.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from occinv.objectives.base import Objective
 def split_batch(arrays: Any, parts: int) -> Any:
     """Split the leading axis B of each array: [parts, B / parts].
 
-    Part i has every `parts`-th image from i on, so that each device works on its own images.
+    Part i has the images i, i + parts, …, so that each device works on its own images.
     """
     return jax.tree.map(
         lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), arrays
@@ -36,8 +36,8 @@ def join_parts(arrays: Any) -> Any:
 def mean_of_parts(function: Callable[..., Any], arguments: Any, parts: int) -> Any:
     """Return the mean of `function` over equal parts of `arguments`.
 
-    The mean of a state is right, too: every part moves an EMA in the same way, and moves a center
-    by its own images.
+    The state may be averaged, too: all parts apply the same EMA update, and each updates a center
+    with its own images.
     """
     if parts == 1:
         return function(*arguments)

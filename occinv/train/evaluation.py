@@ -25,15 +25,15 @@ NUM_PICTURES = 8
 def make_evaluation(run: Run) -> Callable[[TrainState], dict[str, float]]:
     """Return a function from a state to the mean loss and metrics over the validation images.
 
-    Padding does not count. An objective that compares the images of a batch would compare them with
-    the padding, too, so its incomplete last batch is left out.
+    Padding does not count. If the images of a batch interact in the loss, padding would, too, so
+    the incomplete last batch is skipped.
     """
     mesh = run.assembly.mesh
     objective = forward.for_evaluation(run.assembly.objective)
 
     def averages(state: TrainState, batch: Batch, number: jax.Array) -> Any:
         params, own = parallel.gather(mesh, (state.params, state.objective_state))
-        # Every evaluation draws the same masks, so that only the model changes between them.
+        # Every evaluation uses the same masks, so that results are comparable.
         rng = image_rngs(jax.random.key(0), number, batch.label.shape[0])
         return forward.evaluate(objective, params, own, batch, rng, state.step)
 

@@ -59,10 +59,10 @@ class Outcome(NamedTuple):
 
 
 def train(experiment: Experiment, workdir: Path, watch: Watch | None = None) -> Outcome:
-    """Train in `workdir`, from the newest checkpoint there, to the end or to a signal.
+    """Train in `workdir`, from the newest checkpoint there, until the end or a signal.
 
-    A run that is killed at any moment and called again ends with exactly the parameters of a run
-    that was not.
+    A run that was killed at any moment and restarted gives exactly the parameters of an
+    uninterrupted run.
 
     Raises:
       UserError: The config or the data is wrong; nothing is written.
@@ -122,7 +122,7 @@ def start_or_resume(run: Run, checkpoints: Checkpoints) -> TrainState:
 
 
 def as_items(state: TrainState) -> dict[str, Any]:
-    """Return the items of a checkpoint: parameters apart, so that readers need no optimizer."""
+    """Return the items of a checkpoint. Parameters are their own item, to be loaded alone."""
     fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
     return {"params": fields.pop("params"), "rest": fields}
 
@@ -164,7 +164,7 @@ def run_steps(
         step += 1
         clock.steps += 1
         recent.append(of_step)
-        if len(recent) > 2:  # without this wait, batches would pile up on the device
+        if len(recent) > 2:  # at most two batches queue on the device
             jax.block_until_ready(recent[-3])
         logged = None
         if step % log_every == 0 or step == steps:
@@ -186,13 +186,13 @@ def run_steps(
         if stop.is_due(step):
             save()
             break
-    if done == steps:  # killed between the last checkpoint and result.json
+    if done == steps:  # the run was killed after its last checkpoint, before result.json
         metrics = evaluate(state)
     return step, metrics
 
 
 class Clock:
-    """The speed since it was made, of steps without compilation and evaluation."""
+    """Training speed since creation, without compilation and evaluation."""
 
     def __init__(self) -> None:
         self.steps = 0
@@ -247,7 +247,7 @@ def make_writer(workdir: Path, done: int) -> Writer:
 
 
 def describe(run: Run, state: TrainState, writer: Writer, done: int) -> None:
-    """Log parameters, arithmetic, data and devices; TensorBoard also gets config and parameters."""
+    """Log parameter counts, FLOPs, data and devices; write config and parameters to TensorBoard."""
     assembly = run.assembly
     experiment = assembly.experiment
     sizes = {name: parameter_overview.count_parameters(part) for name, part in state.params.items()}

@@ -16,9 +16,9 @@ from occinv.objectives.base import ParamGroup
 from occinv.parallel import STACK
 from occinv.schema import Optimizer
 
-# Each choice of `optimizer.decay` adds its names to those before it.
+# Each choice of `optimizer.decay` includes all earlier ones.
 DECAYED = {
-    "kernels": ("kernel", "relative_position"),  # two dimensions, the criterion of PyTorch code
+    "kernels": ("kernel", "relative_position"),  # 2-D parameters, as in PyTorch code
     "tokens": ("class_token", "mask_token"),
     "positions": ("position",),
     "all": ("bias", "scale"),
@@ -42,7 +42,7 @@ def learning_rate(config: Optimizer, batch_size: int, warmup: int, steps: int) -
 def is_decayed(path: KeyPath, config: Optimizer) -> bool:
     """Whether weight decay acts on a parameter: on matrices, and on what `config.decay` adds.
 
-    The official MAE decays class and mask tokens too in pretraining and only matrices in
+    The official MAE decays class and mask tokens, too, in pretraining, and only matrices in
     fine-tuning (`no_weight_decay` of models_vit.py); DINO all but norms and biases
     (`get_params_groups`), MoCo v3 everything.
     """
@@ -54,8 +54,8 @@ def is_decayed(path: KeyPath, config: Optimizer) -> bool:
 def layer_scales(params: Any, layer_decay: float) -> Any:
     """Return the learning-rate factor of each parameter, shaped to broadcast over it.
 
-    The factor is layer_decay ** (layers above): 1 for heads and the last norm, one power more for
-    each block further down, the most for the embedding (`lr_decay.py` of the official MAE).
+    The factor is layer_decay ** (layers above): 1 for heads and the last norm; each lower block has
+    one more power, and the embedding the most (`lr_decay.py` of the official MAE).
     """
     blocks = params["encoder"]["blocks"]
     depth = jax.tree.leaves(blocks)[0].shape[0]
@@ -65,7 +65,7 @@ def layer_scales(params: Any, layer_decay: float) -> Any:
         if keys[0] != "encoder" or keys[1] == "norm":
             return jnp.ones(())
         if keys[1] == "relative_position" and value.shape[0] != depth:
-            return jnp.ones(())  # shared by all blocks: as the head (`optim_factory.py` of BEiT)
+            return jnp.ones(())  # a shared table is not scaled, like the head (`optim_factory.py`)
         if keys[1] in ("blocks", "relative_position"):
             above = depth - jnp.arange(depth, dtype=jnp.float32)
             return (layer_decay**above).reshape(depth, *[1] * (value.ndim - 1))
@@ -86,9 +86,9 @@ def make_optimizer(
       config: The section.
       schedule: The learning rate by step.
       steps: The length of the run, over which the weight decay changes if it does.
-      groups: Parameters below a path with another learning rate, or that are trained later or
-        never. Until its first step nothing of a parameter changes: no decay, no moments, no count,
-        as in PyTorch for a parameter without a gradient.
+      groups: Parameter groups by path: a learning-rate factor, a later start, or frozen. Before
+        its start a parameter has no update, decay or moments, as in PyTorch for a parameter
+        without a gradient.
     """
     groups = groups or {}
 
@@ -159,7 +159,7 @@ def update_rule(
 
 
 def clipping(config: Optimizer) -> optax.GradientTransformation:
-    """Clip gradients to `clip_norm`: by their global norm, or each parameter by its own (DINO)."""
+    """Clip gradients to `clip_norm`: by their global norm, or each by its own norm (DINO)."""
     limit = config.clip_norm
     if limit is None:
         return optax.identity()

@@ -1,4 +1,4 @@
-"""From a config to a run: open the data, build everything, check it together, write nothing."""
+"""From a config to a run: open the data, build every part, check that they fit, write nothing."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Run:
     obtain: dict[str, Callable[[], Any]]
 
     def every(self, interval: Duration | None) -> int:
-        """Return an interval in steps, at least 1; None is the whole run."""
+        """Return an interval in steps, at least 1; None: once, at the end."""
         run = self.assembly
         if interval is None:
             return run.steps
@@ -56,7 +56,7 @@ def prepare(experiment: Experiment) -> Run:
     everything = open_source(data.source, train=True, data_dir=data.data_dir, classes=data.classes)
     validation = open_validation(experiment, everything)
     source = select(everything, data, experiment.seed)
-    # With data.num_images an epoch stays that of all images, so that it has at least one step.
+    # With data.num_images the length of an epoch is that of the full data set.
     epoch = len(source if data.num_images is None else everything)
     mesh = parallel.make_mesh(fsdp=train.fsdp)
     assembly = assemble(experiment, mesh, len(source.classes), epoch)
@@ -105,10 +105,10 @@ def prepare(experiment: Experiment) -> Run:
 
 
 def check_same_encoder(before: ViT, now: ViT) -> None:
-    """Raise UserError where two encoders differ in settings that no shape shows."""
+    """Raise UserError where two encoders differ in settings that parameter shapes cannot reveal."""
     for name in ("heads", "gelu", "pixel_range", "relative_position", "layer_scale"):
         theirs, ours = getattr(before, name), getattr(now, name)
-        # Shared relative positions may be copied to each block, and another start is no difference.
+        # A shared relative position may be copied to each block; another initial value is allowed.
         is_learned = name in ("relative_position", "layer_scale")
         if theirs != ours and not (is_learned and None not in (theirs, ours)):
             raise UserError(
@@ -118,7 +118,7 @@ def check_same_encoder(before: ViT, now: ViT) -> None:
 
 
 def open_validation(experiment: Experiment, source: Source) -> Source | None:
-    """Open the validation images, or return None if the data has none and none are named."""
+    """Open the validation images; None if the data has none and data.eval_source is not set."""
     data = experiment.data
     spec = data.eval_source or data.source
     opened = open_source(spec, train=False, data_dir=data.data_dir, classes=data.classes)

@@ -1,8 +1,7 @@
 """The one train step, for every objective: its state, its function, and its compiled program.
 
-`Assembly` holds what a config makes without its data, `make_step` the function of a step, and
-`trace_step` traces it for the mesh. `train` and `plan` both start here, so that the step that is
-planned is the step that is trained.
+`Assembly` holds objective, optimizer and schedule of a config, `make_step` returns the function of
+a step, and `trace_step` traces it for the mesh. `train` and `plan` use the same step.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ FOR_CPU = {"xla_cpu_copy_insertion_use_region_analysis": True}
 
 @dataclasses.dataclass(frozen=True)
 class Assembly:
-    """The part of a run that does not depend on its data.
+    """Objective, optimizer and schedule of a run, without its data.
 
     Attributes:
       experiment: The config.
@@ -100,7 +99,7 @@ class TrainState:
 
     Attributes:
       step: int32 [], the number of steps taken.
-      seed: uint32 [], which every draw depends on. It is data, so that seeds share a program.
+      seed: uint32 [], which every draw depends on. Another seed needs no recompilation.
       params: Parameters by network: `encoder` and those of M.
       objective_state: The objective's own state, such as an EMA target.
       opt_state: The optimizer's state.
@@ -146,7 +145,7 @@ def make_step(
     """Return the function (state, global batch) -> (state, metrics) of a step.
 
     With `accumulate` the batch is computed in that many parts, with the same gradient in less
-    memory. A step whose loss or gradient is not finite changes nothing but the counters.
+    memory. A step whose loss or gradient is not finite updates only the counters.
     """
     mesh = objective.setting.mesh
     gradient: Any = jax.value_and_grad(
@@ -206,7 +205,7 @@ def batch_shapes(run: Assembly) -> Batch:
 
 
 def trace_step(run: Assembly, state: Any) -> Any:
-    """Trace the step for the global batch on the mesh; the result can be counted and compiled.
+    """Trace the step for the global batch on the mesh, to count its FLOPs or to compile it.
 
     `state` is a TrainState or the shapes of one. `trace_step(…).lower().compile()` is the program
     (state, batch) -> (state, metrics), which reuses the memory of the state it is given.

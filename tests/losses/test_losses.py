@@ -75,6 +75,16 @@ def test_unit_has_a_finite_value_and_gradient_at_any_length(scale: float) -> Non
     assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-8, 1e15])
+def test_cosine_divides_by_lengths_of_at_least_1e_12(scale: float) -> None:
+    first, second = normal(5) * np.float32(scale), normal(5)
+    value, gradient = jax.value_and_grad(cosine, argnums=(0, 1))(first, second)
+    lengths = [max(np.linalg.norm(x.astype(float)), 1e-12) for x in (first, second)]
+    expected = float(first.astype(float) @ second) / lengths[0] / lengths[1]
+    assert value == pytest.approx(expected, rel=1e-5, abs=1e-30)
+    assert all(np.isfinite(slope).all() for slope in gradient)
+
+
 @pytest.mark.parametrize("negatives", ["position", "image", "batch"])
 def test_info_nce_contrasts_each_query_with_its_keys(negatives: str) -> None:
     batch, tokens, temperature = 3, 4, 0.1

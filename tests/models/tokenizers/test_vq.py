@@ -176,7 +176,7 @@ def prepared(arguments: list[str]) -> Run:
 
 def obtained(arguments: list[str]) -> Any:
     """Return the parameters of the tokenizer that a run starts with."""
-    return prepared(arguments).tokenizers["tokenizer"]()
+    return prepared(arguments).obtain["tokenizer"]()
 
 
 def test_beit_predicts_the_ids_of_that_run(trained: Path, images: Path) -> None:
