@@ -1,6 +1,6 @@
 """Make the tables of plans in docs/performance.md: the needs of each training on TPU slices.
 
-    pip install 'occinv[tpu]'                  # in a separate environment
+    pip install -e '.[tpu]'                  # in a separate environment
     python benchmarks/_plans.py                # all plans: hours, minutes for each plan
     python benchmarks/_plans.py MAE v5e:8x8    # plans whose name has all these words
 

@@ -1,4 +1,4 @@
-"""BEiT: rectangles of patches are removed, and their ids in a visual codebook are predicted.
+"""BEiT: rectangles of patches are removed, and their token ids are predicted.
 
     occinv weights import encoder.pkl --from dalle --to runs/dalle
     occinv train --config configs/beit.py --workdir runs/beit
@@ -42,7 +42,8 @@ def published(
     config: ConfigDict, variant: str, epochs: int, drop_path: float, layer_scale: float
 ) -> ConfigDict:
     """Set what the official commands of BEiT and data2vec share."""
-    if variant == "imagenet":  # the first two need more than a few hundred steps
+    if variant == "imagenet":
+        # Relative position and LayerScale need more than a few hundred steps.
         config.encoder.update({"relative_position": "shared", "layer_scale": layer_scale})
         config.encoder.drop_path = drop_path
         config.data.crop_scale = (0.08, 1.0)

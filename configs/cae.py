@@ -1,4 +1,4 @@
-"""CAE: f encodes half of the patches; latents and ids of the others are predicted from them.
+"""CAE: features and token ids of the masked half are predicted from the visible half.
 
     occinv weights import encoder.pkl --from dalle --to runs/dalle
     occinv train --config configs/cae.py --workdir runs/cae

@@ -7,7 +7,7 @@
 
 The official command for ViT-B/16 on ImageNet-1k: batch 2048, lr 2e-3, 800 epochs (84.2 % after
 fine-tuning in the paper), 120 of 196 patches, drop path 0.25, clip 3.0. The small variants run for
-a few hundred to a few thousand steps, and their teacher moves faster. Variants: configs/scales.py.
+a few hundred to a few thousand steps, and use a smaller EMA momentum. Variants: configs/scales.py.
 """
 
 from ml_collections import ConfigDict

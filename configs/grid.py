@@ -5,11 +5,13 @@
         --config.objective.targets=ema --config.objective.similarity=smoothed_l1
     occinv reproduce grid --scale quickstart --workdir runs/grid-table
 
+The fields of the four axes are `t1`, `t2`, `targets` (the target) and `similarity` (M):
+
 t1, t2      identity, jitter, crop, masking, rectangles
 targets     pixels, ids, encoder, ema
 similarity  pixel_l2, decoder_distance, infonce, byol, cross_entropy, smoothed_l1
 
-240 of the 600 combinations work; the others are refused with the reason. All other settings are
+240 of the 600 combinations work. The others are rejected with the reason. All other settings are
 those of configs/mae.py for every combination, so this compares axes, not recipes: the published
 recipe of an objective is its own config. Variants: configs/scales.py.
 """

@@ -3,8 +3,8 @@
     occinv train --config configs/ibot.py --workdir runs/ibot
 
 The published command for ViT-S/16: batch 1024, lr 5e-4 · batch / 256, DINO's crops; in half of the
-large crops, 10 to 50 % of the patches are removed in rectangles. For ViT-B/16 the paper has 400
-epochs (84.0 % after fine-tuning), and its code recommends unit prototypes. Variants:
+large crops, 10 to 50 % of the patches are removed in rectangles. For ViT-B/16 the paper trains
+400 epochs (84.0 % after fine-tuning), and the code recommends unit-length prototypes. Variants:
 configs/scales.py.
 """
 

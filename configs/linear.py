@@ -11,10 +11,10 @@ An image costs one forward pass, a third of its cost in fine-tuning. A batch is 
 a few devices cannot hold; with `--config.train.batch_size=4096` the learning rate is scaled, too.
 
 Each of `lr_factors` has its own head, trained at factor · learning rate; heads cost little beside
-the encoder. The factors are half decades around the official rate, which was tuned for one encoder,
-and most are below it: a step of LARS is a share of a weight's own norm, and nothing decays, so that
-at ten times the official rate weights can overflow float32 in 7000 steps. `top1` is that of the
-best head, chosen on the evaluation images.
+the encoder. The factors 0.1, 0.3, 1 and 3 lie around the official rate, which was tuned for one
+encoder. LARS scales each step by the weight norm and there is no weight decay, so large rates can
+overflow: at ten times the official rate, weights can overflow float32 in 7000 steps. `top1` is that
+of the best head, chosen on the evaluation images.
 
 Variants: configs/scales.py. The small ones have few steps, so they take larger ones (the trust
 coefficient). On quickstart: 61 % for random features, 81 % after configs/mae.py:quickstart.

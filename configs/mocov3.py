@@ -1,4 +1,4 @@
-"""MoCo v3: InfoNCE between the class tokens of two augmented crops; the batch is the negatives.
+"""MoCo v3: InfoNCE of the class tokens of two crops; the other images of the batch are negatives.
 
     occinv train --config configs/mocov3.py --workdir runs/mocov3
 

@@ -1,4 +1,7 @@
-"""The settings that pretraining objectives share: everything but objective and learning rate."""
+"""A helper for the other configs, not a config itself: the settings that all pretraining shares.
+
+They are everything but the objective and the learning rate.
+"""
 
 from ml_collections import ConfigDict
 

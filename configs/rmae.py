@@ -1,4 +1,4 @@
-"""R-MAE, Eq. (8): the distance of two occluded views in pixels, and the relaxed constraint.
+"""R-MAE, Eq. (8): the distance of two decoded views, and the relaxed constraint.
 
     occinv train --config configs/rmae.py --workdir runs/rmae
     occinv train --config configs/rmae.py --workdir runs/rmae-dagger \\

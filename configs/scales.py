@@ -1,4 +1,6 @@
-"""The data and the encoder of each variant, the same for pretraining and fine-tuning.
+"""A helper for the other configs, not a config itself: the data and the encoder of each variant.
+
+They are the same for pretraining and fine-tuning.
 
 imagenet        the paper's: ViT-B/16 on ImageNet at 224²
 tiny_imagenet   ViT-tiny with patch 8 on a folder of 64² images

@@ -3,7 +3,8 @@
     occinv train --config configs/supervised.py --workdir runs/supervised
 
 The settings are those of configs/finetune.py, as in the paper (Table 1, "Random Init": 80.9 % after
-100 epochs, 82.1 % after 300), but without layer-wise learning-rate decay. Variants: the same.
+100 epochs, 82.1 % after 300), but without layer-wise learning-rate decay. Variants:
+configs/scales.py.
 """
 
 from ml_collections import ConfigDict

@@ -7,7 +7,7 @@
         --config.objective.tokenizer.encoder.patch_size=8
 
 The evaluation's `used_codes` and `perplexity` show how much of the codebook is used, and its
-pictures what the codes preserve of an image. Variants: configs/scales.py.
+images show what the codes preserve. Variants: configs/scales.py.
 """
 
 from ml_collections import ConfigDict

@@ -93,5 +93,5 @@ def test_other_commands_name_what_exists() -> None:
         elif words[0].startswith(".venv/bin/python"):
             script = next(word for word in words[1:] if word.endswith(".py"))
             assert (REPOSITORY / script).is_file(), f"{page}: {command}"
-        elif extra := re.search(r"occinv\[(\w+)\]", command):
+        elif extra := re.search(r"(?:occinv|'\.)\[(\w+)\]", command):
             assert f'"{extra[1]}": [' in SETUP, f"{page}: {command}"

@@ -260,7 +260,8 @@ def run_contrastive(variants: dict[str, dict[str, Any]], **fields: Any) -> dict[
             ctx = dataclasses.replace(ctx, target=EncodesOnce(ctx.target, target))
             z = objective.features(net, views, ctx)
             terms[name] = objective.loss(net, z, views, ctx)
-        tokens = [[memory[id(view)].tokens for view in views] for memory in (online, target)]
+        encoders = net, ctx.target
+        tokens = [[encoder.encode(view).tokens for view in views] for encoder in encoders]
         return terms, state, [view.visible for view in views], tokens
 
     terms, after, visible, tokens = jax.device_get(jax.jit(everything)(params, before))

@@ -19,11 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
     )
     for add in (prepare.add_argument, check.add_argument):
-        add("name", metavar="NAME", help="Use this data set, named as in data.source=tfds:NAME.")
+        add("name", metavar="NAME", help="Name of the tfds data set, such as imagenet2012.")
         add("--data-dir", metavar="DIR",
-            help="Keep all data sets in this folder (default: the folder of tfds).")
+            help="Folder of the data sets (default: the folder of tfds).")
         add("--expect", metavar="SPLIT=COUNT,...",
-            help="Expect these numbers of images (default: the published ones).")
+            help="Fail if the splits do not have these sizes, such as "
+                 "train=13000,validation=500 (default: the published sizes).")
     add = prepare.add_argument
     add("--manual-dir", metavar="DIR", help="Read downloaded archives from this folder.")
     add("--format", default="array_record", metavar="FORMAT",

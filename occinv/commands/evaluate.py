@@ -46,9 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Drop masked patches, or put the mask token in their place (default: %(default)s).")
     add = parsers["knn"].add_argument
     add("--neighbors", type=int, default=20, metavar="K",
-        help="Let K neighbors vote (default: %(default)s).")
+        help="Number of neighbors (default: %(default)s).")
     add("--temperature", type=float, default=0.07,
-        help="Weight the votes by this temperature (default: %(default)s).")
+        help="Temperature of the vote weights (default: %(default)s).")
     add("--pooling", choices=("mean", "class"), default="mean",
         help="Use the mean patch token or the class token (default: %(default)s).")
     add = parsers["attention"].add_argument

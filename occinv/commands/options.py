@@ -28,7 +28,8 @@ def choices() -> str:
     encoders = typing.get_args(typing.get_type_hints(Encoder)["name"])
     return f"""\
 choices:
-  configs      in configs/, each with the variant :smoke: {", ".join(configs)}
+  configs      in configs/: {", ".join(configs)}
+  variants     :tiny_imagenet, :quickstart and :smoke of each config
   objectives   {", ".join(OBJECTIVES)}, or your own as module:Class
   encoders     {", ".join(encoders)}
   data.source  photos, digits, folder:PATH, tfds:NAME[:SPLIT]

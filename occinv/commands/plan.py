@@ -24,10 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--num-images", type=int, default=1281167, metavar="N",
         help="Count N images in an epoch (default: %(default)s, as in ImageNet).")
     add("--num-classes", type=int, default=1000, metavar="N",
-        help="Distinguish N classes (default: %(default)s).")
+        help="Number of classes (default: %(default)s).")
     add("--search", action="store_true",
         help="Change fsdp, remat and accumulate until the run fits.")
-    add("--out", type=Path, metavar="FILE", help="Write the plan as JSON, too.")
+    add("--out", type=Path, metavar="FILE", help="Also write the plan as JSON to this file.")
     # fmt: on
 
 

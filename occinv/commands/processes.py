@@ -17,10 +17,11 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
     # fmt: off
     add = parser.add_argument_group("several processes").add_argument
     add("--distributed", action="store_true",
-        help="Join the processes that SLURM, Cloud TPU or Kubernetes started.")
+        help="Join the processes that SLURM, Cloud TPU, Kubernetes or Open MPI started.")
     add("--coordinator", metavar="HOST:PORT",
         help="Connect to process 0 at this address. Needed without a cluster manager.")
-    add("--num-processes", type=int, metavar="N", help="Use N processes, with --coordinator.")
+    add("--num-processes", type=int, metavar="N",
+        help="Number of processes; needs --coordinator.")
     add("--process-id", type=int, metavar="I",
         help="Run as process I, from 0 to N - 1, with --coordinator.")
     # fmt: on

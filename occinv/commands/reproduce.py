@@ -32,8 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("table", metavar="TABLE", help=f"Run this table: {', '.join(TABLES)}.")
     add("--workdir", required=True, type=Path, metavar="DIR",
         help="Save all runs to this folder. Tables in one folder share their runs.")
-    add("--scale", help=f"Use this variant of every config: {', '.join(SCALES)}.")
-    add("--rows", metavar="KEY,...", help="Run these rows, or all (default: most rows).")
+    add("--scale", help=f"Run at this scale: {', '.join(SCALES)}.")
+    add("--rows", metavar="KEY,...",
+        help="Row keys, or all (default: all rows; in quickstart without mocov3 and dino).")
     add("--seeds", type=int, default=1, metavar="N",
         help="Run each row with N seeds (default: %(default)s).")
     add("--length", type=float, default=1.0, metavar="FACTOR",

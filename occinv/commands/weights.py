@@ -16,13 +16,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = directions.add_parser("import", help="Make a workdir from a checkpoint.").add_argument
     add("file", type=Path, metavar="FILE", help="Read this file: .pth, .pkl, .safetensors or .npz.")
     add("--from", dest="origin", required=True, choices=typing.get_args(Origin),
-        help="Expect the parameter names of this library or method.")
-    add("--to", required=True, type=Path, metavar="DIR", help="Make this new folder the workdir.")
+        help="Source of the checkpoint.")
+    add("--to", required=True, type=Path, metavar="DIR", help="New workdir.")
     add("--heads", type=int, help="Set the number of attention heads, if the file lacks it.")
     add("--decoder-heads", type=int, metavar="HEADS",
         help="Set the number of attention heads of the decoder, if the file lacks it.")
     add("--pixel-range", choices=("imagenet", "half"),
-        help="Normalize pixels by ImageNet's mean and deviation, or (half) to [-1, 1].")
+        help="Normalize pixels by ImageNet's mean and standard deviation, or (half) to [-1, 1].")
     add = directions.add_parser("export", help="Write an encoder for another library.").add_argument
     add("--to", required=True, choices=typing.get_args(Target),
         help="Write a file for timm (safetensors) or big_vision (npz).")

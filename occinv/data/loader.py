@@ -25,25 +25,28 @@ class LoaderSpec:
     """The settings of a loader.
 
     Attributes:
-      batch_size: images in a batch over all processes.
-      image_size: pixels a side of the first crop.
-      crop_scale: range of the area of a random crop, as a fraction of the image.
-      flip: mirror each random crop with probability 1/2.
-      crops: further random crops of every image, drawn after the first.
-      num_threads: batches made in parallel, ahead of use; 0 makes each batch on demand.
-      max_corrupt: different images that may fail to decode in this process. Training replaces such
-        an image by the next readable sample of the order; evaluation turns its row into padding.
-      process_index: process that makes the rows from process_index * batch_size / process_count.
-      process_count: processes that share a batch.
-      seed: seed of the order and of the crops, for training.
-      rand_augment: training applies RandAugment to the first crop. It draws after all crops, which
-        therefore stay the same.
-      scaled_decoding: training decodes a JPEG at 1/2, 1/4 or 1/8 of its size if that enlarges no
-        crop. The crops show the same parts in slightly different pixels: see docs/data.md.
-      resize_ratio: evaluation: see `center_crop`.
+      batch_size: The number of images in a batch over all processes.
+      image_size: The side of the first crop in pixels.
+      crop_scale: The range of the area of a random crop, as a fraction of the image.
+      flip: Whether each random crop is mirrored with probability 1/2.
+      crops: Further random crops of every image, drawn after the first.
+      num_threads: The number of batches made in parallel, ahead of use; 0 makes each batch on
+        demand.
+      max_corrupt: The maximum number of unreadable images per process. Training replaces such an
+        image by the next readable sample of the order; evaluation turns its row into padding.
+      process_index: The index of this process. Its first row is process_index * batch_size /
+        process_count.
+      process_count: The number of processes that share a batch.
+      seed: The seed of the order and of the crops, for training.
+      rand_augment: Whether training applies RandAugment to the first crop. Its random numbers come
+        after those of the crops, which therefore stay the same.
+      scaled_decoding: Whether training decodes a JPEG at 1/2, 1/4 or 1/8 of its size if that
+        enlarges no crop. The crops show the same parts in slightly different pixels: see
+        docs/data.md.
+      resize_ratio: For evaluation: see `center_crop`.
 
     Raises:
-      UserError: the processes cannot share the batch evenly, or a value is out of range.
+      UserError: The processes cannot share the batch evenly, or a value is out of range.
     """
 
     batch_size: int
@@ -80,10 +83,10 @@ _Cropped = tuple[Sample, list[np.ndarray]]  # a sample, its first crop and its f
 
 
 class _Loader:
-    """Makes the rows of this process, skips corrupt images, and prefetches batches by threads.
+    """Makes the rows of this process, skips corrupt images, and prefetches batches with threads.
 
     Raises:
-      UserError: more images than `max_corrupt` cannot be read. It is a DecodeError if that is 0.
+      UserError: More images than `max_corrupt` cannot be read. It is a DecodeError if that is 0.
     """
 
     def __init__(self, source: Source, spec: LoaderSpec):
@@ -139,7 +142,7 @@ class _Loader:
         )
 
     def _fill(self, indices: Sequence[int], rows: Iterable[_Cropped | None]) -> Batch:
-        """Make a batch of `rows`, which read the images `indices`; None leaves padding."""
+        """Make a batch of `rows`. They are lazy; they read `indices`. None leaves padding."""
         self.source.prefetch(indices)
         batch = self._empty()
         for row, found in enumerate(rows):
@@ -202,7 +205,7 @@ class TrainLoader(_Loader):
         return sample, [image, *others]
 
     def _next_readable(self, number: int) -> _Cropped:
-        # Two epochs contain one whole permutation, so every image is tried.
+        # 2 · count samples always cover every image.
         count = len(self.source)
         for index in sample_indices(self.seed, count, number + 1, 2 * count).tolist():
             if found := self._cropped(index, number):
@@ -212,7 +215,7 @@ class TrainLoader(_Loader):
 
 def sample_rng(seed: int, number: int) -> np.random.Generator:
     """Return the generator of sample `number`, which has 2**64 draws of its own."""
-    # A counter-based generator jumps to any sample at no cost.
+    # Philox can jump to any sample.
     return np.random.Generator(np.random.Philox(key=seed, counter=number << 64))
 
 

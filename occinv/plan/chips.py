@@ -90,7 +90,7 @@ def describe_slice(topology: str) -> Slice:
     if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
         raise UserError(
             "The TPU's compiler (libtpu) is not installed. It needs no TPU: "
-            "pip install 'occinv[tpu]'"
+            "pip install -e '.[tpu]' in the checkout of occinv"
         )
     # libtpu asks for these facts about a TPU machine, and warns without them. Several processes may
     # load it, because none of them uses a chip.

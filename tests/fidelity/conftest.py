@@ -18,7 +18,7 @@ def table(request: pytest.FixtureRequest, repository: Path) -> Iterator[None]:
     missing = [piece for piece in PIECES if piece not in ERRORS]
     assert not missing, f"not compared in this run: {missing}"
     lines = [
-        "| piece | official function | largest error | tolerance |",
+        "| quantity | official function | largest error | tolerance |",
         "| --- | --- | ---: | ---: |",
     ]
     for piece, official in PIECES.items():

@@ -8,10 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_objectives import HEADS, PATCH, SIDE, SIZE, make, rngs_of
+from small_objectives import (
+    DECODER,
+    HEADS,
+    IMAGES,
+    PATCH,
+    SIDE,
+    SIZE,
+    make,
+    make_batch,
+    rngs_of,
+    start,
+)
 
 from occinv.objectives import forward
-from occinv.objectives.base import Objective
+from occinv.objectives.base import Networks, Objective
 
 MANY = 64
 
@@ -82,3 +93,56 @@ def test_the_target_of_cmae_starts_as_a_copy() -> None:
     jax.tree.map(np.testing.assert_array_equal, state["target"], online)
     weights = [params[name]["in"]["kernel"].ravel()[:16] for name in ("projector", "predictor")]
     assert (weights[0] != weights[1]).any()  # each network has its own PRNG key
+
+
+PROTOTYPES = {"num_prototypes": 6, "head_hidden": 12, "bottleneck": 8}
+CROPS = {"local_crops": 1, "local_size": 8}
+TOKENIZER = {"tokenizer": {"name": "kmeans", "num_ids": 5}, "min_rectangle": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "passes"),
+    [
+        ("mae", DECODER, 1),
+        ("rmae", DECODER, 2),
+        ("cmae", HEADS, 2),
+        ("mocov3", HEADS, 2),
+        ("dino", {**PROTOTYPES, **CROPS}, 3),
+        ("ibot", {**PROTOTYPES, **CROPS, "min_rectangle": 2}, 3),
+        ("cae", {**TOKENIZER, "regressor_depth": 1, "decoder_depth": 1}, 2),
+        ("grid", {"similarity": "decoder_distance", **DECODER}, 2),
+    ],
+)
+def test_views_and_forward_passes_have_their_own_rngs(
+    monkeypatch: pytest.MonkeyPatch, name: str, fields: dict[str, Any], passes: int
+) -> None:
+    objective = make(name, **fields)
+    kind, seen, of_passes = type(objective), [], []
+    views, features, encode = kind.views, kind.features, Networks.encode
+
+    def recorded_views(self: Any, pixels: Any, rng: jax.Array) -> Any:
+        seen.append(rng)
+        return views(self, pixels, rng)
+
+    def recorded_features(self: Any, net: Any, views: Any, ctx: Any) -> Any:
+        seen.append(ctx.rng)
+        return features(self, net, views, ctx)
+
+    def recorded_encode(self: Any, view: Any, rng: jax.Array | None = None) -> Any:
+        if rng is not None:
+            of_passes.append(rng)
+        return encode(self, view)
+
+    params, state = start(objective)
+    monkeypatch.setattr(kind, "views", recorded_views)
+    monkeypatch.setattr(kind, "features", recorded_features)
+    monkeypatch.setattr(Networks, "encode", recorded_encode)
+
+    def draw(params: Any, state: Any) -> Any:
+        inputs = make_batch(objective), rngs_of(0), jnp.int32(0)
+        forward.represent(objective, params, state, *inputs)
+        return rngs_of(0), *seen, *of_passes
+
+    keys = [np.asarray(jax.random.key_data(rng)) for rng in jax.jit(draw)(params, state)]
+    assert len(keys) == 1 + 2 + passes
+    assert len(np.unique(np.concatenate(keys), axis=0)) == len(keys) * IMAGES

@@ -37,7 +37,7 @@ def test_a_wrong_slice_gives_one_line(topology: str, said: str) -> None:
 def test_without_libtpu_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'occinv\[tpu\]'$"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[tpu\]' in the checkout of occinv$"):
         describe_slice("v5e:2x2")
 
 

@@ -124,7 +124,8 @@ def find_builder(name: str, data_dir: str | None) -> Any:
         hint = nearest(base, known) or " (tfds.list_builders() lists them)"
         raise UserError(f"tfds:{name}: no data set {base!r}{hint}") from error
     except ImportError as error:  # a bucket, or a builder that needs TensorFlow
-        hint = " (pip install 'occinv[gcs]')" if "gcsfs" in str(error) else ""
+        install = " (pip install -e '.[gcs]' in the checkout of occinv)"
+        hint = install if "gcsfs" in str(error) else ""
         raise UserError(f"cannot open {name!r}: {first_line(error)}{hint}") from error
     except (ValueError, AssertionError, KeyError, RuntimeError) as error:  # config, version
         base, _, config = name.partition(":")[0].partition("/")
