@@ -177,7 +177,7 @@ def cka_finding(results: Results, encoder: str) -> Finding | None:
         return None
     claim = (
         f"With {percent(QUOTED_DROP_RATIO)} of the patches dropped, the last-block CKA of the "
-        f"{ENCODERS[encoder]} encoder is above that of the model supervised from scratch"
+        f"{ENCODERS[encoder]} encoder is above that of Random init after fine-tuning"
     )
     reference = first.last_block_cka("finetuned")
     known = [(row, cka.value) for row in rows if (cka := row.last_block_cka(encoder)) is not None]
