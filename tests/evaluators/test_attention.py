@@ -170,7 +170,7 @@ def test_each_block_has_its_own_attention() -> None:
     whole = class_attention(encoder, params, image / np.float32(255))
     for block in range(DEPTH):
         for number, one in enumerate(attend(encoder, params, image, block)):
-            np.testing.assert_allclose(one.heads, whole[block, number], rtol=1e-5)
+            np.testing.assert_allclose(one.heads, whole[block, number], rtol=1e-5, atol=1e-6)
             np.testing.assert_array_equal(one.image, image[number])
 
 
