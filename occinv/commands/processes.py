@@ -1,4 +1,4 @@
-"""How a subcommand joins other processes, where it prints, and how it fails."""
+"""Join other processes, print on one of them, and fail together."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ Gelu = Literal["erf", "tanh"]
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a stack of blocks is executed. It does not change what the stack computes.
+    """The execution of a stack of blocks. It does not change the result.
 
     Attributes:
       unroll: Stacks of at most this depth are unrolled and store every activation, which is fastest

@@ -73,7 +73,7 @@ class Setting:
 
 
 class ParamGroup(NamedTuple):
-    """How the parameters below a path are trained.
+    """The training of the parameters below a path.
 
     Attributes:
       lr_scale: Factor on the learning rate.

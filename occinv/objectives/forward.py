@@ -1,4 +1,4 @@
-"""What the library does with any objective: initialize, compute the loss, evaluate."""
+"""Operations on any objective: initialize it, compute its loss, evaluate it."""
 
 from __future__ import annotations
 

@@ -8,9 +8,9 @@ from typing import Any, Literal
 import jax
 
 from occinv.losses.reconstruction import patch_distance
-from occinv.objectives.base import Axes, Context, Terms
+from occinv.objectives.base import Axes, Context, Objective, Terms
 from occinv.objectives.mae import MAE, MAENetworks, describe
-from occinv.rng import fold, split
+from occinv.rng import split
 from occinv.transforms.masking import kept_patches, random_visible
 from occinv.transforms.view import View, whole
 
@@ -67,7 +67,7 @@ class RMAE(MAE):
 
     def features(self, net: MAENetworks, views: tuple[View, ...], ctx: Context) -> Any:
         """z1 = f(T1 x) and z2 = f(T2 x); MAE encodes T1 alone."""
-        return tuple(net.encode(view, fold(ctx.rng, i)) for i, view in enumerate(views))
+        return Objective.features(self, net, views, ctx)
 
     def loss(self, net: MAENetworks, z: Any, views: tuple[View, ...], ctx: Context) -> Terms:
         """The distance of the decoded views, Eq. (5), and λ times that of decoded T2 and pixels."""

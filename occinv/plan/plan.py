@@ -82,7 +82,7 @@ class Pace:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a run needs. Bytes, FLOPs and seconds are those of one chip in one step.
+    """The needs of a run. Bytes, FLOPs and seconds are those of one chip in one step.
 
     Attributes:
       flops_per_image: The FLOPs of matrix products, forward and backward, without recomputation.

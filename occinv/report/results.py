@@ -74,7 +74,7 @@ class Claim:
 
 @dataclass
 class StageRecord:
-    """How one training stage was run and how it went.
+    """The settings and the outcome of one training stage.
 
     Attributes:
       duration: The configured length, such as `20 epochs`; None for imported weights.

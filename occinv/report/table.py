@@ -71,7 +71,7 @@ def signed(value: float) -> str:
 
 
 def caption(results: Results) -> list[tuple[str, str]]:
-    """What the numbers of the table are: terms with their definitions, and sentences.
+    """Define the numbers of the table: terms with their definitions, and sentences.
 
     Returns:
       Pairs (term, sentence). The term is empty where the sentence stands alone.

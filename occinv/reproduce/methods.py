@@ -1,4 +1,4 @@
-"""How the encoders of the paper's tables are pretrained. Tables share methods and their runs."""
+"""The pretraining methods of the paper's tables. Tables share methods and their runs."""
 
 from __future__ import annotations
 

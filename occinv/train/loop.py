@@ -44,7 +44,7 @@ class NonFinite(RuntimeError):
 
 
 class Outcome(NamedTuple):
-    """How a call of `train` ended.
+    """The end of a call of `train`.
 
     Attributes:
       step, steps: The steps taken, and the length of the run.

@@ -29,7 +29,7 @@ class ImportedRun(NamedTuple):
 
 @dataclasses.dataclass
 class ImportReport:
-    """What happened to every key of a file. `str` formats it for the command line.
+    """The fate of every key of a file: used, ignored or missing. `str` formats it for the command line.
 
     Attributes:
       used: Keys whose arrays were imported.
