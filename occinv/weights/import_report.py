@@ -29,7 +29,7 @@ class ImportedRun(NamedTuple):
 
 @dataclasses.dataclass
 class ImportReport:
-    """The fate of every key of a file: used, ignored or missing. `str` formats it for the command line.
+    """The used, ignored and missing keys of a file. `str` formats it for the command line.
 
     Attributes:
       used: Keys whose arrays were imported.
