@@ -43,7 +43,7 @@ AFTER_ENCODER = {  # parts that are not imported
 
 @dataclasses.dataclass(frozen=True)
 class ViTOptions:
-    """Settings that files may lack. None: as the file states, or as usual for the width or origin."""
+    """Settings that files may lack. None: as in the file, or as usual for the width or origin."""
 
     heads: int | None = None
     decoder_heads: int | None = None
