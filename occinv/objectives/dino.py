@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -125,12 +126,7 @@ class DINO(Objective):
     def views(self, pixels: Any, rng: jax.Array) -> tuple[View, ...]:
         """Every crop, with its own colors."""
         augmentations = (self.first, self.second, *(self.local for _ in range(self.local_crops)))
-        rngs = split(rng, len(augmentations))
-        size = self.setting.encoder.patch_size
-        return tuple(
-            whole(augment(rng, crop), (crop.shape[1] // size) ** 2)
-            for augment, crop, rng in zip(augmentations, pixels, rngs, strict=True)
-        )
+        return augmented_views(augmentations, pixels, rng, self.setting.encoder.patch_size)
 
     def features(self, net: Any, views: tuple[View, ...], ctx: Context) -> Any:
         """Student outputs s of every crop, teacher outputs t of the large ones: [B, prototypes]."""
@@ -147,7 +143,8 @@ class DINO(Objective):
         pairs = [(s, t) for j, t in enumerate(teacher) for i, s in enumerate(student) if i != j]
         center = ctx.state["center"]
         terms = mean_terms([self.measure(s, t, center, ctx.step) for s, t in pairs])
-        return terms._replace(state={"center": self.moved_center(center, teacher, ctx)})
+        center = update_center(center, teacher, ctx.weight, self.center_momentum)
+        return terms._replace(state={"center": center})
 
     def measure(self, s: jax.Array, t: jax.Array, center: jax.Array, step: jax.Array) -> Terms:
         """Cross-entropy of student and centered, sharpened teacher: [...] of [..., prototypes]."""
@@ -156,8 +153,20 @@ class DINO(Objective):
         entropy = optax.softmax_cross_entropy(jnp.log(jnp.maximum(teacher, 1e-30)), teacher)
         return Terms(loss, {"teacher_entropy": entropy})  # 0 or log(prototypes): collapse
 
-    def moved_center(self, center: jax.Array, teacher: Any, ctx: Context) -> jax.Array:
-        """Return c, updated by the mean of the teacher's outputs, [B, prototypes] each."""
-        share = ctx.weight / ctx.weight.sum()
-        seen = sum(share @ logits for logits in teacher) / len(teacher)
-        return ema(center, seen, self.center_momentum)
+
+def augmented_views(
+    augmentations: Sequence[Appearance], crops: Sequence[jax.Array], rng: jax.Array, patch_size: int
+) -> tuple[View, ...]:
+    """Return whole views of `crops` [B, h, w, 3], each augmented by its own keys."""
+    return tuple(
+        whole(augment(rng, crop), (crop.shape[1] // patch_size) ** 2)
+        for augment, crop, rng in zip(augmentations, crops, split(rng, len(crops)), strict=True)
+    )
+
+
+def update_center(
+    center: jax.Array, outputs: Sequence[jax.Array], weight: jax.Array, momentum: float
+) -> jax.Array:
+    """Return the center, updated by the mean of the teacher's outputs, [B, prototypes] each."""
+    share = weight / weight.sum()
+    return ema(center, sum(share @ logits for logits in outputs) / len(outputs), momentum)

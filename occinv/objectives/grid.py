@@ -24,8 +24,8 @@ from occinv.models.tokenizers.base import Tokenizer, make_tokenizer
 from occinv.models.vit import TOKEN_INIT
 from occinv.objectives.base import FROZEN, Axes, Context, Networks, Objective, ParamGroup, Terms
 from occinv.objectives.data2vec import Data2Vec
-from occinv.objectives.dino import DINO
-from occinv.objectives.ema import EMA, ema
+from occinv.objectives.dino import DINO, update_center
+from occinv.objectives.ema import EMA
 from occinv.objectives.grid_axes import (
     OCCLUSIONS,
     Combination,
@@ -343,6 +343,9 @@ class Grid(Objective):
         logits = (z2 - center) / DINO.teacher_temperature
         teacher = jax.nn.softmax(logits)
         loss = optax.softmax_cross_entropy(z1 / DINO.student_temperature, teacher)
-        seen = ctx.weight / ctx.weight.sum() @ z2.mean(1)
-        state = {"center": ema(center, seen, DINO.center_momentum)}
-        return Terms(loss, {"teacher_entropy": optax.softmax_cross_entropy(logits, teacher)}, state)
+        center = update_center(center, [z2.mean(1)], ctx.weight, DINO.center_momentum)
+        return Terms(
+            loss,
+            {"teacher_entropy": optax.softmax_cross_entropy(logits, teacher)},
+            {"center": center},
+        )

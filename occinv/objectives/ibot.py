@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from occinv.losses.reconstruction import mean_over
 from occinv.objectives.base import Axes, Context, Terms, mean_terms
-from occinv.objectives.dino import DINO, DINONetworks
+from occinv.objectives.dino import DINO, DINONetworks, update_center
 from occinv.rng import fold, split, uniform
 from occinv.schema import Count, Probability, UserError
 from occinv.transforms.masking import rectangles_visible
@@ -121,7 +121,10 @@ class IBOT(DINO):
             "patch_teacher_entropy": patches.metrics["teacher_entropy"],
         }
         means = [t.of_patches.mean(1) for t in teacher]
-        state = {**terms.state, "patch_center": self.moved_center(center, means, ctx)}
+        state = {
+            **terms.state,
+            "patch_center": update_center(center, means, ctx.weight, self.center_momentum),
+        }
         return Terms(terms.loss + patches.loss, metrics, state)
 
     def measure_patches(

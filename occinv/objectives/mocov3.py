@@ -21,11 +21,12 @@ from occinv.objectives.base import (
     Terms,
     mean_terms,
 )
+from occinv.objectives.dino import augmented_views
 from occinv.objectives.ema import EMA
-from occinv.rng import fold, split
+from occinv.rng import fold
 from occinv.schema import Count
 from occinv.transforms.color import Appearance
-from occinv.transforms.view import View, whole
+from occinv.transforms.view import View
 
 
 class MoCoNetworks(Networks):
@@ -95,9 +96,8 @@ class MoCoV3(Objective):
 
     def views(self, pixels: Any, rng: jax.Array) -> tuple[View, ...]:
         """Two crops, each with its own colors."""
-        count = self.setting.encoder.num_patches
-        augmentations = zip((self.first, self.second), pixels, split(rng, 2), strict=True)
-        return tuple(whole(augment(rng, crop), count) for augment, crop, rng in augmentations)
+        augmentations = self.first, self.second
+        return augmented_views(augmentations, pixels, rng, self.setting.encoder.patch_size)
 
     def features(self, net: MoCoNetworks, views: tuple[View, ...], ctx: Context) -> Any:
         """The class tokens of f and f' for both crops: [B, D] each."""
