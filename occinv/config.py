@@ -20,7 +20,7 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
     Args:
       spec: `FILE` or `FILE:VARIANT`. The file's function `get_config(variant)` is called. Its
         `VARIANTS`, if it has any, are the valid variants.
-      overrides: arguments of the form `--config.section.field=value`.
+      overrides: Arguments of the form `--config.section.field=value`.
 
     Raises:
       UserError: The file, the variant or an override is not valid.

@@ -15,7 +15,9 @@ import pytest
 from occinv import schema
 from occinv.cli import make_parser
 from occinv.config import load_config
+from occinv.objectives.base import objective_of
 from occinv.reproduce.options import parse_overrides
+from occinv.reproduce.run import TableRun
 from occinv.reproduce.tables import choose, make_table
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -74,11 +76,15 @@ def check(page: str, command: str, words: list[str]) -> None:
     unknown = [word for word in rest if prefix is None or not word.startswith(prefix)]
     assert not unknown, f"{page}: {command}: unknown {unknown}"
     if options.command in ("train", "plan"):
-        schema.resolve(load_config(options.config, rest))
+        objective_of(schema.resolve(load_config(options.config, rest)), num_classes=10)
     elif options.command == "reproduce":
         table = make_table(options.table, options.scale or "quickstart", options.images)
-        assert choose(table, options.rows), f"{page}: {command}"
-        parse_overrides(rest)
+        rows = choose(table, options.rows)
+        scale = options.scale or "quickstart"
+        run = TableRun(table, rows, Path("w"), scale, overrides=parse_overrides(rest))
+        stages = {s.command: s for trial in run.trials for s in trial.stages.values()}
+        for stage in stages.values():
+            objective_of(stage.experiment, num_classes=10)
 
 
 def test_other_commands_name_what_exists() -> None:

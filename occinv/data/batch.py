@@ -18,7 +18,7 @@ class Batch:
         padding.
       weight: float32 [B], 1 for an image and 0 for padding, so that sums over a padded last batch
         are exact.
-      crops: further random crops of the same images, uint8 [B, h, w, 3] each, for objectives with
+      crops: Further random crops of the same images, uint8 [B, h, w, 3] each, for objectives with
         two views or multi-crop.
     """
 

@@ -86,9 +86,9 @@ def resize(image: np.ndarray, width: int, height: int, box: Box | None = None) -
 
     Args:
       image: uint8 [H, W, 3].
-      width: width of the result.
-      height: height of the result.
-      box: part of the image to show, whose edges may lie between pixels; None is the whole image.
+      width: Width of the result.
+      height: Height of the result.
+      box: Part of the image to show, whose edges may lie between pixels; None is the whole image.
         The filter also reads pixels outside the box.
 
     Returns:
@@ -119,10 +119,10 @@ class RandomCrops:
     `rng`, never on the size at which it is decoded.
 
     Args:
-      crops: sizes and scales.
-      rng: fresh generator.
-      scale: range of the area of a crop without a `scale` of its own.
-      flip: probability of mirroring a crop.
+      crops: Sizes and scales.
+      rng: Fresh generator.
+      scale: Range of the area of a crop without a `scale` of its own.
+      flip: Probability of mirroring a crop.
     """
 
     def __init__(

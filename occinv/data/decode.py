@@ -28,9 +28,9 @@ def decode_rgb(encoded: bytes, name: str, reduction: Reduction | None = None) ->
     error, where Pillow would invent the missing pixels. Other messages of the decoder are logged.
 
     Args:
-      encoded: content of the file.
-      name: name of the image in the log.
-      reduction: called with the size of a JPEG before it is decoded. Returns the factor by which
+      encoded: Content of the file.
+      name: Name of the image in the log.
+      reduction: Called with the size of a JPEG before it is decoded. Returns the factor by which
         it is decoded smaller (sides rounded up), with an inverse cosine transform of fewer
         coefficients: faster than resizing, and with other pixels. Images that are not plain JPEGs
         (rotated, CMYK, with messages of the decoder) are decoded whole.
@@ -39,7 +39,7 @@ def decode_rgb(encoded: bytes, name: str, reduction: Reduction | None = None) ->
       uint8 [H, W, 3].
 
     Raises:
-      Exception: whatever the decoders raise for bytes that are damaged or not an image (OSError,
+      Exception: Whatever the decoders raise for bytes that are damaged or not an image (OSError,
         SyntaxError, ValueError, struct.error ...). Sources turn it into a DecodeError.
     """
     try:

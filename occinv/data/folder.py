@@ -53,7 +53,7 @@ def open_folder(path: str, *, train: bool) -> FolderSource:
     Hidden files and folders are ignored.
 
     Raises:
-      UserError: the folder is missing, unreadable, empty or ambiguous.
+      UserError: The folder is missing, unreadable, empty or ambiguous.
     """
     root = Path(path).expanduser()
     _check_folder(root)

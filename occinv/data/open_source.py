@@ -1,4 +1,4 @@
-"""Opens the image source that `data.source` names."""
+"""Open the image source that `data.source` names."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ def open_source(
     """Open `photos[:TILE]`, `digits`, `folder:PATH` or `tfds:NAME[:SPLIT]`.
 
     Args:
-      spec: as in `data.source`.
-      train: open the images for training; else those for validation, if the data set has both.
-      data_dir: folder of tensorflow_datasets; only for `tfds:`.
-      classes: which classes to keep, see `selections.of_classes`; None keeps all.
+      spec: As in `data.source`.
+      train: Open the images for training; else those for validation, if the data set has both.
+      data_dir: The folder of tensorflow_datasets; only for `tfds:`.
+      classes: The classes to keep, see `selections.of_classes`; None keeps all.
 
-    Raises UserError if the source cannot be opened; see the function of each kind.
+    Raises:
+      UserError: The source cannot be opened; see the function of each kind.
     """
     # Each kind is imported only if it is used: tensorflow_datasets alone takes seconds.
     kind, colon, rest = spec.partition(":")

@@ -20,12 +20,12 @@ def of_classes(source: Source, wanted: str) -> Subset:
     """Choose the images of some classes. Their labels become 0, 1, 2 ... in the source's order.
 
     Args:
-      source: images to choose from.
-      wanted: a name in CLASS_LISTS, a file with one class name per line (WordNet ids for
+      source: Images to choose from.
+      wanted: A name in CLASS_LISTS, a file with one class name per line (WordNet ids for
         ImageNet), or class names separated by commas.
 
     Raises:
-      UserError: the file cannot be read, or the source lacks a class or has no image of any.
+      UserError: The file cannot be read, or the source lacks a class or has no image of any.
     """
     path = CLASS_LISTS.get(wanted)
     if path is None and (Path(wanted).suffix == ".txt" or Path(wanted).is_file()):
@@ -54,7 +54,7 @@ def listed(source: Source, file: str) -> Subset:
     ImageNet files.
 
     Raises:
-      UserError: a line matches no image or several images, or repeats an earlier line.
+      UserError: A line matches no image or several images, or repeats an earlier line.
     """
     indices = source.indices.tolist() if isinstance(source, Subset) else range(len(source))
     by_index = {str(index): [place] for place, index in enumerate(indices)}
@@ -135,7 +135,7 @@ def few(source: Source, count: int, choose: Choice = "random", seed: int = 0) ->
     `one_class`, where fewer classes have enough images for a larger part.
 
     Raises:
-      UserError: the source has fewer such images.
+      UserError: The source has fewer such images.
     """
     labels, counts = np.unique(source.labels, return_counts=True)
     drawn = _order(len(labels), [seed, 0])

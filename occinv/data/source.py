@@ -40,8 +40,8 @@ class Sample:
 
     Attributes:
       image: uint8 [H, W, 3], RGB; smaller than stored if `read` was given a reduction.
-      label: number of the class, -1 for an image without a label.
-      index: number of the image in its source; a subset keeps the index of its parent.
+      label: The number of the class, -1 for an image without a label.
+      index: The number of the image in its source; a subset keeps the index of its parent.
     """
 
     image: np.ndarray
@@ -53,10 +53,10 @@ class Source(Protocol):
     """Images that can be read in any order and from several threads at once.
 
     Attributes:
-      name: what was opened and which part of it, for messages and logs.
-      classes: names of the classes by label, empty for unlabeled images.
+      name: The source and its part, for messages and logs.
+      classes: The names of the classes by label, empty for unlabeled images.
       labels: int32 [len], all -1 for unlabeled images. Slow at first use for `tfds:` sources.
-      names: file names by index, empty for images that have no file names.
+      names: The file names by index, empty for images that have no file names.
     """
 
     name: str

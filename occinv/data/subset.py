@@ -15,13 +15,13 @@ class Subset:
     """Some images of another source. See occinv.data.source.Source.
 
     Args:
-      source: the source or subset to choose from.
+      source: The source or subset to choose from.
       chosen: int64 [len], indices in `source`.
-      classes: names of the classes to keep, in the order of `source`, by which the labels are
+      classes: Names of the classes to keep, in the order of `source`, by which the labels are
         renumbered; None keeps all.
 
     Attributes:
-      parent: the whole source, also for a subset of a subset.
+      parent: The whole source, also for a subset of a subset.
       indices: int64 [len], indices in `parent`, which the samples keep.
     """
 
@@ -66,7 +66,7 @@ def select(source: Source, data: Data, seed: int) -> Source:
     """Return the part of `source` to train on, by the fields of the `data` section.
 
     Raises:
-      UserError: the part does not exist; see the functions of selections.py.
+      UserError: The part does not exist; see the functions of selections.py.
     """
     if {data.list, data.num_images, data.per_class, data.fraction} == {None}:
         return source

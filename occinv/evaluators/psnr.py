@@ -38,9 +38,9 @@ class Psnr(NamedTuple):
     Attributes:
       whole, removed: In dB, as defined in `reconstruction_psnr`.
       images: The number of images.
-      mask_ratio: The share of removed patches.
-      normalized_target: Whether the model predicts normalized patches. The true mean and deviation
-        of each patch are then used to reconstruct it.
+      mask_ratio: The fraction of removed patches.
+      normalized_target: Whether the model predicts normalized patches. The true mean and standard
+        deviation of each patch are then used to reconstruct it.
       seed: The seed of the masks.
     """
 

@@ -77,7 +77,7 @@ def evaluate_cka(
       workdirs: Runs, each as `occinv.train.workdir.load_run` takes it.
       source: The images, as in `data.source`; None: each run's own validation images.
       num_images: The number of images, spread evenly over the source; None: all.
-      ratios: Shares of patches to remove.
+      ratios: Fractions of patches to remove.
       tokens: The tokens that are compared.
       removed: Whether removed patches are dropped or replaced.
       seed: The seed of the masks.
@@ -267,7 +267,8 @@ class _Evaluation:
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size}, expected 1 or more")
         shared = -(-batch_size // self.mesh.size) * self.mesh.size
-        return self._loader(images or self.images, shared, of=jax.process_count()).batches()
+        images = self.images if images is None else images
+        return self._loader(images, shared, of=jax.process_count()).batches()
 
     def one_batch(self) -> Batch:
         """Return all images in one batch, on every process: pictures need few images."""

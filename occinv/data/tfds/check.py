@@ -23,15 +23,15 @@ def check(name: str, data_dir: str | None, expect: Mapping[str, int] | None) -> 
     sheet beside the data, class by class from left to right.
 
     Args:
-      name: as in `tfds:NAME`.
-      data_dir: folder of data sets.
-      expect: number of images in each split; None is the published number, if it is known.
+      name: As in `tfds:NAME`.
+      data_dir: Folder of data sets.
+      expect: Number of images in each split; None is the published number, if it is known.
 
     Yields:
       What was found, line by line.
 
     Raises:
-      UserError: a record is damaged (the message names file and record), or a split has another
+      UserError: A record is damaged (the message names file and record), or a split has another
         number of images.
     """
     sources = open_all(name, data_dir)

@@ -28,14 +28,14 @@ def convert(source: str, data_dir: str) -> Iterator[str]:
     whole. After an interruption the same call continues.
 
     Args:
-      source: folder of `dataset_info.json`, perhaps in a bucket. It is not changed.
-      data_dir: folder for the result, which becomes `NAME/VERSION` in it.
+      source: Folder of `dataset_info.json`, perhaps in a bucket. It is not changed.
+      data_dir: Folder for the result, which becomes `NAME/VERSION` in it.
 
     Yields:
       The path of each file written, and of the data set at the end.
 
     Raises:
-      UserError: the source is not a TFRecord data set or is damaged, the result exists already, or
+      UserError: The source is not a TFRecord data set or is damaged, the result exists already, or
         the disk is full.
     """
     import tensorflow_datasets as tfds

@@ -35,16 +35,16 @@ def prepare(name: str, data_dir: str | None, manual_dir: str | None, file_format
     It appears whole or not at all: all files are written into a folder `incomplete.…` first.
 
     Args:
-      name: as in `tfds:NAME`; `imagenet2012` is made of the two archives TARS.
-      data_dir: folder of data sets; None is TFDS_DATA_DIR or ~/tensorflow_datasets.
-      manual_dir: folder of the archives, if the data set needs any.
-      file_format: one of FORMATS.
+      name: As in `tfds:NAME`; `imagenet2012` is made of the two archives TARS.
+      data_dir: Folder of data sets; None is TFDS_DATA_DIR or ~/tensorflow_datasets.
+      manual_dir: Folder of the archives, if the data set needs any.
+      file_format: One of FORMATS.
 
     Returns:
       The folder of the data set.
 
     Raises:
-      UserError: an archive is missing, damaged or another one, the disk is too small, the data set
+      UserError: An archive is missing, damaged or another one, the disk is too small, the data set
         is unknown, or it exists in another format.
     """
     import tensorflow_datasets as tfds

@@ -65,8 +65,8 @@ class Prepared:
     """A data set on disk, read in the first of FORMATS that it has.
 
     Args:
-      builder: a builder of tensorflow_datasets; UserError if its data set has no image.
-      reread: read every record again, even if an earlier run has written an index.
+      builder: A builder of tensorflow_datasets; UserError if its data set has no image.
+      reread: Read every record again, even if an earlier run has written an index.
     """
 
     def __init__(self, builder: Any, reread: bool = False):
@@ -113,7 +113,7 @@ class Prepared:
           its content).
 
         Raises:
-          UserError: a file is missing or damaged. The message names file and record.
+          UserError: A file is missing or damaged. The message names file and record.
         """
         owner = {str(file): base for base, info in self.splits.items() for file in info.filepaths}
         parts = []

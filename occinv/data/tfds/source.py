@@ -72,12 +72,12 @@ def open_tensorflow_datasets(
       spec: NAME may be `name/config` and may end in a version, as in `name:1.0.0`. SPLIT may be a
         slice such as `train[:10%]`. Without a split, training reads `train` and evaluation
         `validation`, else `test`.
-      train: choose the split for training.
-      data_dir: folder of data sets, perhaps `gs://BUCKET/FOLDER`; None is TFDS_DATA_DIR or
+      train: Choose the split for training.
+      data_dir: Folder of data sets, perhaps `gs://BUCKET/FOLDER`; None is TFDS_DATA_DIR or
         ~/tensorflow_datasets.
 
     Raises:
-      UserError: the name or split is unknown, or the data set is not prepared (the message has the
+      UserError: The name or split is unknown, or the data set is not prepared (the message has the
         command that prepares it), has another format, is damaged, or has no image.
     """
     builder, name, rest = _open_builder(spec, data_dir)

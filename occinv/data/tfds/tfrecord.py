@@ -89,7 +89,7 @@ class Shards:
         """Yield the first byte and the content of every record of a file of `size` bytes.
 
         Raises:
-          Damaged: a checksum is wrong, or the file ends within a record.
+          Damaged: A checksum is wrong, or the file ends within a record.
         """
         window, first = b"", 0  # the bytes read last, and where they begin
         at = 0
@@ -120,12 +120,12 @@ class TfRecords:
     """Records by number, with the interface of tfds's data sources.
 
     Attributes:
-      shards: the files.
-      names: file name of each shard.
-      shard: int [len], the number of the file of each record.
-      begin: int [len], the byte of the file at which the record begins.
-      length: int [len], bytes of the content.
-      parse: returns the features of the content of a record.
+      shards: The files.
+      names: File name of each shard.
+      shard: Int [len], the number of the file of each record.
+      begin: Int [len], the byte of the file at which the record begins.
+      length: Int [len], bytes of the content.
+      parse: Returns the features of the content of a record.
     """
 
     shards: Shards
