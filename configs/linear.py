@@ -16,6 +16,9 @@ encoder. LARS scales each step by the weight norm and there is no weight decay, 
 overflow: at ten times the official rate, weights can overflow float32 in 7000 steps. `top1` is that
 of the best head, chosen on the evaluation images.
 
+With `objective.pooling=attentive` each head has a query that attends to the patch tokens, as the
+attentive probe of CAE.
+
 Variants: configs/scales.py. The small ones have few steps, so they take larger ones (the trust
 coefficient). On quickstart: 61 % for random features, 81 % after configs/mae.py:quickstart.
 """

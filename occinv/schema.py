@@ -179,6 +179,8 @@ class Experiment:
     encoder: Encoder = Encoder()
     optimizer: Optimizer = Optimizer()
     train: Train = Train()
+    # Evaluators by name, each with its options and `every`: docs/evaluators.md
+    evals: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     init_from: str | None = None  # a workdir or checkpoint whose encoder this run starts from
     seed: Annotated[int, Ge(0), Lt(2**32)] = 0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import json
 import re
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from PIL import Image
 from tiny_runs import DECODER, compile_once, make_images, overrides, tiny
 
 from occinv.cli import main
-from occinv.evaluators import run
+from occinv.reproduce import run_table
 from occinv.train import workdir as files
 
 # 16 patches: a quarter of them is enough to reconstruct from.
@@ -31,8 +31,10 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def two_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each ratio is another program to compile."""
-    measure = functools.partial(run.evaluate_cka, ratios=(0.25, 0.75))
-    monkeypatch.setattr(run, "evaluate_cka", measure)
+    few = {"invariance": {"ratios": (0.25, 0.75)}, "occlusion": {"ratios": (0.75,)}}
+    for name, fields in few.items():
+        evaluator = dataclasses.replace(run_table.EVALUATORS[name], **fields)
+        monkeypatch.setitem(run_table.EVALUATORS, name, evaluator)
 
 
 @pytest.fixture(scope="module")
@@ -61,21 +63,30 @@ def test_by_hand(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert f"top1 {result['metrics']['top1']:.4g}" in capsys.readouterr().out
     assert files.load_run(after).classes == ("dark", "light")
 
-    assert main(["evaluate", "cka", "--workdir", str(before), str(after)]) == 0
-    cka = json.loads((before / "evaluate" / "cka.json").read_text())
-    assert [model["objective"] for model in cka["models"]] == ["mae", "classification"]
-    for model in cka["models"]:
-        values = np.array(model["values"])
-        assert values.shape == (len(model["ratios"]), len(model["blocks"])) == (2, 1)
-        assert ((values > 0) & (values <= 1 + 1e-6)).all()
-        assert model["images"] == 12
+    command = ["evaluate", "invariance", "--ratios", "0.25,0.75", "--workdir"]
+    assert main([*command, str(before), str(after)]) == 0
+    for workdir, objective, token in ((before, "mae", "class"), (after, "classification", "mean")):
+        (record,) = json.loads((workdir / "evaluate" / "invariance.json").read_text())
+        assert (record["objective"], record["protocol"]["token"]) == (objective, token)
+        details = record["details"]
+        for feature in ("class", "mean", "tokens"):
+            values = np.array(details["cka"][feature])
+            assert values.shape == (len(details["ratios"]), len(details["blocks"])) == (2, 1)
+            assert (np.abs(values) <= 1 + 1e-6).all()
+        assert set(details["floor"]) == {"untrained 0", "untrained 1", "blind"}
+        assert details["floor"]["blind"]["cka"]["class"] == [[0.0], [0.0]]
+        assert record["images"]["count"] == details["images"] == 12
+        assert record["images"]["split"] == "validation"
+    assert (before / "evaluate" / "invariance.png").is_file()
 
     assert main(["evaluate", "psnr", "--workdir", str(before)]) == 0
-    psnr = json.loads((before / "evaluate" / "psnr.json").read_text())
+    (psnr,) = json.loads((before / "evaluate" / "psnr.json").read_text())
     assert psnr["objective"] == "mae"
-    assert psnr["whole"] > psnr["removed"] > 0  # dB; visible patches are pasted into the whole
+    # dB; visible patches are pasted into the whole
+    assert psnr["values"]["whole"] > psnr["values"]["removed"] > 0
 
-    assert main(["evaluate", "reconstruct", "--workdir", str(before), "--count", "2"]) == 0
+    command = ["evaluate", "reconstructions", "--workdir", str(before), "--num-images", "2"]
+    assert main(command) == 0
     with Image.open(before / "evaluate" / "reconstructions.png") as grid:
         assert grid.width > 3 * 16
 
@@ -100,14 +111,17 @@ def test_reproduced(
     assert "Random init" in shown
     assert "MAE" in shown
     results = json.loads((workdir / "results.json").read_text())
-    assert [row["key"] for row in results["rows"]] == ["random", "mae"]
-    for row in results["rows"]:
+    floor = ["untrained_class", "blind_class", "untrained_mean", "blind_mean"]
+    assert [row["key"] for row in results["rows"]] == ["random", "mae", *floor]
+    for row in results["rows"][:2]:
         assert row["status"] == "done"
         assert len(row["values"]["finetune"]) == 1
         assert 0 <= row["values"]["finetune"][0] <= 1
         assert row["cka"]["finetuned"] is not None
         assert row["finetune"]["loss"][-1][0] == 4
-    random, mae = results["rows"]
+        assert len(row["values"]["occlusion"]) == len(row["hits"]["finetune"]) == 1
+    random, mae = results["rows"][:2]
+    assert mae["cka"]["pretrained"]["floor"]
     assert random["pretrain"] is random["cka"]["pretrained"] is None
     assert random["values"]["psnr"] == []
     assert mae["values"]["psnr"][0] > mae["values"]["psnr_removed"][0] > 0
@@ -127,7 +141,15 @@ def test_reproduced(
     assert not re.search(r"(?:src|href)=\"https?://", page)  # self-contained
 
     def trained() -> dict[str, int]:
-        kept = (files.METRICS, files.RESULT, "ned.json", "psnr.json", "seconds.json", "ions.png")
+        kept = (
+            files.METRICS,
+            files.RESULT,
+            "ned.json",
+            "psnr.json",
+            "seconds.json",
+            "ions.png",
+            "ion.json",
+        )
         return {name: at for name, at in written(workdir).items() if name.endswith(kept)}
 
     before = trained()

@@ -221,7 +221,10 @@ CONFIG = ["--config", str(CONFIGS / "mae.py:smoke")]
         (["train", "--workdir", "W"], "required: --config"),
         (["train", *CONFIG, "--workdir"], "--workdir: expected one argument"),
         (["train", *CONFIG, "--workdir", "W", "--workdri=V"], "'--workdri=V' (did you mean '--wo"),
-        (["evaluate", "cka", "--workdir", "W", "--sed", "1"], "'--sed' (did you mean '--seed'?)"),
+        (
+            ["evaluate", "invariance", "--workdir", "W", "--sed", "1"],
+            "'--sed' (did you mean '--seed'?)",
+        ),
         (
             ["train", *CONFIG, "--workdir", "W", "--seed=1"],
             "set a field of the config with --config.",
@@ -236,13 +239,16 @@ CONFIG = ["--config", str(CONFIGS / "mae.py:smoke")]
             "(did you mean 'configs/mae.py",
         ),
         (["train", "--config", f"{CONFIGS}/mae.py:smok", "--workdir", "W"], "mean 'smoke'?)"),
-        (["evaluate", "kca", "--workdir", "W"], "invalid choice: 'kca'"),
-        (["evaluate", "cka", "--workdir", "W"], "W is not the workdir of a run"),
+        (["evaluate", "invarianse", "--workdir", "W"], "invalid choice: 'invarianse'"),
+        (["evaluate", "invariance", "--workdir", "W"], "W is not the workdir of a run"),
         (["evaluate", "psnr", "--workdir", "W"], "W is not the workdir of a run"),
-        (["evaluate", "reconstruct", "--workdir", "W"], "W is not the workdir of a run"),
-        (["evaluate", "cka", "--workdir", "W", "--seed", "x"], "invalid int value: 'x'"),
+        (["evaluate", "reconstructions", "--workdir", "W"], "W is not the workdir of a run"),
         (
-            ["evaluate", "cka", "--workdir", "W", "--config.seed=1"],
+            ["evaluate", "invariance", "--workdir", "W", "--seed", "x"],
+            "argument --seed: invalid int value: 'x'",
+        ),
+        (
+            ["evaluate", "invariance", "--workdir", "W", "--config.seed=1"],
             "unknown argument '--config.seed",
         ),
         (["reproduce", "quickstrat", "--workdir", "W"], "no table 'quickstrat' (did you mean 'qu"),
@@ -295,7 +301,7 @@ def test_a_file_is_not_a_workdir(
     assert path.read_text() == "notes"
 
 
-@pytest.mark.parametrize("evaluator", ["psnr", "reconstruct"])
+@pytest.mark.parametrize("evaluator", ["psnr", "reconstructions"])
 def test_an_objective_without_a_decoder_has_no_reconstruction(
     evaluator: str, cmae_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

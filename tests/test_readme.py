@@ -49,7 +49,7 @@ def test_the_import_example_runs(tmp_path, monkeypatch):
     assert [command.split()[0] for command in commands] == ["weights", "evaluate", "weights"]
     for command in commands:
         assert main(command.split()) == 0, command
-    assert (tmp_path / "runs/published-mae/evaluate/cka.png").exists()
+    assert (tmp_path / "runs/published-mae/evaluate/invariance.png").exists()
     assert (tmp_path / "mae.safetensors").exists()
 
 

@@ -3,108 +3,100 @@
 from __future__ import annotations
 
 import argparse
-import functools
+import dataclasses
+import typing
 from pathlib import Path
+from typing import Any
 
 from occinv.commands.processes import add_processes, join
 
-EVALUATORS = {
-    "cka": "Measure the CKA of occluded and full images by block and drop ratio (Figure 1).",
-    "knn": "Measure the accuracy of weighted nearest neighbors on frozen features.",
-    "psnr": "Measure the PSNR of reconstructions in dB (Table 1).",
-    "reconstruct": "Draw original, masked and reconstructed images.",
-    "attention": "Draw the attention of the class token for each head.",
-}
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `occinv evaluate`."""
-    # fmt: off
+    """Add a subparser for each evaluator, whose options are the fields of its class."""
+    from occinv.evaluators import EVALUATORS
+    from occinv.evaluators.base import evaluator_class
+
     evaluators = parser.add_subparsers(dest="evaluator", required=True, metavar="EVALUATOR")
-    parsers = {name: evaluators.add_parser(name, help=text) for name, text in EVALUATORS.items()}
-    for name, evaluator in parsers.items():
+    for name in EVALUATORS:
+        cls = evaluator_class(name)
+        about = (cls.__doc__ or "").partition("\n")[0]
+        evaluator = evaluators.add_parser(name, help=about, description=about)
+        # fmt: off
         add = evaluator.add_argument
-        add("--workdir", required=True, type=Path, metavar="DIR",
-            nargs="+" if name == "cka" else None,
-            help="Evaluate the run in this folder" + (", or several." if name == "cka" else "."))
-        add("--source",
-            help="Use these images, as in data.source (default: the run's validation images).")
-        if name in ("reconstruct", "attention"):
-            add("--count", type=int, default=8, metavar="N",
-                help="Draw N images (default: %(default)s).")
-        else:
-            add("--num-images", type=int, metavar="N",
-                help="Use N images, spread over the source (default: all).")
-        if name in ("cka", "psnr", "reconstruct"):
-            add("--seed", type=int, default=0,
-                help="Draw the masks from this seed (default: %(default)s).")
+        add("--workdir", required=True, type=Path, nargs="+", metavar="DIR",
+            help="Evaluate the run in this folder, or several.")
+        add("--out", type=Path, metavar="FILE",
+            help="Write the record of a single run here (default: evaluate/NAME.json in DIR).")
+        # fmt: on
+        add_fields(evaluator, cls)
         add_processes(evaluator)
-    add = parsers["cka"].add_argument
-    add("--tokens", choices=("visible", "mean", "class"), default="visible",
-        help="Compare these tokens (default: %(default)s).")
-    add("--removed", choices=("drop", "mask_token"), default="drop",
-        help="Drop masked patches, or put the mask token in their place (default: %(default)s).")
-    add = parsers["knn"].add_argument
-    add("--neighbors", type=int, default=20, metavar="K",
-        help="Number of neighbors (default: %(default)s).")
-    add("--temperature", type=float, default=0.07,
-        help="Temperature of the vote weights (default: %(default)s).")
-    add("--pooling", choices=("mean", "class"), default="mean",
-        help="Use the mean patch token or the class token (default: %(default)s).")
-    add = parsers["attention"].add_argument
-    add("--block", type=int, default=-1,
-        help="Draw this transformer block: 1 is the first, -1 the last (default).")
-    # fmt: on
+
+
+def add_fields(parser: argparse.ArgumentParser, cls: type) -> None:
+    """Add an option for each field of an evaluator. Options that are not given are not set."""
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if not field.init:
+            continue
+        hint, about = hints[field.name], field.metadata["help"]
+        kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)] or [hint]
+        settings: dict[str, Any] = {"default": argparse.SUPPRESS, "dest": field.name}
+        default = field.default
+        if typing.get_origin(hint) is typing.Literal:
+            settings["choices"] = typing.get_args(hint)
+        elif typing.get_origin(hint) is tuple:
+            # The evaluator checks that texts are among the values of a Literal.
+            kind = str if typing.get_origin(kinds[0]) is typing.Literal else kinds[0]
+            settings |= {"type": _tuple_of(kind), "metavar": "A,B,..."}
+            default = ",".join(map(str, typing.cast(tuple, field.default)))
+        elif hint is bool:
+            settings["action"] = argparse.BooleanOptionalAction
+        else:
+            settings |= {"type": kinds[0], "metavar": {int: "N"}.get(kinds[0], "VALUE")}
+        if default is not None:
+            about = f"{about.removesuffix('.')} (default: {default})."
+        parser.add_argument(f"--{field.name.replace('_', '-')}", help=about, **settings)
+
+
+def _tuple_of(kind: type) -> Any:
+    def parse(text: str) -> tuple[Any, ...]:
+        return tuple(kind(part) for part in text.split(","))
+
+    parse.__name__ = f"list of {kind.__name__}"
+    return parse
 
 
 def run(options: argparse.Namespace, rest: list[str]) -> int:
     """Run `occinv evaluate` and return the exit status."""
-    from occinv.evaluators import run as evaluators
+    from occinv.evaluate import evaluate_run, workdir_of
+    from occinv.evaluators.base import evaluator_class, make_evaluator
+    from occinv.schema import UserError
+    from occinv.train.records import record_file
 
+    name, workdirs = options.evaluator, options.workdir
+    if options.out is not None and len(workdirs) > 1:
+        raise UserError(f"--out {options.out} with {len(workdirs)} runs, expected one run")
     console = join(options)
-    say = functools.partial(console.print, soft_wrap=True)
-    workdir, source = options.workdir, options.source
-    match options.evaluator:
-        case "cka":
-            found = evaluators.evaluate_cka(
-                workdir, source=source, num_images=options.num_images, seed=options.seed,
-                tokens=options.tokens, removed=options.removed,
-            )  # fmt: skip
-            if not console.quiet:
-                from occinv.report.figures import save_cka
-                from occinv.report.table import print_cka
+    fields = {field.name for field in dataclasses.fields(evaluator_class(name))}
+    evaluator = make_evaluator(name, {k: v for k, v in vars(options).items() if k in fields})
+    records = []
+    for workdir in workdirs:
+        found = evaluate_run(name, evaluator, workdir, options.out)
+        records.append(found.record)
+        console.print(f"{workdir}: {found.text}", soft_wrap=True)
+        if found.record.images.split == "training":
+            console.print(
+                f"{workdir}: measured on {found.record.images.name}, the training images of the "
+                "run. Give others with --source, or train with data.eval_source.",
+                soft_wrap=True,
+            )
+        if found.pictures is not None:
+            console.print(found.pictures, soft_wrap=True)
+    if name == "invariance" and not console.quiet:
+        from occinv.report.figures import save_cka
+        from occinv.report.table import print_invariance
 
-                models = [model.as_json() for model in found]
-                print_cka(models)
-                say(save_cka(models, evaluators.folder(workdir[0]) / "cka.png"))
-        case "knn":
-            knn = evaluators.evaluate_knn(
-                workdir, source=source, num_images=options.num_images, neighbors=options.neighbors,
-                temperature=options.temperature, pooling=options.pooling,
-            ).result  # fmt: skip
-            say(
-                f"{workdir}: top-1 {100 * knn.top1:.1f} %, top-5 {100 * knn.top5:.1f} %, by "
-                f"{knn.neighbors} neighbors among {knn.training_images} images; "
-                f"{knn.images} validation images"
-            )
-        case "psnr":
-            psnr = evaluators.evaluate_psnr(
-                workdir, source=source, num_images=options.num_images, seed=options.seed
-            ).result
-            say(
-                f"{workdir}: {psnr.whole:.2f} dB over whole images with visible patches pasted, "
-                f"{psnr.removed:.2f} dB over masked patches; {psnr.images} images"
-            )
-        case "reconstruct":
-            say(
-                evaluators.evaluate_reconstruct(
-                    workdir, options.count, source=source, seed=options.seed
-                )
-            )
-        case "attention":
-            say(
-                evaluators.evaluate_attention(
-                    workdir, options.count, source=source, block=options.block
-                )
-            )
+        print_invariance(records)
+        path = options.out or record_file(workdir_of(workdirs[0]), name)
+        console.print(save_cka(records, path.with_suffix(".png")), soft_wrap=True)
     return 0

@@ -8,9 +8,14 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `occinv report`."""
+    # fmt: off
     add = parser.add_argument
     add("folders", type=Path, nargs="+", metavar="DIR", help="Show the run or table in DIR.")
+    add = parser.add_mutually_exclusive_group().add_argument
     add("--markdown", action="store_true", help="Print a Markdown table and write no page.")
+    add("--out", type=Path, metavar="FILE",
+        help="Write the page to FILE (default: into the first DIR).")
+    # fmt: on
 
 
 def run(options: argparse.Namespace, rest: list[str]) -> int:
@@ -21,5 +26,5 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     if options.markdown:
         print(markdown_table(compare(options.folders)))
     else:
-        print(report(options.folders))
+        print(report(options.folders, options.out))
     return 0

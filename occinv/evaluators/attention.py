@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -10,7 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib import colormaps
 
+from occinv.data.source import Source
+from occinv.evaluators.base import Evaluator, Result, Split, Subject, option
 from occinv.models.vit import ViT
+from occinv.schema import Count, UserError
 
 COLORS = colormaps["inferno"]  # black to yellow, as bright as the value is high
 
@@ -43,6 +47,32 @@ class Attended(NamedTuple):
     def captions(self) -> dict[str, str]:
         """The highest share of every map."""
         return {name: f"to {100 * values.max():.2g} %" for name, values in self.maps.items()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Attention(Evaluator):
+    """Pictures of the attention of the class token to the patches, for each head."""
+
+    num_images: Count | None = option(8, "Draw N images, spread over the source.")
+    block: int = option(-1, "Draw this transformer block: 1 is the first, -1 the last.")
+
+    def check(self, subject: Subject) -> None:
+        depth = subject.encoder.depth
+        if not 1 <= abs(self.block) <= depth:
+            raise UserError(
+                f"block={self.block}, expected 1 to {depth}, or -1 (the last) to -{depth}"
+            )
+
+    def measure(self, subject: Subject, images: Source, split: Split) -> Result:
+        index = self.block - 1 if self.block > 0 else subject.encoder.depth + self.block
+        params = subject.params["encoder"]
+        found = attend(subject.encoder, params, subject.one_batch(images).image, index)
+        return Result(
+            {},
+            f"{len(found)} images",
+            pictures=[one.pictures for one in found],
+            captions=[one.captions for one in found],
+        )
 
 
 def colored(values: np.ndarray) -> np.ndarray:

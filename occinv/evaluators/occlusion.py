@@ -6,8 +6,16 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from occinv.parallel import replicated
 from occinv.transforms.masking import kept_patches
+
+
+def put_rng(mesh: Mesh, seed: int) -> jax.Array:
+    """Return the PRNG key of a seed on every device."""
+    # jax.device_put cannot place a key on devices of other processes.
+    return jax.jit(lambda: jax.random.key(seed), out_shardings=replicated(mesh))()
 
 
 def draw_visible(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -12,12 +13,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from occinv.data.batch import Batch
-from occinv.evaluators.occlusion import draw_visible
+from occinv.data.source import Source
+from occinv.evaluators.base import Evaluator, Result, Split, Subject, option
+from occinv.evaluators.occlusion import draw_visible, put_rng
 from occinv.losses.reconstruction import mean_over
 from occinv.models.patches import patchify
 from occinv.objectives.base import Objective, Reconstruction, Reconstructs, Setting
 from occinv.parallel import fetch, make_mesh, put_batch, replicated
-from occinv.schema import UserError
+from occinv.schema import Count, UserError
 from occinv.transforms.view import unit_range
 
 SMALLEST_MSE = 1e-10
@@ -29,27 +32,43 @@ class ReconstructsMasked(Reconstructs, Protocol):
 
     setting: Setting
     mask_ratio: float
-    normalize_target: bool
+    normalize_target: bool  # the true mean and deviation of each patch then un-normalize it
 
 
-class Psnr(NamedTuple):
+class Decibels(NamedTuple):
     """Mean PSNR over images.
 
     Attributes:
       whole, removed: In dB, as defined in `reconstruction_psnr`.
       images: The number of images.
-      mask_ratio: The fraction of removed patches.
-      normalized_target: Whether the model predicts normalized patches. The true mean and standard
-        deviation of each patch are then used to reconstruct it.
-      seed: The seed of the masks.
     """
 
     whole: float
     removed: float
     images: int
-    mask_ratio: float
-    normalized_target: bool
-    seed: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Psnr(Evaluator):
+    """The PSNR of reconstructions in dB (Table 1), at the objective's own mask ratio."""
+
+    seed: int = option(0, "Draw the removed patches from this seed.")
+    batch_size: Count = option(128, "Images in a batch.")
+
+    def check(self, subject: Subject) -> None:
+        reconstructing(subject.objective)
+
+    def measure(self, subject: Subject, images: Source, split: Split) -> Result:
+        model, batches = reconstructing(subject.objective), subject.batches(images, self.batch_size)
+        found = reconstruction_psnr(
+            subject.objective, subject.params, batches, seed=self.seed, mesh=subject.mesh
+        )
+        text = (
+            f"{found.whole:.2f} dB over whole images with visible patches pasted, "
+            f"{found.removed:.2f} dB over removed patches; {found.images} images"
+        )
+        made = {"mask_ratio": model.mask_ratio, "normalized_target": model.normalize_target}
+        return Result({"whole": found.whole, "removed": found.removed}, text, made=made)
 
 
 def reconstruction_psnr(
@@ -59,7 +78,7 @@ def reconstruction_psnr(
     *,
     seed: int = 0,
     mesh: Mesh | None = None,
-) -> Psnr:
+) -> Decibels:
     """Measure the PSNR of an objective's reconstructions at its own mask ratio.
 
     The mean over images of 10 · log10(1 / MSE), with pixels in [0, 1] and predictions clipped to
@@ -77,15 +96,14 @@ def reconstruction_psnr(
     """
     model = reconstructing(objective)
     mesh = mesh or make_mesh(jax.local_devices()[:1])
-    params, rng = jax.device_put((params, jax.random.key(seed)), replicated(mesh))
+    params, rng = jax.device_put(params, replicated(mesh)), put_rng(mesh, seed)
     total = np.zeros(3)
     for batch in batches:
         total += fetch(_sums(params, put_batch(mesh, batch), rng, model, mesh))
     whole, removed, count = total.tolist()
     if not count:
         raise UserError("found no image, but PSNR needs at least 1")
-    means = whole / count, removed / count
-    return Psnr(*means, round(count), model.mask_ratio, model.normalize_target, seed)
+    return Decibels(whole / count, removed / count, round(count))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "mesh"))

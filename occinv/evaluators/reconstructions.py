@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -9,8 +10,11 @@ import jax
 import numpy as np
 
 from occinv.data.batch import Batch
+from occinv.data.source import Source
+from occinv.evaluators.base import Evaluator, Result, Split, Subject, option
 from occinv.evaluators.psnr import reconstruct, reconstructing
 from occinv.objectives.base import Objective
+from occinv.schema import Count
 
 
 class Triple(NamedTuple):
@@ -19,6 +23,22 @@ class Triple(NamedTuple):
     original: np.ndarray
     masked: np.ndarray
     reconstructed: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reconstructions(Evaluator):
+    """Pictures of original, masked and reconstructed images."""
+
+    num_images: Count | None = option(8, "Draw N images, spread over the source.")
+    seed: int = option(0, "Draw the removed patches from this seed.")
+
+    def check(self, subject: Subject) -> None:
+        reconstructing(subject.objective)
+
+    def measure(self, subject: Subject, images: Source, split: Split) -> Result:
+        batch = subject.one_batch(images)
+        rows = triples(subject.objective, subject.params, batch, self.seed)
+        return Result({}, f"{len(rows)} images", pictures=[row._asdict() for row in rows])
 
 
 def triples(objective: Objective, params: Any, batch: Batch, seed: int = 0) -> list[Triple]:

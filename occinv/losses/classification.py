@@ -22,7 +22,10 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float) -> jax
 
 
 def hits(logits: jax.Array, label: jax.Array) -> dict[str, jax.Array]:
-    """Return `top1` and `top5`, 1.0 where `label` [B] is among the best of logits [B, C]: [B]."""
+    """Return `top1` and `top5`, 1.0 where `label` [B] is among the best of logits [B, C]: [B].
+
+    A tie is a miss: a model that prefers no class has an accuracy of 0, not of 1.
+    """
     own = jnp.take_along_axis(logits, label[:, None], axis=1)
-    better = (~(logits <= own)).sum(1)  # so that NaN counts as wrong
+    better = (~(logits < own)).sum(1) - 1  # without itself; NaN counts as wrong
     return {f"top{best}": (better < best).astype(jnp.float32) for best in (1, 5)}

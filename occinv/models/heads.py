@@ -148,5 +148,6 @@ class ClassifierHead(nn.Module):
             pooled = tokens[:, 0]
         # A small start: the features, not the head, decide the first steps.
         init = nn.initializers.truncated_normal(2e-5)
-        dense = nn.Dense(self.num_classes, kernel_init=init, dtype=self.dtype, name="linear")
-        return dense(pooled).astype(jnp.float32)
+        # In float32: in bfloat16 logits of different classes are often equal.
+        dense = nn.Dense(self.num_classes, kernel_init=init, dtype=jnp.float32, name="linear")
+        return dense(pooled.astype(jnp.float32))

@@ -38,6 +38,8 @@ class Axes(NamedTuple):
       measure: M.
       framework: `siamese`, `reconstructive` or `supervised`.
       paper: Authors, year and arXiv number.
+      token: The token that describes a whole image: the `class` token, or the `mean` patch token if
+        the loss does not train the class token. Measurements of features use it.
     """
 
     t1: str
@@ -46,6 +48,7 @@ class Axes(NamedTuple):
     measure: str
     framework: str = "siamese"
     paper: str = "–"
+    token: Literal["class", "mean"] = "class"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Setting:
       batch_size, num_images: The global batch, and the images in an epoch.
       mesh: The devices that share a batch; None: one device.
       is_training: False in evaluation, where the encoder has no drop path, either.
+      has_validation: Whether the run has validation images.
     """
 
     encoder: ViT
@@ -70,6 +74,7 @@ class Setting:
     num_images: int = 1
     mesh: jax.sharding.Mesh | None = None
     is_training: bool = True
+    has_validation: bool = True
 
 
 class ParamGroup(NamedTuple):

@@ -42,7 +42,7 @@ class BEiT(RectangleMasking):
     @property
     def axes(self) -> Axes:
         target, paper = f"{self.tokenizer['name']} ids", "Bao et al. 2022, arXiv:2106.08254"
-        return Axes(*self.describe(), target, "cross-entropy", "reconstructive", paper)
+        return Axes(*self.describe(), target, "cross-entropy", "reconstructive", paper, "mean")
 
     @property
     def codebook(self) -> Tokenizer:

@@ -47,7 +47,7 @@ class CAE(BEiT):
         target = f"{self.tokenizer['name']} ids, f without gradient"
         paper = "Chen et al. 2023, arXiv:2202.03026"
         measure = "cross-entropy, latent L2"
-        return Axes(first, "the complement", target, measure, "reconstructive", paper)
+        return Axes(first, "the complement", target, measure, "reconstructive", paper, "mean")
 
     @property
     def networks(self) -> Networks:

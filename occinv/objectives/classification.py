@@ -46,7 +46,7 @@ class Classification(Objective):
 
     @property
     def axes(self) -> Axes:
-        return Axes("crop", "none", "label", "cross-entropy", "supervised")
+        return Axes("crop", "none", "label", "cross-entropy", "supervised", token=self.pooling)
 
     @property
     def mixes(self) -> bool:

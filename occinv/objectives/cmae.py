@@ -106,7 +106,8 @@ class CMAE(Objective):
         t1 = describe(self.mask_ratio, self.cutmix, self.color)
         t2 = t1.replace(f"{self.mask_ratio:.0%} removed", "the complement")
         paper = "Kong and Zhang 2023, arXiv:2208.04164"
-        return Axes(t1, t2, "EMA encoder", measure, "siamese", paper)
+        token: Any = "class" if "class" in self.tokens else "mean"
+        return Axes(t1, t2, "EMA encoder", measure, "siamese", paper, token)
 
     @property
     def couples(self) -> Literal["nothing", "loss", "features"]:

@@ -56,7 +56,7 @@ class Data2Vec(RectangleMasking):
     def axes(self) -> Axes:
         target = f"EMA encoder, mean of {self.average_top_k} blocks"
         paper = "Baevski et al. 2022, arXiv:2202.03555"
-        return Axes(*self.describe(), target, "smoothed L1", "siamese", paper)
+        return Axes(*self.describe(), target, "smoothed L1", "siamese", paper, "mean")
 
     @property
     def state(self) -> dict[str, Any]:

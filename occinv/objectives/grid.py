@@ -202,7 +202,9 @@ class Grid(Objective):
             "smoothed_l1": "smoothed L1",
         }[self.similarity]
         t2 = "the complement" if self.is_complement else t2
-        return Axes(t1, t2, target, measure, "siamese", "Kong and Zhang 2023, arXiv:2208.04164")
+        paper = "Kong and Zhang 2023, arXiv:2208.04164"
+        token: Any = "class" if self.decodes else "mean"  # without a decoder, M reads patch tokens
+        return Axes(t1, t2, target, measure, "siamese", paper, token)
 
     @property
     def crops(self) -> tuple[Crop, ...]:

@@ -85,7 +85,7 @@ class IJEPA(Objective):
         target = f"EMA encoder, {self.num_targets} rectangles of {rows} × {columns}"
         paper = "Assran et al. 2023, arXiv:2301.08243"
         t1 = "a rectangle without the targets"
-        return Axes(t1, "identity", target, "predictor, smoothed L1", "siamese", paper)
+        return Axes(t1, "identity", target, "predictor, smoothed L1", "siamese", paper, "mean")
 
     @property
     def target_size(self) -> tuple[int, int]:

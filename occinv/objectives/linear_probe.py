@@ -11,6 +11,10 @@ from flax import linen as nn
 
 from occinv import schema
 from occinv.losses.classification import cross_entropy, hits
+from occinv.models.attention import CrossAttention
+from occinv.models.blocks import layer_norm
+from occinv.models.position import sincos
+from occinv.models.vit import TOKEN_INIT
 from occinv.objectives.base import FROZEN, Axes, Context, Networks, Objective, ParamGroup, Terms
 from occinv.objectives.classification import check_classes
 from occinv.objectives.ema import ema
@@ -26,11 +30,11 @@ class Heads(nn.Module):
 
     names: tuple[str, ...]
     num_classes: int
-    dtype: Any
 
     @nn.compact
     def __call__(self, feature: jax.Array) -> dict[str, jax.Array]:
-        """Map [B, D] to logits float32 [B, num_classes] of each head."""
+        """Map [B, D], or [heads, B, D], to logits float32 [B, num_classes] of each head."""
+        features = feature if feature.ndim == 3 else [feature] * len(self.names)
         start = self.make_rng("params") if self.is_initializing() else None
 
         def same(key: jax.Array, *args: Any) -> jax.Array:
@@ -38,17 +42,47 @@ class Heads(nn.Module):
             return nn.initializers.normal(0.01)(key if start is None else start, *args)
 
         return {
-            name: nn.Dense(self.num_classes, kernel_init=same, dtype=self.dtype, name=name)(
-                feature
-            ).astype(jnp.float32)
-            for name in self.names
+            name: nn.Dense(self.num_classes, kernel_init=same, dtype=jnp.float32, name=name)(own)
+            for name, own in zip(self.names, features, strict=True)
         }
 
 
+class AttentivePool(nn.Module):
+    """One query for each head, which attends to the patch tokens: CAE's attentive probe.
+
+    As `AttentiveBlock` of the official CAE: three norms and cross-attention without a residual;
+    positions are added to the keys alone.
+    """
+
+    names: tuple[str, ...]
+    heads: int
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Map patch tokens float32 [B, N, D] to one feature for each head: [heads, B, D]."""
+        batch, count, width = tokens.shape
+        position = jnp.asarray(sincos(round(count**0.5), width)[1:])
+
+        def one(name: str) -> jax.Array:
+            query = self.param(f"query_{name}", TOKEN_INIT, (1, 1, width))
+
+            def norm(kind: str, x: jax.Array) -> jax.Array:
+                return layer_norm(f"norm_{kind}_{name}", jnp.float32)(x)
+
+            return CrossAttention(self.heads, jnp.float32, name=f"attention_{name}")(
+                norm("q", jnp.broadcast_to(query, (batch, 1, width))),
+                norm("k", tokens + position),
+                norm("v", tokens),
+            )[:, 0]
+
+        return jnp.stack([one(name) for name in self.names])
+
+
 class LinearProbeNetworks(Networks):
-    """f, and the linear layers."""
+    """f, the attention that pools its tokens, if any, and the linear layers."""
 
     head: Heads
+    pool: AttentivePool | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,15 +99,21 @@ class LinearProbe(Objective):
     evaluation images: `top1` is the highest of these numbers, as with a rate tuned by hand.
 
     Attributes:
-      pooling: The feature: the `class` token, or the `mean` patch token, after the last norm.
+      pooling: The feature: the `class` token, or the `mean` patch token, after the last norm;
+        `attentive`: a trained query attends to the patch tokens (CAE).
       lr_factors: The factor of each head.
     """
 
-    pooling: Literal["class", "mean"] = "class"
+    pooling: Literal["class", "mean", "attentive"] = "class"
     lr_factors: tuple[Positive, ...] = (1.0,)
 
     def __post_init__(self) -> None:
         check_classes(self.setting, "a linear probe")
+        if not self.setting.has_validation:
+            raise schema.UserError(
+                "a linear probe needs validation images, but the data has none; name some by "
+                "data.eval_source, or the training images to measure on them all the same"
+            )
         factors = self.lr_factors
         if not factors or len(self.heads) != len(factors):
             raise schema.UserError(
@@ -82,7 +122,9 @@ class LinearProbe(Objective):
 
     @property
     def axes(self) -> Axes:
-        return Axes("crop", "none", "label", "cross-entropy of a linear layer", "supervised")
+        measure = "cross-entropy of a linear layer"
+        token: Any = "class" if self.pooling == "class" else "mean"
+        return Axes("crop", "none", "label", measure, "supervised", token=token)
 
     @property
     def couples(self) -> Literal["nothing", "features"]:
@@ -96,29 +138,39 @@ class LinearProbe(Objective):
     @property
     def param_groups(self) -> dict[tuple[str, ...], ParamGroup]:
         groups: dict[tuple[str, ...], ParamGroup] = {("encoder",): FROZEN}
-        groups |= {("head", name): ParamGroup(factor) for name, factor in self.heads.items()}
+        for name, factor in self.heads.items():
+            groups["head", name] = ParamGroup(factor)
+            if self.pooling == "attentive":
+                kinds = ("query", "attention", "norm_q", "norm_k", "norm_v")
+                groups |= {("pool", f"{kind}_{name}"): ParamGroup(factor) for kind in kinds}
         return groups
 
     @property
     def state(self) -> dict[str, Any]:
-        width = self.setting.encoder.width
-        return {"mean": jnp.zeros(width), "variance": jnp.ones(width)}
+        shape: tuple[int, ...] = (self.setting.encoder.width,)
+        if self.pooling == "attentive":
+            shape = (len(self.heads), *shape)
+        return {"mean": jnp.zeros(shape), "variance": jnp.ones(shape)}
 
     @property
     def networks(self) -> LinearProbeNetworks:
         setting = self.setting
-        heads = Heads(tuple(self.heads), setting.num_classes, setting.dtype)
-        return LinearProbeNetworks(setting.encoder, heads)
+        heads = Heads(tuple(self.heads), setting.num_classes)
+        pool = None
+        if self.pooling == "attentive":
+            pool = AttentivePool(tuple(self.heads), setting.encoder.heads)
+        return LinearProbeNetworks(setting.encoder, heads, pool)
 
     def views(self, pixels: jax.Array, rng: jax.Array) -> tuple[View, ...]:
         """The image as the host cropped it."""
         return (whole(pixels, self.setting.encoder.num_patches),)
 
     def features(self, net: LinearProbeNetworks, views: tuple[View, ...], ctx: Context) -> Any:
-        """z1: the feature, float32 [B, D], without gradient and drop path."""
-        tokens = net.encode(views[0]).tokens
-        feature = tokens[:, 0] if self.pooling == "class" else tokens[:, 1:].mean(1)
-        return jax.lax.stop_gradient(feature)
+        """z1 without gradient and drop path: [B, D], or the patch tokens [B, N, D]."""
+        tokens = jax.lax.stop_gradient(net.encode(views[0]).tokens)
+        if self.pooling == "attentive":
+            return tokens[:, 1:]
+        return tokens[:, 0] if self.pooling == "class" else tokens[:, 1:].mean(1)
 
     def loss(
         self, net: LinearProbeNetworks, z: Any, views: tuple[View, ...], ctx: Context
@@ -128,13 +180,16 @@ class LinearProbe(Objective):
         The loss has the value of the mean and the gradient of the sum, so that each head has the
         gradient that it would have alone.
         """
-        state = ctx.state
+        z, state = z.astype(jnp.float32), ctx.state
+        if net.pool is not None:
+            z = net.pool(z)
         mean, variance = state["mean"], state["variance"]
         if self.setting.is_training:
-            mean, variance, count = z.mean(0), z.var(0), z.shape[0]
+            mean, variance, count = z.mean(-2), z.var(-2), z.shape[-2]
             unbiased = variance * (count / max(1, count - 1))  # as PyTorch's running variance
             state = ema(state, {"mean": mean, "variance": unbiased}, MOMENTUM)
-        logits = net.head((z - mean) * jax.lax.rsqrt(variance + EPSILON))
+        scale = jax.lax.rsqrt(variance + EPSILON)
+        logits = net.head((z - mean[..., None, :]) * scale[..., None, :])
         losses = [cross_entropy(logits[name], ctx.label, 0.0) for name in self.heads]
         metrics = {
             f"{best}_at_{name}": hit

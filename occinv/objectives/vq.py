@@ -56,7 +56,7 @@ class VQAutoencoder(Objective):
     def axes(self) -> Axes:
         measure = f"pixel L2 through {self.num_ids} codes"
         paper = "Yu et al. 2022, arXiv:2110.04627"
-        return Axes("identity", "identity", "pixels", measure, "reconstructive", paper)
+        return Axes("identity", "identity", "pixels", measure, "reconstructive", paper, "mean")
 
     @property
     def networks(self) -> VQNetworks:

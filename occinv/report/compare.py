@@ -11,58 +11,119 @@ from pathlib import Path
 from typing import Any
 
 from occinv import schema
-from occinv.evaluators.reconstructions import Triple
-from occinv.models import vit
-from occinv.objectives.base import Axes, Objective, objective_of
+from occinv.evaluators.base import Record
 from occinv.report.html import write_html
+from occinv.report.measured import Columns, curves_of, fill, floor_rows, records_of
+from occinv.report.read_run import (
+    encoder_text,
+    is_imported,
+    picture_paths,
+    read_config,
+    read_objective,
+    read_stage,
+    set_axes,
+    unique_names,
+)
 from occinv.report.results import (
     ENCODERS,
     FILE,
     MISSING,
-    PSNR,
-    CkaCurves,
     Column,
     Results,
     Row,
     Settings,
     StageRecord,
     load_results,
+    setting_name,
 )
 from occinv.report.table import print_results
 from occinv.schema import UserError
-from occinv.train.workdir import CHECKPOINTS, CONFIG, METRICS, RESULT, as_json
-from occinv.train.writers import read_scalars
+from occinv.train.records import FOLDER
+from occinv.train.workdir import CONFIG, RESULT, as_json, differences
 
-COLUMNS = (
-    Column("top1", "Top-1 %", "%", "top-1 on the run's validation images"),
-    Column("knn", "k-NN %", "%", "top-1 of weighted nearest neighbors"),
-    PSNR,
-)
 # The stage of a run whose objective trains on labels. Every other objective pretrains.
 OBJECTIVE_STAGES = {"classification": "finetune", "linear_probe": "linear"}
+# Fields in which runs of one method differ: they are seeds of one row.
+OF_A_SEED = ("seed", "init_from")
 
 
-def report(folders: Sequence[Path]) -> Path:
-    """Print the table of `compare(folders)`, and write the page into the first folder.
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A workdir as it was read.
+
+    Attributes:
+      folder, name: The workdir, and its short name.
+      experiment: Its config.
+      stage: A key of `STAGES`.
+      pretrained: The workdir that it starts from, if it is still there.
+      records: The records of its evaluators.
+    """
+
+    folder: Path
+    name: str
+    experiment: schema.Experiment
+    stage: str
+    pretrained: Path | None
+    records: list[Record]
+
+    @property
+    def method(self) -> str:
+        """A text that is equal for the seeds of one method: the configs, without the seed."""
+        configs = [self.experiment]
+        if self.pretrained is not None:
+            configs.append(read_config(self.pretrained)[0])
+        return json.dumps([_without_seed(config) for config in configs], sort_keys=True)
+
+
+def _without_seed(experiment: schema.Experiment) -> dict[str, Any]:
+    return {name: v for name, v in as_json(experiment).items() if name not in OF_A_SEED}
+
+
+def report(folders: Sequence[Path], out: Path | None = None) -> Path:
+    """Print the table of `compare(folders)`, and write the page.
+
+    Args:
+      folders: As `compare`.
+      out: The file of the page. None writes into the first folder: `report.html` if it is the only
+        one and has results, else `comparison.html`.
 
     Returns:
-      The path of the page: `report.html` for a single folder with results, else `comparison.html`.
+      The path of the page.
 
     Raises:
-      UserError: As `compare`.
+      UserError: As `compare`, or `out` is a folder, or its folder cannot be created.
     """
     results = compare(folders)
-    print_results(results)
     is_single = len(unique_names(folders)) == 1 and (folders[0] / FILE).exists()
-    return write_html(results, folders[0], "report.html" if is_single else "comparison.html")
+    if out is not None:
+        _make_folder_of(out)
+        results.command += "" if is_single else f" --out {out}"
+    print_results(results)
+    page = out or folders[0] / ("report.html" if is_single else "comparison.html")
+    return write_html(results, page.parent, page.name)
+
+
+def _make_folder_of(out: Path) -> None:
+    """Create the folder of the page.
+
+    Raises:
+      UserError: `out` is a folder, or its folder cannot be created.
+    """
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder. Give a file, such as {out / 'report.html'}.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot create {out.parent}: {error.strerror}.") from None
 
 
 def compare(folders: Sequence[Path]) -> Results:
     """Collect the rows of several folders.
 
     Args:
-      folders: Folders with `results.json`, which contribute all their rows, and workdirs of runs,
-        which contribute one row each. Rows with equal names get the folder's name as a prefix.
+      folders: Folders with `results.json`, which contribute all their rows, and workdirs of runs.
+        Runs whose configs differ in the seed alone are one row. Rows with equal names get the
+        folder's name as a prefix.
 
     Returns:
       The results of a single folder unchanged, else all rows. Paths of pictures are absolute.
@@ -71,15 +132,22 @@ def compare(folders: Sequence[Path]) -> Results:
       UserError: No folder is given, or one of them contains neither.
     """
     names = unique_names(folders)
-    parts = {name: _read_folder(folder, name) for folder, name in names.items()}
-    if not parts:
+    if not names:
         raise UserError(f"no folder given. Give workdirs of runs or folders with {FILE}")
-    if len(parts) == 1 and (next(iter(names)) / FILE).exists():
+    tables = {name: folder for folder, name in names.items() if (folder / FILE).exists()}
+    parts = {name: _read_table(folder) for name, folder in tables.items()}
+    runs = [_read_run(folder, name) for folder, name in names.items() if name not in tables]
+    if runs:
+        parts["runs"] = _results_of_runs(runs)
+    elif len(parts) == 1:
         return next(iter(parts.values()))
+    settings, different = _merge_settings(parts)
+    same_data = not {"data", "images"} & set(different)
+    if not same_data:
+        parts = {name: _with_own_columns(part, name) for name, part in parts.items()}
     columns: dict[str, Column] = {}
     for part in parts.values():
         columns |= {c.key: c for c in part.columns if c.key not in columns}
-    settings, different = _merge_settings(parts)
     notes = [note for part in parts.values() for note in part.notes] + [*different.values()]
     return Results(
         title="comparison",
@@ -89,7 +157,7 @@ def compare(folders: Sequence[Path]) -> Results:
         command=f"occinv report {' '.join(map(str, folders))}",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         settings=settings,
-        same_data=not {"data", "images"} & set(different),
+        same_data=same_data and all(part.same_data for part in parts.values()),
         paper_setting="; ".join(dict.fromkeys(p.paper_setting for p in parts.values() if p.title)),
         notes=list(dict.fromkeys(notes)),
         claims=[
@@ -97,6 +165,35 @@ def compare(folders: Sequence[Path]) -> Results:
             for name, part in parts.items()
             for claim in part.claims
         ],
+    )
+
+
+def _with_own_columns(part: Results, name: str) -> Results:
+    """Rename the columns of a part, because its numbers were measured on other data."""
+
+    def own(key: str) -> str:
+        return f"{key} {name}"
+
+    def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {own(key): value for key, value in values.items()}
+
+    return dataclasses.replace(
+        part,
+        columns=[
+            dataclasses.replace(c, key=own(c.key), heading=f"{c.heading} ({name})")
+            for c in part.columns
+        ],
+        rows=[
+            dataclasses.replace(
+                row,
+                values=renamed(row.values),
+                hits=renamed(row.hits),
+                paper=renamed(row.paper),
+                on_training=[own(key) for key in row.on_training],
+            )
+            for row in part.rows
+        ],
+        claims=[dataclasses.replace(claim, column=own(claim.column)) for claim in part.claims],
     )
 
 
@@ -111,7 +208,7 @@ def _merge_settings(parts: Mapping[str, Results]) -> tuple[Settings, dict[str, s
             settings[key] = first
         else:
             each = "; ".join(f"{name} has {value}" for name, value in given.items())
-            notes[key] = f"Different {key.replace('_', ' ')}: {each}."
+            notes[key] = f"Different {setting_name(key)}: {each}."
     return settings, notes
 
 
@@ -128,163 +225,108 @@ def _merge_rows(parts: Mapping[str, Results]) -> list[Row]:
     ]
 
 
-def unique_names(folders: Sequence[Path]) -> dict[Path, str]:
-    """Name each folder by its last parts, as few as make all names different.
-
-    Returns:
-      Names by absolute path, without repetitions, in the given order.
-    """
-    depths = {folder.expanduser().resolve(): 1 for folder in folders}
-    while True:
-        names = {folder: "/".join(folder.parts[-depth:]) for folder, depth in depths.items()}
-        count = Counter(names.values())
-        clashing = [folder for folder, name in names.items() if count[name] > 1]
-        if not clashing:
-            return names
-        depths |= {folder: depths[folder] + 1 for folder in clashing}
+def _read_table(folder: Path) -> Results:
+    """Read `results.json`, with absolute paths of pictures."""
+    results = load_results(folder)
+    for row in results.rows:
+        row.reconstructions = [
+            {kind: str(folder / path) for kind, path in triple.items()}
+            for triple in row.reconstructions
+        ]
+    return results
 
 
-def _read_folder(folder: Path, name: str) -> Results:
-    if (folder / FILE).exists():
-        results = load_results(folder)
-        for row in results.rows:
-            row.reconstructions = [
-                {kind: str(folder / path) for kind, path in triple.items()}
-                for triple in row.reconstructions
-            ]
-        return results
+def _read_run(folder: Path, name: str) -> Run:
     if not (folder / CONFIG).exists():
         raise UserError(
             f"{folder} contains neither {FILE} nor {CONFIG}. Give a folder of `occinv reproduce` "
             "or the workdir of a run"
         )
-    experiment, _ = _read_config(folder)
-    row = _read_row(folder, name, experiment)
-    data = experiment.data
-    return Results(
-        title="",
-        columns=[column for column in COLUMNS if row.values[column.key]],
-        rows=[row],
-        settings={"data": data.eval_source or data.source, "encoder": encoder_text(experiment)},
-    )
-
-
-def encoder_text(experiment: schema.Experiment) -> str:
-    """The size of an experiment's encoder in words."""
-    encoder = vit.make_vit(experiment.encoder, experiment.data.image_size)
-    return (
-        f"ViT of {encoder.depth} blocks, {encoder.width} wide, patches of "
-        f"{encoder.patch_size}² pixels"
-    )
-
-
-def _read_row(folder: Path, name: str, experiment: schema.Experiment) -> Row:
-    """The row of a single run, with the axes of the pretraining if it starts from one."""
-    row = Row(name, "run", cka=dict.fromkeys(ENCODERS))
+    experiment, _ = read_config(folder)
     stage = OBJECTIVE_STAGES.get(str(experiment.objective["name"]), "pretrain")
-    setattr(row, stage, read_stage(folder))
-    pretrained: Path | None = folder
+    pretrained = None
     if stage != "pretrain" and experiment.init_from is not None:
         start = Path(experiment.init_from).expanduser()
         pretrained = next((p for p in (start, *start.parents[:2]) if (p / CONFIG).exists()), None)
-        row.pretrain = StageRecord() if pretrained is None else read_stage(pretrained)
-    set_axes(row, read_objective(pretrained or folder).axes)
-    row.transformation = "patch masking" if "removed" in row.t1 else MISSING
-    row.status = "done" if (folder / RESULT).exists() or _is_imported(folder) else "running"
-    top1 = (_read_json(folder / RESULT).get("metrics") or {}).get("top1")
-    psnr, knn = (_read_json(folder / "evaluate" / f"{name}.json") for name in ("psnr", "knn"))
-    row.values = {
-        "top1": [top1] if top1 is not None else [],
-        "knn": [knn["top1"]] if knn else [],
-        "psnr": [psnr["whole"]] if psnr else [],
-        "psnr_removed": [psnr["removed"]] if psnr else [],
+    return Run(folder, name, experiment, stage, pretrained, records_of(folder, stage))
+
+
+def _results_of_runs(runs: Sequence[Run]) -> Results:
+    """The rows of several workdirs: one for each method, with a value for each seed."""
+    columns = Columns(record for run in runs for record in run.records)
+    methods: dict[str, list[Run]] = {}
+    for run in runs:
+        methods.setdefault(run.method, []).append(run)
+    rows = [_row_of_seeds(members, columns) for members in methods.values()]
+    rows += floor_rows(record for run in runs for record in run.records)
+    data = {run.experiment.data.eval_source or run.experiment.data.source for run in runs}
+    encoders = {encoder_text(run.experiment) for run in runs}
+    settings: Settings = {"data": "; ".join(sorted(data)), "encoder": "; ".join(sorted(encoders))}
+    counts = {
+        record.images.count
+        for run in runs
+        for record in run.records
+        if record.evaluator == run.stage
     }
-    row.cka["finetuned" if stage == "finetune" else "pretrained"] = _read_curves(folder)
-    row.reconstructions = picture_paths(folder / "evaluate" / "reconstructions")
-    return row
-
-
-def set_axes(row: Row, axes: Axes) -> None:
-    """Copy the axes of an objective into a row."""
-    row.t1, row.t2, row.target, row.measure = axes.t1, axes.t2, axes.target, axes.measure
-    row.framework = axes.framework
-
-
-def read_objective(workdir: Path) -> Objective:
-    """Build the objective of the run in `workdir`.
-
-    Raises:
-      UserError: `workdir` does not contain a run.
-    """
-    return objective_of(*_read_config(workdir))
-
-
-def read_stage(
-    workdir: Path,
-    experiment: schema.Experiment | None = None,
-    command: str | None = None,
-    seconds: float | None = None,
-) -> StageRecord:
-    """Read how a run was configured and how its training went.
-
-    Args:
-      workdir: The run's folder. It may be empty if `experiment` is given.
-      experiment: The run's experiment; None reads it from the workdir.
-      command: The command that repeats the run.
-      seconds: The training time so far.
-
-    Raises:
-      UserError: No experiment is given, and `workdir` does not contain a run.
-    """
-    if experiment is None:
-        experiment, _ = _read_config(workdir)
-    lines = read_scalars(workdir / METRICS) if (workdir / METRICS).exists() else []
-    return StageRecord(
-        duration=None if _is_imported(workdir) else str(experiment.train.duration),
-        command=command,
-        config=json.dumps(as_json(experiment), indent=1),
-        seconds=seconds,
-        parameters=next((line["parameters"] for line in lines if "parameters" in line), None),
-        loss=[(line["step"], line["loss"]) for line in lines if "loss" in line],
-        accuracy=[(line["step"], line["eval/top1"]) for line in lines if "eval/top1" in line],
+    if len(counts) == 1:
+        settings["num_test"] = counts.pop()
+    notes = config_notes([members[0] for members in methods.values()])
+    return Results(
+        title="",
+        columns=columns.columns,
+        rows=rows,
+        settings=settings,
+        same_data=len(data) == 1,
+        notes=notes,
     )
 
 
-def picture_paths(folder: Path) -> list[dict[str, str]]:
-    """Absolute paths of the pictures in a folder: `original`, `masked` and `reconstructed`."""
-    folder = folder.absolute()
-    numbers = sorted(int(path.name.split("_")[0]) for path in folder.glob("*_original.png"))
-    return [
-        {kind: str(folder / f"{number}_{kind}.png") for kind in Triple._fields}
-        for number in numbers
-    ]
+def _row_of_seeds(runs: Sequence[Run], columns: Columns) -> Row:
+    """The row of one method, with the axes of the pretraining if it starts from one."""
+    first = runs[0]
+    name = first.name if len(runs) == 1 else f"{first.name} and {len(runs) - 1} more seeds"
+    row = Row(name, first.name, cka=dict.fromkeys(ENCODERS))
+    setattr(row, first.stage, read_stage(first.folder))
+    if first.stage != "pretrain" and first.experiment.init_from is not None:
+        known = first.pretrained
+        row.pretrain = StageRecord() if known is None else read_stage(known)
+    set_axes(row, read_objective(first.pretrained or first.folder).axes)
+    row.transformation = "patch masking" if "removed" in row.t1 else MISSING
+    is_done = all((r.folder / RESULT).exists() or is_imported(r.folder) for r in runs)
+    row.status = "done" if is_done else "running"
+    for run in runs:
+        one = Row("", "")
+        fill(one, run.records, columns)
+        for key, values in one.values.items():
+            row.values.setdefault(key, []).extend(values)
+        for key, hits in one.hits.items():
+            row.hits.setdefault(key, []).extend(hits)
+        row.on_training = sorted({*row.on_training, *one.on_training})
+    measured = [r for run in runs for r in run.records if r.evaluator == "invariance"]
+    row.cka["finetuned" if first.stage == "finetune" else "pretrained"] = curves_of(measured)
+    row.reconstructions = picture_paths(first.folder / FOLDER / "reconstructions")
+    return row
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
+def config_notes(runs: Sequence[Run]) -> list[str]:
+    """A sentence for each config field in which runs differ, apart from the objective's own."""
+    first, *others = (_without_seed(run.experiment) for run in runs)
+    differing = {
+        field
+        for other in others
+        for field, _, _ in differences(first, other)
+        if not field.startswith(("objective.", "evals."))
+    }
+    notes = []
+    for field in sorted(differing):
+        values = {run.name: _field(_without_seed(run.experiment), field.split(".")) for run in runs}
+        if len(set(map(str, values.values()))) > 1:
+            each = ", ".join(f"{name} {value}" for name, value in values.items())
+            notes.append(f"Different {field}: {each}.")
+    return notes
 
 
-def _read_curves(workdir: Path) -> CkaCurves | None:
-    """The CKA curves of this run, from a file that may contain other runs."""
-    models = _read_json(workdir / "evaluate" / "cka.json").get("models")
-    if not models:
-        return None
-    own = (m for m in models if workdir in (p := Path(m["workdir"]).resolve(), *p.parents))
-    # The file is written beside the first model, even if the workdir has been moved since.
-    model = next(own, models[0])
-    return CkaCurves(model["ratios"], model["blocks"], model["values"])
-
-
-def _is_imported(workdir: Path) -> bool:
-    """Whether the weights were imported: a training run saves nothing before its first step."""
-    return (workdir / CHECKPOINTS / "0").exists()
-
-
-def _read_config(workdir: Path) -> tuple[schema.Experiment, int]:
-    """A run's experiment and its number of classes."""
-    path = workdir / CONFIG
-    try:
-        stored = json.loads(path.read_text())
-        return schema.resolve(stored["experiment"]), len(stored["classes"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not the config of a run: {error!r}") from None
+def _field(config: Any, path: Sequence[str]) -> Any:
+    for name in path:
+        config = config.get(name) if isinstance(config, Mapping) else None
+    return config

@@ -1,13 +1,11 @@
 """The figures of the report as matplotlib `Figure` objects.
 
-They are built without pyplot, so no global state changes. Their background is white; on a dark page
-they are shown on a white card.
+They are built without pyplot, so no global state changes. Their colors are those of a light page;
+`svg` makes them follow the page.
 """
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,12 +14,16 @@ from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from occinv.evaluators.base import Record
+from occinv.report.loss_curve import moving_mean, read_curve
+from occinv.report.measured import curves_of, nearest_place
 from occinv.report.results import (
     ENCODERS,
     CkaCurves,
@@ -32,28 +34,17 @@ from occinv.report.results import (
     mean_and_std,
     percent,
 )
+from occinv.report.svg import BLACK, COLORS, FAINT, GRID, INK, RAMP, RAMP_START
 
-INK, FAINT, GRID = "#222222", "#767676", "#e6e6e6"
-# The palette of Okabe and Ito, which is safe for color blindness, without the yellow that is too
-# pale on white. Line styles and markers repeat the distinction.
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 LONGEST_CURVE = 400  # points
 PANELS_PER_LINE = 6  # of CKA by block
 
 
-def data_uri(figure: Figure) -> str:
-    """The figure as an SVG data URI that needs no font and no file."""
-    buffer = io.BytesIO()
-    # No date: equal results give equal pictures.
-    figure.savefig(buffer, format="svg", metadata={"Date": None}, facecolor="white")
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
 def row_style(results: Results, row: Row) -> dict[str, Any]:
     """The color, marker and line style of a row in every figure; the baseline is black, dashed."""
     if row is results.baseline:
-        return {"color": "#000000", "linestyle": "--", "marker": "x", "zorder": 2}
+        return {"color": BLACK, "linestyle": "--", "marker": "x", "zorder": 2}
     place = next(i for i, other in enumerate(results.methods) if other is row)
     return {
         "color": COLORS[place % len(COLORS)],
@@ -78,22 +69,31 @@ def lowest_cka(results: Results) -> float:
     return max(0.0, math.floor(least / step + 1e-9) * step)
 
 
-def cka_by_block(results: Results) -> Figure | None:
+def cka_by_block(results: Results, *, name_encoders: bool = True) -> Figure | None:
     """Figure 1 of the paper: CKA by block, one line per drop ratio, one panel per encoder.
 
-    The upper panels show the pretrained encoders, the lower ones the fine-tuned. Many rows are
+    The upper panels show the pretrained encoders, the lower ones the fine-tuned. The filled area is
+    below the CKA of untrained encoders at the quoted drop ratio. Many rows are
     split into several such pairs of lines. A complete row without curves has no panel.
+
+    Args:
+      results: The rows with their curves.
+      name_encoders: Whether the axes say pretrained or fine-tuned.
 
     Returns:
       The figure; None if there are no curves.
     """
-    rows = [row for row in results.rows if row.status != "done" or any(row.cka.values())]
+    rows = [
+        row
+        for row in results.rows
+        if not row.is_floor and (row.status != "done" or any(row.cka.values()))
+    ]
     ratios = sorted(
         {r for row in rows for found in row.cka.values() if found for r in found.ratios}
     )
     if not ratios:
         return None
-    ramp = colormaps["viridis_r"](np.linspace(0.12, 1.0, len(ratios)))
+    ramp = colormaps[RAMP](np.linspace(RAMP_START, 1.0, len(ratios)))
     color = dict(zip(ratios, ramp, strict=True))
     encoders = [e for e in ENCODERS if e == "pretrained" or e in results.cka_encoders]
     width = math.ceil(len(rows) / math.ceil(len(rows) / PANELS_PER_LINE))
@@ -115,7 +115,7 @@ def cka_by_block(results: Results) -> Figure | None:
                 axes,
                 textwrap.fill(row.name, 22) if encoder == encoders[0] else "",
                 "block" if encoder == encoders[-1] else "",
-                f"{ENCODERS[encoder]}\nCKA" if axes is panels[0] else "",
+                f"{ENCODERS[encoder]}\n" * name_encoders + "CKA" if axes is panels[0] else "",
             )
             axes.set_ylim(low, 1 + 0.02 * (1 - low))
             if curves := row.cka.get(encoder):
@@ -126,20 +126,20 @@ def cka_by_block(results: Results) -> Figure | None:
     return figure
 
 
-def save_cka(models: Sequence[Mapping[str, Any]], path: Path) -> Path:
-    """Draw the `models` of `evaluate/cka.json` as a PNG at `path`, one panel for each."""
+def save_cka(records: Sequence[Record], path: Path) -> Path:
+    """Draw the CKA of records of the evaluator invariance as a PNG, one panel for each."""
     rows = [
         Row(
-            name=Path(model["workdir"]).name,
+            name=Path(record.workdir).name,
             key=str(number),
             pretrain=StageRecord(),
-            cka={"pretrained": CkaCurves(model["ratios"], model["blocks"], model["values"])},
+            cka={"pretrained": curves_of([record])},
         )
-        for number, model in enumerate(models)
+        for number, record in enumerate(records)
     ]
-    figure = cka_by_block(Results(title="", columns=[], rows=rows))
+    figure = cka_by_block(Results(title="", columns=[], rows=rows), name_encoders=False)
     if figure is None:
-        raise ValueError(f"expected one model or more, got {models}")
+        raise ValueError(f"expected one record or more, got {records}")
     figure.savefig(path, dpi=150)
     return path
 
@@ -147,26 +147,28 @@ def save_cka(models: Sequence[Mapping[str, Any]], path: Path) -> Path:
 def cka_by_ratio(results: Results) -> Figure | None:
     """CKA at the last block by the fraction of dropped patches, one line per row.
 
-    One panel shows the pretrained encoders, the other the fine-tuned. The model supervised from
-    scratch is in both as the reference.
+    One panel shows the pretrained encoders, the other the fine-tuned; an encoder without curves has
+    no panel. The model supervised from scratch is in both as the reference.
 
     Returns:
       The figure; None if there are no curves.
     """
-    if not results.cka_encoders:
+    encoders = results.cka_encoders
+    if not encoders:
         return None
-    figure = Figure(figsize=(11.3, 3.8), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
+    figure = Figure(figsize=(11.3 if len(encoders) > 1 else 7.3, 3.8), layout="constrained")
+    panels = figure.subplots(1, len(encoders), sharey=True, squeeze=False)[0]
     low = lowest_cka(results)
-    labeled: dict[str, Line2D] = {}
-    for axes, (encoder, title) in zip(panels, ENCODERS.items(), strict=True):
+    labeled: dict[str, Artist] = {}
+    for axes, encoder in zip(panels, encoders, strict=True):
         ylabel = "CKA at the last block" if axes is panels[0] else ""
-        _style_axes(axes, f"{title} encoders", "patches dropped (%)", ylabel)
+        _style_axes(axes, f"{ENCODERS[encoder]} encoders", "patches dropped (%)", ylabel)
         axes.set_ylim(low, 1 + 0.02 * (1 - low))
+        labeled |= _plot_floors(axes, results, encoder)
         for row in results.rows:
             is_reference = row is results.baseline
             curves = row.cka.get("finetuned" if is_reference else encoder)
-            if curves is None:
+            if curves is None or row.is_floor:
                 continue
             name = f"{row.name}, supervised" if is_reference else row.name
             (labeled[name],) = axes.plot(
@@ -182,7 +184,7 @@ def cka_by_ratio(results: Results) -> Figure | None:
 
 
 def pretraining_losses(results: Results) -> Figure | None:
-    """The pretraining loss by step, one panel per row with its own scale.
+    """The training loss of the pretraining by step, one panel per row with its own scale.
 
     Objectives minimize different quantities, so values in different panels cannot be compared.
     """
@@ -195,15 +197,16 @@ def pretraining_losses(results: Results) -> Figure | None:
     panels = list(figure.subplots(lines, columns, squeeze=False).flat)
     for axes, (row, loss) in zip(panels, rows, strict=False):
         title = textwrap.fill(row.name, 26)
-        _style_axes(axes, title, "step", "loss" if axes in panels[::columns] else "")
+        _style_axes(axes, title, "step", "training loss" if axes in panels[::columns] else "")
         _plot_curve(axes, loss, color=row_style(results, row)["color"])
+        _write_if_empty(axes, "training loss")
     for axes in panels[len(rows) :]:
         axes.remove()
     return figure
 
 
 def training_curves(results: Results, stage: str) -> Figure | None:
-    """Cross-entropy and test accuracy (percent) by step, in a training stage with labels."""
+    """Training loss and validation accuracy (percent) by step, in a training stage with labels."""
     trained = [(row, row.stages[stage]) for row in results.rows if stage in row.stages]
     trained = [(row, record) for row, record in trained if record.loss or record.accuracy]
     if not trained:
@@ -211,7 +214,7 @@ def training_curves(results: Results, stage: str) -> Figure | None:
     figure = Figure(figsize=(11.3, 3.6), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     _style_axes(loss, "training loss", "step", "cross-entropy")
-    _style_axes(accuracy, "test accuracy", "step", "top-1 (%)")
+    _style_axes(accuracy, "validation accuracy", "step", "top-1 (%)")
     labeled: dict[str, Line2D] = {}
     for row, record in trained:
         style = row_style(results, row)
@@ -223,6 +226,8 @@ def training_curves(results: Results, stage: str) -> Figure | None:
             (labeled[row.name],) = accuracy.plot(
                 steps, 100 * _floats(values), linewidth=1.5, markersize=4, **style
             )
+    _write_if_empty(loss, "training loss")
+    _write_if_empty(accuracy, "validation accuracy")
     _add_legend(figure, labeled)
     return figure
 
@@ -251,7 +256,7 @@ def accuracies(results: Results) -> Figure | None:
         axes.margins(x=0.15)
         for place, row in enumerate(rows):
             ours, paper = row.seed_values(column), row.paper.get(column.key)
-            color = "#000000" if row is results.baseline else COLORS[0]
+            color = BLACK if row is results.baseline else COLORS[0]
             if is_ours and ours:
                 mean, std = mean_and_std(ours)
                 axes.errorbar(mean, place, xerr=std, fmt="o", color=color, markersize=6, capsize=3)
@@ -286,6 +291,14 @@ def _write_instead(axes: Axes, text: str) -> None:
     axes.spines[:].set_visible(False)
 
 
+def _write_if_empty(axes: Axes, quantity: str) -> None:
+    """Replace the axes of a panel without a finite value by a sentence."""
+    if not any(np.isfinite(line.get_ydata()).any() for line in axes.lines):
+        _write_instead(axes, f"There is no {quantity} to show.")
+        axes.set_yticks([])
+        axes.set_ylabel("")
+
+
 def _plot_cka(axes: Axes, curves: CkaCurves, color: Mapping[float, np.ndarray]) -> None:
     for ratio, values in zip(curves.ratios, curves.values, strict=True):
         axes.plot(
@@ -297,7 +310,21 @@ def _plot_cka(axes: Axes, curves: CkaCurves, color: Mapping[float, np.ndarray]) 
             linewidth=1.4,
             label=percent(ratio),
         )
+    if curves.floor:
+        place = nearest_place(curves.ratios)
+        axes.fill_between(curves.blocks, -1, curves.floor[place], color=GRID, zorder=0)
     axes.set_xticks(curves.blocks[:: math.ceil(len(curves.blocks) / 6)])
+
+
+def _plot_floors(axes: Axes, results: Results, encoder: str) -> dict[str, Artist]:
+    """Fill the CKA below that of untrained encoders, for each token that rows are judged by."""
+    floors = {c.token: c for row in results.rows if (c := row.cka.get(encoder)) and c.floor}
+    drawn: dict[str, Artist] = {}
+    for curves in floors.values():
+        shares = [100 * ratio for ratio in curves.ratios]
+        heights = [values[-1] for values in curves.floor]
+        drawn["untrained"] = axes.fill_between(shares, -1, heights, color=GRID, zorder=0)
+    return drawn
 
 
 def _color_bar(figure: Figure, panels: list[Axes], ratios: list[float], ramp: np.ndarray) -> None:
@@ -310,7 +337,7 @@ def _color_bar(figure: Figure, panels: list[Axes], ratios: list[float], ramp: np
     bar.outline.set_visible(False)
 
 
-def _add_legend(figure: Figure, labeled: Mapping[str, Line2D]) -> None:
+def _add_legend(figure: Figure, labeled: Mapping[str, Artist]) -> None:
     figure.legend(
         list(labeled.values()),
         [textwrap.fill(name, 28) for name in labeled],
@@ -323,17 +350,17 @@ def _add_legend(figure: Figure, labeled: Mapping[str, Line2D]) -> None:
 
 def _plot_curve(axes: Axes, points: Points, **style: Any) -> Line2D:
     """Plot values by step; a long curve is pale, with its moving mean on top."""
-    steps, values = zip(*points[:: math.ceil(len(points) / LONGEST_CURVE)], strict=True)
-    numbers = _floats(values)
-    width = len(numbers) // 20
-    if width < 3:
-        marker = "o" if len(numbers) == 1 else None
-        return axes.plot(steps, numbers, linewidth=1.5, marker=marker, **style)[0]
-    axes.plot(steps, numbers, linewidth=0.8, alpha=0.3, **style)
-    kernel = np.ones(width)
-    # Divide by the number of points below the kernel, so that the ends are not pulled to zero.
-    mean = np.convolve(numbers, kernel, "same") / np.convolve(np.ones_like(numbers), kernel, "same")
-    return axes.plot(steps, mean, linewidth=1.6, **style)[0]
+    curve = read_curve(points)
+    number = len(curve.steps)
+    shown = np.unique(np.linspace(0, number - 1, min(number, LONGEST_CURVE)).round().astype(int))
+    steps, values = curve.steps[shown], curve.values[shown]
+    if (width := number // 20) < 3:
+        is_finite = np.isfinite(values)
+        # A line shows only values that have a neighbor.
+        marker = None if (is_finite[1:] & is_finite[:-1]).any() else "o"
+        return axes.plot(steps, values, linewidth=1.5, marker=marker, **style)[0]
+    axes.plot(steps, values, linewidth=0.8, alpha=0.3, **style)
+    return axes.plot(steps, moving_mean(curve, width)[shown], linewidth=1.6, **style)[0]
 
 
 def _floats(values: Iterable[float | None]) -> np.ndarray:

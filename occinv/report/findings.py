@@ -1,18 +1,21 @@
-"""Sentences about the numbers of a run: the paper's claims, judged with confidence intervals."""
+"""Sentences about the numbers of a run: the paper's claims, judged by tests."""
 
 from __future__ import annotations
 
 import math
-import statistics
 from typing import Literal, NamedTuple
 
-from scipy.special import ndtri, stdtrit
+from scipy.special import ndtr, ndtri
 
+from occinv.data.identity import unpack
+from occinv.report import statistics
+from occinv.report.measured import nearest_place
 from occinv.report.results import (
     ENCODERS,
     PSNR,
     PSNR_REMOVED,
     QUOTED_DROP_RATIO,
+    CkaCurves,
     Claim,
     Column,
     Results,
@@ -20,15 +23,18 @@ from occinv.report.results import (
     mean_and_std,
     percent,
 )
+from occinv.report.statistics import ALPHA, Comparison
 
-CONFIDENCE = 0.95  # of the interval around a difference
 ONE_SEED = (
-    "One seed: the interval covers the choice of test images, not the variation between trainings."
+    "One seed: the test covers the choice of validation images, not the variation between "
+    "trainings."
 )
 
 Verdict = Literal[
     "supported", "partly supported", "inconclusive", "not supported", "not measured", "note"
 ]
+Relation = Literal["above", "equal"]
+Pair = tuple[str, str, str, Relation]  # the keys of two rows and of a column, and a relation
 
 
 class Finding(NamedTuple):
@@ -43,31 +49,160 @@ class Difference(NamedTuple):
     """The value of one row minus that of another.
 
     Attributes:
-      value: In points (percent) or in the column's unit.
-      margin: Half the width of the confidence interval; None if it is unknown.
-      sentence: Both values, the difference, and the interval.
+      value: In points (percent) or in the column's unit; 0 if it is printed as 0.0.
+      comparison: The difference with its interval and p-value; None if the noise is unknown.
+      evidence: The interval and the test in words.
+      needed: How many seeds or images would decide it, in words; empty if unknown.
     """
 
     value: float
-    margin: float | None
-    sentence: str
-
-    @property
-    def is_significant(self) -> bool:
-        """Whether the interval excludes zero."""
-        return self.margin is not None and abs(self.value) > self.margin
+    comparison: Comparison | None
+    evidence: str
+    needed: str
 
 
 def findings(results: Results) -> list[Finding]:
     """All findings, in the order of the page."""
+    adjusted = adjusted_p_values(results)
     found = [
-        accuracy_finding(results),
-        *(claim_finding(results, claim) for claim in results.claims),
-        *(cka_finding(results, encoder) for encoder in ENCODERS),
+        accuracy_finding(results, adjusted),
+        *(claim_finding(results, claim, adjusted) for claim in results.claims),
+        *(cka_finding(results, encoder, adjusted) for encoder in ENCODERS),
         psnr_finding(results),
         budget_note(results),
     ]
     return [finding for finding in found if finding is not None]
+
+
+def adjusted_p_values(results: Results) -> dict[Pair, float]:
+    """The p-value of every comparison of the page, corrected by Holm's method for their number."""
+    rows = {row.key: row for row in results.rows}
+    pairs: list[tuple[Pair, float]] = [
+        ((row.key, results.baseline.key, "finetune", "above"), 0.0)
+        for row in results.occluding
+        if results.baseline is not None
+    ]
+    pairs += [((c.row, c.than, c.column, c.relation), c.within) for c in results.claims]
+    p_values: dict[Pair, float] = {}
+    for pair, within in pairs:
+        column = results.column(pair[2])
+        if column is None or not {pair[0], pair[1]} <= set(rows):
+            continue
+        found = difference(results, rows[pair[0]], rows[pair[1]], column, pair[3], within)
+        if found is not None and found.comparison is not None:
+            p_values[pair] = found.comparison.p_value
+    for encoder in ENCODERS:
+        for row in results.occluding:
+            test = cka_difference(results, row, encoder)
+            if test is not None and results.baseline is not None:
+                p_values[row.key, results.baseline.key, encoder, "above"] = test.p_value
+    return dict(zip(p_values, statistics.holm(list(p_values.values())).tolist(), strict=True))
+
+
+def cka_difference(results: Results, row: Row, encoder: str) -> Comparison | None:
+    """Compare a row's CKA with that of the supervised model over seeds; None for one seed."""
+    if results.baseline is None:
+        return None
+    ours, theirs = (
+        [] if (curves := each.cka.get(key)) is None else last_block_by_seed(curves)
+        for each, key in ((row, encoder), (results.baseline, "finetuned"))
+    )
+    return statistics.paired_t(ours, theirs) if len(ours) == len(theirs) > 1 else None
+
+
+def last_block_by_seed(curves: CkaCurves) -> list[float]:
+    """The quoted CKA of each seed."""
+    place = nearest_place(curves.ratios)
+    found = [values[place][-1] for values in curves.by_seed]
+    return [value for value in found if value is not None]
+
+
+def difference(
+    results: Results,
+    row: Row,
+    other: Row,
+    column: Column,
+    relation: Relation = "above",
+    within: float = 0.0,
+) -> Difference | None:
+    """Compare two rows in one column; None if either has no value.
+
+    Several seeds are compared by Student's paired t test, one seed by McNemar's test of both
+    models' predictions on the same images. Where the predictions were not recorded, one seed is
+    compared by the binomial error of both accuracies, which ignores the pairing. `equal` tests
+    equivalence at the margin `within` (TOST) instead of a difference.
+    """
+    ours, theirs = row.seed_values(column), other.seed_values(column)
+    if not ours or not theirs:
+        return None
+    gap = mean_and_std(ours)[0] - mean_and_std(theirs)[0]
+    # A difference that is printed as 0.0 counts as zero.
+    value = 0.0 if f"{abs(gap):.1f}" == "0.0" else gap
+    if len(ours) == len(theirs) > 1:
+        return _over_seeds(ours, theirs, value, relation, within)
+    return _over_images(results, row, other, column, value, relation, within)
+
+
+def _over_seeds(
+    ours: list[float], theirs: list[float], value: float, relation: Relation, within: float
+) -> Difference:
+    """Compare the values of several seeds."""
+    gaps = [a - b for a, b in zip(ours, theirs, strict=True)]
+    wins = f"above it in {sum(gap > 0 for gap in gaps)} of {len(gaps)} seeds"
+    test = statistics.paired_t(ours, theirs)
+    if len(gaps) == 2 and test.low == test.high:
+        # Accuracies are multiples of 1 / n, so two equal differences are common.
+        return Difference(value, None, f"{wins}; two equal differences have no interval", "")
+    evidence = f"{wins}, {_interval(test)} over seeds"
+    if relation == "equal":
+        test = statistics.equivalence_over_seeds(ours, theirs, within)
+    count = statistics.needed_seeds(gaps)
+    return Difference(value, test, evidence, f"{count} seeds" if count else "")
+
+
+def _over_images(
+    results: Results,
+    row: Row,
+    other: Row,
+    column: Column,
+    value: float,
+    relation: Relation,
+    within: float,
+) -> Difference:
+    """Compare the values of one seed, by the images that were measured."""
+    count = results.settings.get("num_test")
+    if column.unit != "%":
+        return Difference(value, None, "the noise is unknown (one seed)", "")
+    if not isinstance(count, int) or count < 1:
+        reason = "the number of validation images is not recorded"
+        return Difference(value, None, f"the noise is unknown ({reason})", "")
+    packed = row.hits.get(column.key), other.hits.get(column.key)
+    if packed[0] and packed[1]:
+        first, second = (unpack(hits[0], count) for hits in packed if hits)
+        test = _in_points(statistics.mcnemar(first, second))
+        evidence = f"{_interval(test)} over {count} validation images, McNemar's test"
+        if relation == "equal":
+            test = _in_points(statistics.equivalence_over_images(first, second, within / 100))
+        number = statistics.needed_images(first, second)
+        return Difference(value, test, evidence, f"{number} validation images" if number else "")
+    test = unpaired(row.seed_values(column)[0], other.seed_values(column)[0], count)
+    evidence = f"{_interval(test)} over {count} validation images, predictions not recorded"
+    if relation == "equal":
+        error = (test.high - test.low) / 2 / float(ndtri(1 - ALPHA / 2))
+        p_value = float(ndtr(-(within - abs(test.difference)) / error)) if error else 0.0
+        test = test._replace(p_value=p_value)
+    return Difference(value, test, evidence, "")
+
+
+def unpaired(ours: float, theirs: float, count: int) -> Comparison:
+    """Compare two accuracies in percent on `count` images by their binomial errors.
+
+    Both models see the same images, so the interval is too wide rather than too narrow.
+    """
+    error = math.hypot(*(binomial_standard_error(v / 100, count) for v in (ours, theirs))) * 100
+    half, gap = float(ndtri(1 - ALPHA / 2)) * error, ours - theirs
+    p_value = 2 * float(ndtr(-abs(gap) / error)) if error else float(gap == 0)
+    return Comparison(gap, gap - half, gap + half, p_value)
 
 
 def binomial_standard_error(accuracy: float, num_test: int) -> float:
@@ -75,47 +210,27 @@ def binomial_standard_error(accuracy: float, num_test: int) -> float:
     return math.sqrt(accuracy * (1 - accuracy) / num_test)
 
 
-def difference(results: Results, row: Row, other: Row, column: Column) -> Difference | None:
-    """Compare two rows in one column; None if either has no value.
-
-    With several seeds, the interval is Student's t interval of the differences seed by seed, which
-    is wide for few seeds. With one seed, it is that of the binomial error of both accuracies on the
-    test set. Both models see the same images, so this interval is too wide rather than too narrow.
-    """
-    ours, theirs = row.seed_values(column), other.seed_values(column)
-    if not ours or not theirs:
-        return None
-    mean, base = mean_and_std(ours)[0], mean_and_std(theirs)[0]
-    num_test = results.settings.get("num_test")
-    margin: float | None = None
-    if len(ours) == len(theirs) > 1:
-        gaps = [a - b for a, b in zip(ours, theirs, strict=True)]
-        quantile = float(stdtrit(len(gaps) - 1, (1 + CONFIDENCE) / 2))
-        margin = quantile * statistics.stdev(gaps) / math.sqrt(len(gaps))
-        wins = sum(gap > 0 for gap in gaps)
-        evidence = f"above it in {wins} of {len(gaps)} seeds, {_interval('over seeds', margin)}"
-    elif column.unit == "%" and isinstance(num_test, int) and num_test > 0:
-        errors = (binomial_standard_error(value / 100, num_test) for value in (mean, base))
-        margin = 100 * float(ndtri((1 + CONFIDENCE) / 2)) * math.hypot(*errors)
-        evidence = _interval(f"on {num_test} test images", margin)
-    else:
-        reason = "the size of the test set is not recorded" if column.unit == "%" else "one seed"
-        evidence = f"the noise is unknown ({reason})"
-    # A difference that is printed as 0.0 counts as zero.
-    gap = 0.0 if f"{abs(mean - base):.1f}" == "0.0" else mean - base
-    if margin is not None and abs(gap) <= margin:
-        evidence += ": not significant"
-    side = _side(gap, 1, f" {_unit(column)}")
-    values = f"{row.name}: {mean:.1f} {column.unit}, {side} {other.name} ({base:.1f} {column.unit})"
-    return Difference(gap, margin, f"{values}; {evidence}.")
+def sentence(row: Row, other: Row, column: Column, found: Difference, p_value: float | None) -> str:
+    """Both values, their difference, the evidence, and what would decide an open question."""
+    ours, theirs = (mean_and_std(each.seed_values(column))[0] for each in (row, other))
+    side = _side(found.value, 1, f" {_unit(column)}")
+    text = f"{row.name}: {ours:.1f} {column.unit}, {side} {other.name} ({theirs:.1f} {column.unit})"
+    text += f"; {found.evidence}"
+    if p_value is not None:
+        text += f", {_p_text(p_value)}"
+        if p_value >= ALPHA:
+            text += ": not significant"
+            if found.needed:
+                text += f". A true difference of this size would need about {found.needed}"
+    return text + "."
 
 
-def claim_finding(results: Results, claim: Claim) -> Finding:
+def claim_finding(results: Results, claim: Claim, adjusted: dict[Pair, float]) -> Finding:
     """Judge a claim of the paper about two rows by our numbers.
 
-    `above` is supported if the interval of the difference excludes zero. `equal` is supported if
-    the difference is at most `within` and the interval is no wider than that. It is inconclusive if
-    the interval is wider, unless the whole interval is further from zero than `within`.
+    `above` is supported if the difference is significant. `equal` is supported if a difference of
+    `within` or more is rejected; it is not supported if the interval is outside ±`within`. The
+    p-values are those of `adjusted_p_values`.
     """
     rows = {row.key: row for row in results.rows}
     absent = [key for key in (claim.row, claim.than) if key not in rows]
@@ -123,71 +238,97 @@ def claim_finding(results: Results, claim: Claim) -> Finding:
     if absent or column is None:
         return Finding(claim.text, "not measured", [f"No row {key}." for key in absent])
     row, other = rows[claim.row], rows[claim.than]
-    found = difference(results, row, other, column)
+    found = difference(results, row, other, column, claim.relation, claim.within)
     if found is None:
         known = [one for one in (row, other) if one.seed_values(column)]
         return Finding(claim.text, "not measured", _missing_rows([row, other], known))
-    details = [f"{column.heading}: {found.sentence}"]
-    if found.margin is not None and len(row.seed_values(column)) == 1:
+    p_value = adjusted.get((claim.row, claim.than, claim.column, claim.relation))
+    details = [f"{column.heading}: {sentence(row, other, column, found, p_value)}"]
+    if found.comparison is not None and len(row.seed_values(column)) == 1:
         details.append(ONE_SEED)
-    verdict: Verdict
+    is_shown = p_value is not None and p_value < ALPHA
+    verdict: Verdict = "supported" if is_shown else "inconclusive"
     if claim.relation == "above":
-        verdict = "supported" if found.is_significant else "inconclusive"
         return Finding(claim.text, verdict if found.value > 0 else "not supported", details)
-    details.append(f"Equal means a difference of at most {claim.within:.1f} {_unit(column)}.")
-    is_close = abs(found.value) <= claim.within
-    is_outside = found.margin is not None and abs(found.value) - found.margin > claim.within
-    if not is_outside and (found.margin is None or found.margin > claim.within):
-        verdict = "inconclusive"
-    else:
-        verdict = "supported" if is_close else "not supported"
+    margin = f"{claim.within:.1f} {_unit(column)}"
+    details.append(f"Equal means that a difference of {margin} or more is rejected.")
+    test = found.comparison
+    if test is not None and (test.low > claim.within or test.high < -claim.within):
+        verdict = "not supported"
     return Finding(claim.text, verdict, details)
 
 
-def accuracy_finding(results: Results) -> Finding | None:
+def accuracy_finding(results: Results, adjusted: dict[Pair, float]) -> Finding | None:
     """The paper's first claim: pretraining with occlusion improves on random initialization."""
     first, rows, column = results.baseline, results.occluding, results.column("finetune")
     if first is None or not rows or column is None:
         return None
-    differences = [(row, difference(results, row, first, column)) for row in rows]
-    known = [(row, found) for row, found in differences if found is not None]
+    compared = [(row, difference(results, row, first, column)) for row in rows]
+    known = [(row, found) for row, found in compared if found is not None]
     claim = f"Fine-tuned accuracy is above {first.name}"
     if not known:
         return Finding(claim, "not measured", [])
-    above = [found for _, found in known if found.value > 0]
-    clearly_above = [found for found in above if found.is_significant]
-    clearly_below = [found for _, found in known if found.value < 0 and found.is_significant]
-    verdict = _verdict(len(clearly_above), len(rows))
-    if above and not clearly_above:
+    p_values = {
+        row.key: adjusted.get((row.key, first.key, "finetune", "above")) for row, _ in known
+    }
+
+    def clearly(sign: int) -> int:
+        return sum(
+            (p := p_values[row.key]) is not None and p < ALPHA and sign * found.value > 0
+            for row, found in known
+        )
+
+    above, below = (sum(s * found.value > 0 for _, found in known) for s in (1, -1))
+    verdict = _verdict(clearly(1), len(rows))
+    if above and not clearly(1):
         verdict = "inconclusive"
-    claim += f" in {len(above)} of {len(known)} rows, significantly in {len(clearly_above)}"
-    if clearly_below:
-        claim += f" (significantly below in {len(clearly_below)})"
-    details = [found.sentence for _, found in known]
+    claim += f" in {above} of {len(known)} rows, significantly in {clearly(1)}"
+    if below and clearly(-1):
+        claim += f" (significantly below in {clearly(-1)})"
+    details = [sentence(row, first, column, found, p_values[row.key]) for row, found in known]
     details += _missing_rows(rows, [row for row, _ in known])
+    if len(adjusted) > 1:
+        details.append(
+            f"p-values are adjusted for {len(adjusted)} comparisons on this page (Holm)."
+        )
     if all(len(row.seed_values(column)) == 1 for row, _ in known):
-        details.append(f"{ONE_SEED} A difference inside its interval is not significant.")
+        details.append(ONE_SEED)
     return Finding(claim, verdict, details)
 
 
-def cka_finding(results: Results, encoder: str) -> Finding | None:
-    """The paper's second claim: occlusion changes the features less than a supervised model's."""
+def cka_finding(results: Results, encoder: str, adjusted: dict[Pair, float]) -> Finding | None:
+    """The paper's second claim: occlusion changes the features less than a supervised model's.
+
+    A row is counted if its CKA is above that of the supervised model, and above the floor: every
+    untrained encoder of its shape. It supports the claim if the first difference is significant.
+    """
     first, rows = results.baseline, results.occluding
     if first is None or not rows or not results.cka_encoders:
         return None
     claim = (
         f"With {percent(QUOTED_DROP_RATIO)} of the patches dropped, the last-block CKA of the "
-        f"{ENCODERS[encoder]} encoder is above that of Random init after fine-tuning"
+        f"{ENCODERS[encoder]} encoder is above untrained encoders and above Random init after "
+        "fine-tuning"
     )
     reference = first.last_block_cka("finetuned")
-    known = [(row, cka.value) for row in rows if (cka := row.last_block_cka(encoder)) is not None]
+    known = [(row, cka) for row in rows if (cka := row.last_block_cka(encoder)) is not None]
     if reference is None or not known:
         return Finding(claim, "not measured", [])
-    sides = [_side(value - reference.value, 3) for _, value in known]
-    details = [
-        f"{row.name}: {value:.3f}, {side} {reference.value:.3f}."
-        for (row, value), side in zip(known, sides, strict=True)
-    ]
+    details, above, clearly = [], 0, 0
+    for row, cka in known:
+        side = _side(cka.value - reference.value, 3)
+        text = f"{row.name}: {cka.value:.3f} ({cka.token} token), {side} {reference.value:.3f}"
+        is_above = side.endswith("above")
+        if cka.floor is not None:
+            beside = _side(cka.value - cka.floor, 3)
+            text += f", {beside} the floor of {cka.floor:.3f}"
+            is_above = is_above and beside.endswith("above")
+        p_value = adjusted.get((row.key, first.key, encoder, "above"))
+        if (test := cka_difference(results, row, encoder)) is not None and p_value is not None:
+            text += f"; {_interval(test, 3)} over seeds, {_p_text(p_value)}"
+        details.append(text + ".")
+        above += is_above
+        clearly += is_above and p_value is not None and p_value < ALPHA
     details += _missing_rows(rows, [row for row, _ in known])
     curves = [row.cka[encoder] for row, _ in known]
     seeds = max(len(found.by_seed) for found in curves if found is not None)
@@ -196,9 +337,9 @@ def cka_finding(results: Results, encoder: str) -> Finding | None:
         if seeds > 1
         else "Each value is one measurement, so its noise is unknown."
     )
-    above = sum(side.endswith("above") for side in sides)
-    claim += f" ({reference.value:.3f}) in {above} of {len(known)} rows"
-    return Finding(claim, _verdict(above, len(rows)), details)
+    claim += f" ({reference.value:.3f}) in {above} of {len(known)} rows, significantly in {clearly}"
+    verdict = _verdict(clearly, len(rows))
+    return Finding(claim, "inconclusive" if above and not clearly else verdict, details)
 
 
 def psnr_finding(results: Results) -> Finding | None:
@@ -243,8 +384,19 @@ def budget_note(results: Results) -> Finding | None:
     return Finding("The training budgets differ", "note", [sentence])
 
 
-def _interval(of: str, margin: float) -> str:
-    return f"{percent(CONFIDENCE)} confidence interval {of} ± {margin:.1f}"
+def _in_points(test: Comparison) -> Comparison:
+    """Convert differences of accuracies in [-1, 1] to points."""
+    difference, low, high = (100 * value for value in test[:3])
+    return Comparison(difference, low, high, test.p_value)
+
+
+def _interval(test: Comparison, decimals: int = 1) -> str:
+    low, high = (f"{bound:+.{decimals}f}".replace("-", "−") for bound in test[1:3])
+    return f"{percent(1 - ALPHA)} confidence interval {low} to {high}"
+
+
+def _p_text(p_value: float) -> str:
+    return "Holm-adjusted p " + ("< 0.001" if p_value < 0.001 else f"= {p_value:.3f}")
 
 
 def _unit(column: Column) -> str:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from occinv.report import figures
+from occinv.report import figures, svg
 from occinv.report.findings import findings
 from occinv.report.results import (
     ENCODERS,
@@ -26,19 +26,28 @@ from occinv.report.results import (
     load_results,
     mean_and_std,
     percent,
+    setting_name,
 )
-from occinv.report.table import caption, cka_text, number, signed
+from occinv.report.table import (
+    caption,
+    cka_text,
+    duration,
+    number,
+    signed,
+    time_caption,
+    time_text,
+)
 
 PIXELS_PER_INCH = 100
 
 
 class Plot(NamedTuple):
-    """A figure as a data URI, and its width in CSS pixels.
+    """A figure as an SVG element, and its width in CSS pixels.
 
     The width is proportional to the figure's, so that text has the same size in every figure.
     """
 
-    uri: str
+    svg: str
     width: float
 
 
@@ -79,6 +88,7 @@ def render(results: Results, folder: str | Path) -> str:
     )
     environment.filters["duration"] = duration
     environment.filters["png"] = lambda path: _png(Path(folder) / path)
+    plots = _plots(results)
     return environment.get_template("page.html").render(
         results=results,
         unfinished=[row for row in results.rows if row.status != "done"],
@@ -88,25 +98,18 @@ def render(results: Results, folder: str | Path) -> str:
         created=_date(results.created),
         caption=caption(results),
         dropped=percent(QUOTED_DROP_RATIO),
+        has_floor=any(c.floor for row in results.rows for c in row.cka.values() if c),
         number=number,
         gain=functools.partial(gain, results),
         cka=functools.partial(cka, results),
         findings=findings(results),
-        plots=_plots(results),
+        plots=plots,
+        figure_colors=svg.stylesheet(plot.svg for plot in plots.values() if plot is not None),
+        time=time_text,
+        time_caption=time_caption(results),
+        setting_name=setting_name,
         lowest_cka=figures.lowest_cka(results),
     )
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds as `8.4 s`, `2 min 05 s` or `3 h 07 min`."""
-    if seconds is None:
-        return MISSING
-    if round(seconds, 1) < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _date(created: str | None) -> str:
@@ -141,11 +144,11 @@ def _plots(results: Results) -> dict[str, Plot | None]:
         "pretrain": figures.pretraining_losses(results),
     }
     drawn |= {key: figures.training_curves(results, key) for key in STAGES if key != "pretrain"}
-    return {name: None if figure is None else _plot(figure) for name, figure in drawn.items()}
+    return {name: None if figure is None else _plot(figure, name) for name, figure in drawn.items()}
 
 
-def _plot(figure: Figure) -> Plot:
-    return Plot(figures.data_uri(figure), PIXELS_PER_INCH * figure.get_figwidth())
+def _plot(figure: Figure, name: str) -> Plot:
+    return Plot(svg.as_svg(figure, name), PIXELS_PER_INCH * figure.get_figwidth())
 
 
 def _png(path: Path) -> str | None:

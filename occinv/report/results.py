@@ -48,6 +48,18 @@ class Column:
 
 
 PSNR = Column("psnr", "PSNR dB", "dB", "reconstruction with the visible patches pasted")
+RETRIEVAL = Column(
+    "retrieval",
+    "Retr. %",
+    "%",
+    "how often the nearest full image of an occluded one is itself, among 128, as for CKA",
+)
+OCCLUSION = Column(
+    "occlusion",
+    "Occl. %",
+    "%",
+    "mean top-1 as 0 to 90 % of the patches are dropped",
+)
 PSNR_REMOVED = Column("psnr_removed", "PSNR dB, removed patches", "dB")
 
 
@@ -80,7 +92,9 @@ class StageRecord:
       duration: The configured length, such as `20 epochs`; None for imported weights.
       command: The command that repeats it; None if unknown.
       config: The resolved config as JSON text; None if the run is not available.
-      seconds: The training time so far; None if unknown.
+      seconds: The training time so far; None if it was not recorded.
+      step_seconds: The time in training steps by the logged speed; None if unknown or `seconds` is
+        known.
       parameters: The number of parameters; None before the first step.
       loss: Training loss by step.
       accuracy: Top-1 in [0, 1] on the validation images by step.
@@ -90,6 +104,7 @@ class StageRecord:
     command: str | None = None
     config: str | None = None
     seconds: float | None = None
+    step_seconds: float | None = None
     parameters: int | None = None
     loss: Points = field(default_factory=list)
     accuracy: Points = field(default_factory=list)
@@ -104,19 +119,25 @@ class CkaCurves:
       blocks: The L transformer blocks, 1 is the first.
       values: [R, L], the mean over seeds; None where CKA is undefined.
       by_seed: [seeds, R, L]; empty for a single run.
+      token: The compared features: the `class` token or the `mean` patch token.
+      floor: [R, L], the highest value of untrained encoders of the same shape; empty if unknown.
     """
 
     ratios: list[float]
     blocks: list[int]
     values: list[list[float | None]]
     by_seed: list[list[list[float | None]]] = field(default_factory=list)
+    token: str = "class"
+    floor: list[list[float]] = field(default_factory=list)
 
 
 class Cka(NamedTuple):
-    """One CKA value in [0, 1], and how it was obtained, for the caption."""
+    """One CKA value, the share of dropped patches, the compared token, and the floor, if known."""
 
     value: float
-    origin: str
+    ratio: float
+    token: str
+    floor: float | None
 
 
 @dataclass
@@ -129,10 +150,14 @@ class Row:
       status: Whether all stages and evaluations are complete.
       pretrain, finetune, tenth, linear: The stages; None if the row does not have one.
       values: One number per finished seed, by column key. Accuracies are in [0, 1], PSNR in dB.
+      hits: For each seed the images that are classified correctly, as `pack` writes them, by
+        column key.
+      on_training: The keys of columns that were measured on training images.
       paper: The paper's numbers by column key, in % and dB.
       paper_epochs: The epochs of the paper's pretraining.
       cka: CKA curves by the keys of `ENCODERS`.
       reconstructions: Paths of pictures by kind: `original`, `masked`, `reconstructed`.
+      is_floor: Whether it is an encoder that has not learned anything, for comparison.
     """
 
     name: str
@@ -150,10 +175,13 @@ class Row:
     tenth: StageRecord | None = None
     linear: StageRecord | None = None
     values: dict[str, list[float]] = field(default_factory=dict)
+    hits: dict[str, list[str]] = field(default_factory=dict)
+    on_training: list[str] = field(default_factory=list)
     paper: dict[str, float] = field(default_factory=dict)
     paper_epochs: int | None = None
     cka: dict[str, CkaCurves | None] = field(default_factory=dict)
     reconstructions: list[dict[str, str]] = field(default_factory=list)
+    is_floor: bool = False
 
     @property
     def stages(self) -> dict[str, StageRecord]:
@@ -162,9 +190,15 @@ class Row:
 
     @property
     def seconds(self) -> float | None:
-        """The time of all stages; None if unknown."""
+        """The time of all stages; None if it was not recorded."""
         known = [stage.seconds for stage in self.stages.values() if stage.seconds is not None]
         return sum(known) if known else None
+
+    @property
+    def step_seconds(self) -> float | None:
+        """The time of all stages in training steps; None if it is unknown for any of them."""
+        known = [stage.step_seconds for stage in self.stages.values()]
+        return sum(filter(None, known)) if known and None not in known else None
 
     def seed_values(self, column: Column) -> list[float]:
         """One measured value per finished seed, in the column's unit."""
@@ -177,27 +211,17 @@ class Row:
         return mean_and_std(ours)[0] - paper if ours and paper is not None else None
 
     def last_block_cka(self, encoder: str, ratio: float = QUOTED_DROP_RATIO) -> Cka | None:
-        """Return the CKA at the last block with a fraction `ratio` of the patches dropped.
+        """Return the CKA at the last block, at the measured ratio next to `ratio`.
 
-        Interpolates linearly between the two measured ratios around `ratio`. Outside the measured
-        range, takes the nearest one. None if it was not measured.
+        None if it was not measured.
         """
         curves = self.cka.get(encoder)
         if curves is None or not curves.ratios:
             return None
-        points = sorted(zip(curves.ratios, [line[-1] for line in curves.values], strict=True))
-        below = max((p for p in points if p[0] <= ratio + 1e-9), default=points[0])
-        above = min((p for p in points if p[0] >= ratio - 1e-9), default=points[-1])
-        if below[1] is None or above[1] is None:
-            return None
-        if below[0] == above[0]:
-            is_exact = abs(below[0] - ratio) < 1e-9
-            nearest = f"nearest measured, {percent(below[0])} dropped"
-            return Cka(below[1], "measured" if is_exact else nearest)
-        fraction = (ratio - below[0]) / (above[0] - below[0])
-        value = below[1] + fraction * (above[1] - below[1])
-        between = f"{percent(below[0])} and {percent(above[0])}"
-        return Cka(value, f"interpolated between {between} dropped")
+        place = min(range(len(curves.ratios)), key=lambda i: abs(curves.ratios[i] - ratio))
+        value = curves.values[place][-1]
+        floor = curves.floor[place][-1] if curves.floor else None
+        return None if value is None else Cka(value, curves.ratios[place], curves.token, floor)
 
 
 @dataclass
@@ -209,7 +233,8 @@ class Results:
       subject: The title of the page.
       created: Date and time in ISO format.
       seconds: The time of all training stages.
-      settings: Facts about data and encoder in words. `num_test` is the number of test images.
+      settings: Facts about data and encoder in words. `num_test` is the number of validation
+        images.
       paper_setting: The model and the data of the paper's numbers.
       notes: Sentences for the caption.
       by_axes: Print a matrix of T1, T2 and target by M instead of a table.
@@ -237,8 +262,10 @@ class Results:
 
         Its encoder starts from random weights, so its fine-tuned model is supervised from scratch.
         """
-        is_first = self.rows and self.same_data and self.rows[0].pretrain is None
-        return self.rows[0] if is_first else None
+        first = self.rows[0] if self.rows else None
+        if first is None or not self.same_data or first.pretrain is not None or first.is_floor:
+            return None
+        return first
 
     @property
     def methods(self) -> list[Row]:
@@ -258,12 +285,18 @@ class Results:
     @property
     def seed_counts(self) -> list[int]:
         """The different numbers of seeds in the cells of the table, in increasing order."""
-        counts = {len(row.seed_values(column)) for row in self.rows for column in self.columns}
+        rows = [row for row in self.rows if not row.is_floor]
+        counts = {len(row.seed_values(column)) for row in rows for column in self.columns}
         return sorted(counts - {0})
 
     def column(self, key: str) -> Column | None:
         """The column with this key, or None."""
         return next((column for column in self.columns if column.key == key), None)
+
+    @property
+    def has_numbers(self) -> bool:
+        """Whether any row has a number in a column of the table."""
+        return bool(self.seed_counts or self.cka_encoders)
 
     def has_paper(self, *columns: Column) -> bool:
         """Whether the paper has a number in any of these columns."""
@@ -290,6 +323,11 @@ def load_results(folder: str | Path) -> Results:
             f"{path} is not a results file of this version: {place}: {first['msg']}. Run "
             "`occinv reproduce` again."
         ) from None
+
+
+def setting_name(key: str) -> str:
+    """The name of a setting in words."""
+    return "validation images" if key == "num_test" else key.replace("_", " ")
 
 
 def percent(fraction: float) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from occinv.evaluators.base import Record
+from occinv.report.measured import nearest_place
+from occinv.report.read_run import unique_names
 from occinv.report.results import (
     ENCODERS,
     MISSING,
@@ -17,12 +21,14 @@ from occinv.report.results import (
     Column,
     Results,
     Row,
+    StageRecord,
     mean_and_std,
     percent,
 )
 
 WIDTH = 100
 AXES = {"t1": "T1", "t2": "T2", "target": "target", "measure": "M"}
+IN_STEPS = "in training steps"
 
 
 class Number(NamedTuple):
@@ -55,11 +61,12 @@ def value_text(row: Row, column: Column) -> str:
     if not values:
         return MISSING
     mean, std = mean_and_std(values)
-    return f"{mean:.1f}" if std is None else f"{mean:.1f} ± {std:.1f}"
+    mark = "‡" if column.key in row.on_training else ""
+    return (f"{mean:.1f}" if std is None else f"{mean:.1f} ± {std:.1f}") + mark
 
 
 def cka_text(row: Row, encoder: str) -> str:
-    """Last-block CKA at the quoted drop ratio, with three decimals because it is close to 1."""
+    """Last-block CKA at the quoted drop ratio, with three decimals."""
     cka = row.last_block_cka(encoder)
     return MISSING if cka is None else f"{cka.value:.3f}"
 
@@ -68,6 +75,36 @@ def signed(value: float) -> str:
     """`+0.4`, `−0.4` or `0.0`."""
     text = f"{value:+.1f}".replace("-", "−")
     return "0.0" if text[1:] == "0.0" else text
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as `8.4 s`, `2 min 05 s` or `3 h 07 min`."""
+    if seconds is None:
+        return MISSING
+    if round(seconds, 1) < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def time_text(trained: Row | StageRecord) -> tuple[str, str]:
+    """The training time, and a remark on what it counts, which may be empty."""
+    if trained.seconds is None and trained.step_seconds is not None:
+        return duration(trained.step_seconds), IN_STEPS
+    return duration(trained.seconds), ""
+
+
+def time_caption(results: Results) -> str:
+    """Define the times of the table, in sentences."""
+    text = "all trainings of the row."
+    if any(time_text(row)[1] for row in results.rows):
+        text += (
+            f" A time {IN_STEPS} is computed from the logged speed. It leaves out compilation, "
+            "evaluation, and steps that a restart repeated."
+        )
+    return text
 
 
 def caption(results: Results) -> list[tuple[str, str]]:
@@ -84,17 +121,40 @@ def caption(results: Results) -> list[tuple[str, str]]:
         parts.append(("", f"Mean ± standard deviation over {counts} seeds."))
     if results.has_paper(*results.columns):
         parts.append(("Δ", "ours − paper."))
-    found = [row.last_block_cka(encoder) for row in results.rows for encoder in ENCODERS]
-    if origins := sorted({cka.origin for cka in found if cka is not None}):
-        parts.append(
-            (
-                "CKA",
-                "linear CKA between the last-block features of the full image and of the image "
-                f"with {percent(QUOTED_DROP_RATIO)} of its patches dropped ({'; '.join(origins)}), "
-                "for the pretrained and the fine-tuned encoder.",
-            )
-        )
+    if any(row.on_training for row in results.rows):
+        parts.append(("‡", "measured on images that the model was trained on."))
+    parts += cka_caption(results)
     return parts + [("", note) for note in results.notes]
+
+
+def cka_caption(results: Results) -> list[tuple[str, str]]:
+    """Define the CKA of the table, and say which token each row is judged by."""
+    ratios, judged = set(), []
+    for key, title in ENCODERS.items():
+        tokens: dict[str, list[str]] = {}
+        for row in results.rows:
+            if not row.is_floor and (cka := row.last_block_cka(key)) is not None:
+                tokens.setdefault(cka.token, []).append(row.name)
+                ratios.add(cka.ratio)
+        if len(tokens) == 1:
+            judged.append(f"{title}, {next(iter(tokens))} token")
+        elif tokens:
+            each = (f"{token} token ({', '.join(names)})" for token, names in tokens.items())
+            judged.append(f"{title}, {' or '.join(each)}")
+    if not judged:
+        return []
+    share = " or ".join(map(percent, sorted(ratios)))
+    text = (
+        f"unbiased linear CKA between the last-block features of the full image and of the image "
+        f"with {share} of its patches dropped, by the token that the objective trains: "
+        f"{'; '.join(judged)}."
+    )
+    if any(row.is_floor for row in results.rows):
+        text += (
+            " Its floor is that of encoders that have not learned: untrained ones of the same "
+            "shape, and one whose patch projection is zero."
+        )
+    return [("CKA", text)]
 
 
 def caption_text(results: Results) -> str:
@@ -147,19 +207,25 @@ def print_table(results: Results, console: Console | None = None) -> None:
     """Print the results as a table of at most 100 columns of text.
 
     The paper's number and the difference are printed below ours. If the table is too wide, the
-    axes (T1, T2, target, M) with the fewest different values are left out. A terminal gets colors
-    and rules, a file or a pipe gets plain text.
+    training time is left out, then the axes (T1, T2, target, M) with the fewest different values. A
+    terminal gets colors and rules, a file or a pipe gets plain text.
     """
     console = console_of_width(console)
-    axes = list(AXES)
+    axes, times = list(AXES), _times(results)
     while True:
         lines = [_headings(results, axes), *(_cells(results, row, axes) for row in results.rows)]
+        lines = [line + times[i : i + 1] for i, line in enumerate(lines)]
         available = min(WIDTH, console.width) - len(lines[0]) - 1
         widths = column_widths(lines, 1 + len(axes), available)
         if sum(widths) <= available or not axes:
             break
-        axes.remove(min(axes, key=lambda axis: len({getattr(r, axis) for r in results.rows})))
+        if times:
+            times = []
+        else:
+            axes.remove(min(axes, key=lambda axis: len({getattr(r, axis) for r in results.rows})))
     about = caption_text(results)
+    if times:
+        about += f" Time: {time_caption(results)}"
     if left_out := [AXES[axis] for axis in AXES if axis not in axes]:
         about += f" Columns left out because the table is too wide: {', '.join(left_out)}."
     table = framed_table(results, about, console)
@@ -245,6 +311,17 @@ def _cells(results: Results, row: Row, axes: list[str]) -> list[str]:
     return [_name(row), *(getattr(row, axis) for axis in axes), *numbers, *cka]
 
 
+def _times(results: Results) -> list[str]:
+    """The column of the training times with its heading; empty if no time is known."""
+    cells = [time_text(row) for row in results.rows]
+    if all(time == MISSING for time, _ in cells):
+        return []
+    return [
+        "Time",
+        *(f"{time}\n{remark.replace('training ', '')}".strip() for time, remark in cells),
+    ]
+
+
 def markdown_table(results: Results) -> str:
     """The table as GitHub Markdown with its caption; ends with a newline.
 
@@ -272,15 +349,29 @@ def _append(lines: list[list[str]], heading: str, cells: list[str]) -> None:
         line.append(cell)
 
 
-def print_cka(models: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
-    """Print the `models` of `evaluate/cka.json`: a table of drop ratios by blocks for each."""
+def print_invariance(records: Sequence[Record], console: Console | None = None) -> None:
+    """Print records of the evaluator invariance: every measure of every token, with its floor."""
     console = console or Console()
-    for model in models:
-        title = f"{model['workdir']}, step {model['step']}, {model['images']} images"
-        table = Table("dropped", title=title, box=box.SIMPLE if console.is_terminal else box.ASCII2)
-        for block in model["blocks"]:
-            table.add_column(f"block {block}", justify="right")
-        for ratio, values in zip(model["ratios"], model["values"], strict=True):
-            cells = [MISSING if value is None else f"{value:.3f}" for value in values]
-            table.add_row(percent(ratio), *cells)
-        console.print(table)
+    title = f"last block, {percent(QUOTED_DROP_RATIO)} of the patches removed"
+    table = Table(title=title, box=box.SIMPLE if console.is_terminal else box.ASCII2)
+    for heading in ("run", "token", "CKA", "floor", "retrieval", "floor", "cosine", "floor"):
+        table.add_column(heading, justify="left" if heading in ("run", "token") else "right")
+    names = unique_names([Path(record.workdir) for record in records])
+    for record in records:
+        details, run = record.details, names[Path(record.workdir).expanduser().resolve()]
+        place = nearest_place(details["ratios"])
+        for token in details["cka"]:
+            is_trained = token == record.protocol["token"]
+            cells = []
+            for measure in ("cka", "retrieval", "cosine"):
+                known = [
+                    curves[measure][token][place][-1]
+                    for curves in (details, *details["floor"].values())
+                    if token in curves[measure]
+                ]
+                floor = f"{max(known[1:]):.3f}" if known[1:] else MISSING
+                cells += [f"{known[0]:.3f}", floor] if known else [MISSING, MISSING]
+            name = token.replace("_", " ") + (" (trained)" if is_trained else "")
+            table.add_row(run, name, *cells)
+            run = ""
+    console.print(table)

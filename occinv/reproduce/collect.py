@@ -13,21 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from occinv.data.open_source import open_source
+from occinv.evaluators.base import Record
 from occinv.objectives.base import objective_of
-from occinv.report.compare import (
+from occinv.report.measured import QUANTITIES, curves_of, floor_rows
+from occinv.report.read_run import (
     encoder_text,
     picture_paths,
     read_objective,
     read_stage,
     set_axes,
 )
-from occinv.report.results import ENCODERS, CkaCurves, Results, Row, Settings
+from occinv.report.results import ENCODERS, Results, Row, Settings
 from occinv.reproduce.run import FAILED, TableRun, Trial
 from occinv.reproduce.specs import COLUMNS, RowSpec
 from occinv.schema import Experiment
+from occinv.train.records import read_records
 from occinv.train.workdir import RESULT
 
 
@@ -40,7 +42,7 @@ def collect_results(run: TableRun) -> Results:
         title=table.key,
         subject=table.subject,
         columns=[COLUMNS[key] for key in table.columns],
-        rows=[make_row(row, run) for row in run.rows],
+        rows=[make_row(row, run) for row in run.rows] + floor_rows(read_floors(run)),
         command=run.command,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=f"{os.cpu_count()} CPU cores, {jax.default_backend()}, JAX {jax.__version__}, "
@@ -77,6 +79,13 @@ def count_images(
     return len(opened.classes), len(opened)
 
 
+def read_floors(run: TableRun) -> list[Record]:
+    """The records of the table that have a floor, of the pretrained encoders first."""
+    kinds = ("invariance_pretrained", "invariance_finetuned")
+    paths = [trial.evaluations.get(kind, Path()) for kind in kinds for trial in run.trials]
+    return [record for path in paths if path.is_file() for record in read_records(path)]
+
+
 def make_row(spec: RowSpec, run: TableRun) -> Row:
     """Make one row. Fields that have not been measured keep their defaults."""
     row = Row(spec.name, spec.key, paper=dict(spec.paper), paper_epochs=spec.epochs)
@@ -100,9 +109,12 @@ def make_row(spec: RowSpec, run: TableRun) -> Row:
     else:
         row.status = "done" if all(trial.is_done for trial in trials) else "running"
     row.values = read_values(trials)
+    # The fine-tuned model's predictions on whole images are those of its occlusion accuracy.
+    row.hits["finetune"] = [
+        each.details["hits"]["random"][0] for each in read_evaluation(trials, "occlusion")
+    ]
     for key in ENCODERS:
-        found = read_evaluation(trials, f"cka_{key}")
-        row.cka[key] = mean_curves([each["models"][0] for each in found])
+        row.cka[key] = curves_of(read_evaluation(trials, f"invariance_{key}"))
     row.reconstructions = read_pictures(first)
     return row
 
@@ -114,29 +126,26 @@ def read_values(trials: Sequence[Trial]) -> dict[str, list[float]]:
         if name != "pretrain":
             results = read_json(trial.stages[name].workdir / RESULT for trial in trials)
             found[name] = [r["metrics"]["top1"] for r in results if "top1" in r["metrics"]]
-    psnr = read_evaluation(trials, "psnr")
-    found["psnr"] = [each["whole"] for each in psnr]
-    found["psnr_removed"] = [each["removed"] for each in psnr]
+    for name, quantities in (
+        ("psnr", QUANTITIES["psnr"]),
+        ("occlusion", QUANTITIES["occlusion"]),
+        ("invariance_pretrained", QUANTITIES["invariance"]),
+    ):
+        for quantity in quantities:
+            values = [each.values[quantity.value] for each in read_evaluation(trials, name)]
+            found[quantity.column.key] = [value for value in values if value is not None]
     return found
 
 
-def read_evaluation(trials: Iterable[Trial], name: str) -> list[dict[str, Any]]:
-    """The output of an evaluation for each seed up to the first that is missing."""
-    return read_json(trial.evaluations.get(name, Path()) for trial in trials)
+def read_evaluation(trials: Iterable[Trial], name: str) -> list[Record]:
+    """The record of an evaluation for each seed up to the first that is missing."""
+    paths = (trial.evaluations.get(name, Path()) for trial in trials)
+    return [read_records(path)[0] for path in itertools.takewhile(Path.is_file, paths)]
 
 
 def read_json(paths: Iterable[Path]) -> list[dict[str, Any]]:
     """The content of the files up to the first that is missing, so that seeds stay aligned."""
     return [json.loads(path.read_text()) for path in itertools.takewhile(Path.is_file, paths)]
-
-
-def mean_curves(models: list[dict[str, Any]]) -> CkaCurves | None:
-    """Average the CKA curves of several seeds."""
-    if not models:
-        return None
-    values = np.array([model["values"] for model in models], float)
-    mean = values.mean(0).tolist()
-    return CkaCurves(models[0]["ratios"], models[0]["blocks"], mean, values.tolist())
 
 
 def read_pictures(trial: Trial) -> list[dict[str, str]]:

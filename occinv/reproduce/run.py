@@ -171,8 +171,9 @@ class Trial:
         table = self.run.table
         reconstructs = "psnr" in table.columns and self.method.reconstructs
         needed = {
-            "cka_pretrained.json": table.has_cka and self.encoder is not None,
-            "cka_finetuned.json": table.has_cka and "finetune" in table.columns,
+            "invariance_pretrained.json": table.has_cka and self.encoder is not None,
+            "invariance_finetuned.json": table.has_cka and "finetune" in table.columns,
+            "occlusion.json": table.has_cka and "finetune" in table.columns,
             "reconstructions.png": reconstructs,
             "psnr.json": reconstructs,
         }

@@ -16,7 +16,12 @@ from pathlib import Path
 import jax
 from rich.console import Console
 
-from occinv.evaluators import run as evaluators
+from occinv.evaluate import evaluate_run
+from occinv.evaluators.base import Evaluator
+from occinv.evaluators.invariance import Invariance
+from occinv.evaluators.occlusion_accuracy import OcclusionAccuracy
+from occinv.evaluators.psnr import Psnr
+from occinv.evaluators.reconstructions import Reconstructions
 from occinv.parallel import from_first_process
 from occinv.progress import Progress
 from occinv.report.html import write_html
@@ -30,7 +35,13 @@ from occinv.schema import UserError
 from occinv.train.loop import NonFinite, train
 from occinv.train.workdir import RESULT, check_folder, check_same, write_json
 
-NUM_PICTURES = 6  # reconstructions of each model
+# One evaluator for all trials: encoders of one shape share the floor of their invariance.
+EVALUATORS: dict[str, Evaluator] = {
+    "invariance": Invariance(),
+    "occlusion": OcclusionAccuracy(removals=("random",)),
+    "psnr": Psnr(),
+    "reconstructions": Reconstructions(num_images=6),
+}
 
 
 class Stopped(Exception):
@@ -165,13 +176,8 @@ def run_trial(trial: Trial, progress: Progress) -> None:
 
 def evaluate_trial(trial: Trial, name: str, path: Path) -> None:
     """Run one evaluation of `Trial.evaluations` and write it to `path`."""
-    encoder = trial.encoder or Path()
-    match name:
-        case "cka_pretrained":
-            evaluators.evaluate_cka([encoder], out=path)
-        case "cka_finetuned":
-            evaluators.evaluate_cka([trial.stages["finetune"].workdir], out=path)
-        case "reconstructions":
-            evaluators.evaluate_reconstruct(encoder, NUM_PICTURES, out=path)
-        case "psnr":
-            evaluators.evaluate_psnr(encoder, out=path)
+    workdir = trial.encoder or Path()
+    if name in ("invariance_finetuned", "occlusion"):
+        workdir = trial.stages["finetune"].workdir
+    kind = name.partition("_")[0]
+    evaluate_run(kind, EVALUATORS[kind], workdir, path.with_suffix(".json"))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from occinv.report.results import PAPER_SETTING, PSNR, Claim, Column
+from occinv.report.results import OCCLUSION, PAPER_SETTING, PSNR, RETRIEVAL, Claim, Column
 from occinv.reproduce.methods import Method
 
 
@@ -32,6 +32,8 @@ COLUMNS = {
         Column("finetune", "FT %", "%", "top-1 after fine-tuning on all labels"),
         Column("tenth", "10 % FT %", "%", "top-1 after fine-tuning on 10 % of the labels"),
         PSNR,
+        RETRIEVAL,
+        OCCLUSION,
     )
 }
 

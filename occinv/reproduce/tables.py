@@ -110,7 +110,7 @@ QUICKSTART = TableSpec(
         replace(MOCOV3_ROW, by_default=False),
         replace(DINO_ROW, by_default=False),
     ),
-    columns=("finetune", "psnr"),
+    columns=("finetune", "psnr", "occlusion"),
     has_cka=True,
     notes=(CMAE_NOTE,),
 )
@@ -365,6 +365,6 @@ FIGURE1 = TableSpec(
         RowSpec("R-MAE", methods.RMAE),
         RowSpec("C-MAE", methods.CMAE),
     ),
-    columns=("finetune",),
+    columns=("finetune", "retrieval", "occlusion"),
     has_cka=True,
 )

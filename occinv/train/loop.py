@@ -15,13 +15,14 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 from clu import parameter_overview
 
 from occinv import parallel
+from occinv.data.identity import identify
 from occinv.data.subset import Subset
 from occinv.schema import Experiment
 from occinv.train import workdir as files
@@ -32,6 +33,9 @@ from occinv.train.prepare import Run, prepare
 from occinv.train.signals import StopRequest
 from occinv.train.step import TrainState, init_state, trace_step
 from occinv.train.writers import JsonlWriter, MultiWriter, TensorBoardWriter, Writer
+
+if TYPE_CHECKING:
+    from occinv.train.evals import Evals
 
 log = logging.getLogger("occinv.train")
 
@@ -70,6 +74,7 @@ def train(experiment: Experiment, workdir: Path, watch: Watch | None = None) -> 
     """
     run = prepare(experiment)
     steps = run.assembly.steps
+    evals = make_evals(run, workdir)
     if jax.process_index() == 0:
         files.claim(workdir, experiment, run.classes)
         if isinstance(run.loader.source, Subset):
@@ -87,12 +92,25 @@ def train(experiment: Experiment, workdir: Path, watch: Watch | None = None) -> 
         try:
             program = trace_step(run.assembly, state)
             describe(run, state, writer, done)
-            step, metrics = run_steps(run, state, program, checkpoints, writer, stop, watch)
+            step, metrics = run_steps(run, state, program, checkpoints, writer, stop, watch, evals)
         finally:
             writer.close()
     if step == steps and jax.process_index() == 0:
-        files.write_json(workdir / files.RESULT, {"step": step, "metrics": metrics})
+        result: dict[str, Any] = {"step": step, "metrics": metrics}
+        if run.validation is not None:
+            images = identify(run.validation.source, run.loader.source, is_own=True)
+            result["images"] = dataclasses.asdict(images)
+        files.write_json(workdir / files.RESULT, result)
     return Outcome(step, steps, metrics, stop.requested and int(stop.requested))
+
+
+def make_evals(run: Run, workdir: Path) -> Evals | None:
+    """Return the evaluators of the run, if it has any."""
+    if not run.assembly.experiment.evals:
+        return None
+    from occinv.train.evals import Evals  # here, because most runs do without evaluators
+
+    return Evals(run, workdir)
 
 
 def start_or_resume(run: Run, checkpoints: Checkpoints) -> TrainState:
@@ -135,6 +153,7 @@ def run_steps(
     writer: Writer,
     stop: StopRequest,
     watch: Watch | None,
+    evals: Evals | None,
 ) -> tuple[int, dict[str, float]]:
     """Step from `state` to the end or to a stop; return the steps taken and the last evaluation."""
     assembly = run.assembly
@@ -181,6 +200,8 @@ def run_steps(
             writer.write_scalars(step, {f"eval/{name}": value for name, value in metrics.items()})
             writer.write_images(step, pictures(run, state))
             clock = Clock()
+        if evals is not None and evals.write(state, step, writer):
+            clock = Clock()
         if step % save_every == 0 or step == steps:
             save()
         if stop.is_due(step):
@@ -188,6 +209,8 @@ def run_steps(
             break
     if done == steps:  # the run was killed after its last checkpoint, before result.json
         metrics = evaluate(state)
+        if evals is not None:
+            evals.write(state, step, Writer())  # their numbers are in the log
     return step, metrics
 
 
@@ -265,6 +288,12 @@ def describe(run: Run, state: TrainState, writer: Writer, done: int) -> None:
         assembly.mesh.size,
         jax.default_backend(),
     )
+    if run.validation is None:
+        log.warning(
+            "%s has no validation images, so the loss and accuracy of others are not measured; "
+            "name some by data.eval_source",
+            run.loader.source.name,
+        )
     if done == 0:
         writer.write_scalars(0, {"parameters": sum(sizes.values()), "flops_per_image": flops})
         overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)

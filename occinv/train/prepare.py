@@ -59,7 +59,7 @@ def prepare(experiment: Experiment) -> Run:
     # With data.num_images the length of an epoch is that of the full data set.
     epoch = len(source if data.num_images is None else everything)
     mesh = parallel.make_mesh(fsdp=train.fsdp)
-    assembly = assemble(experiment, mesh, len(source.classes), epoch)
+    assembly = assemble(experiment, mesh, len(source.classes), epoch, validation is not None)
     objective = assembly.objective
     spec = LoaderSpec(
         batch_size=train.batch_size,

@@ -55,7 +55,11 @@ class Assembly:
 
 
 def assemble(
-    experiment: Experiment, mesh: jax.sharding.Mesh, num_classes: int, epoch: int
+    experiment: Experiment,
+    mesh: jax.sharding.Mesh,
+    num_classes: int,
+    epoch: int,
+    has_validation: bool = True,
 ) -> Assembly:
     """Make objective, optimizer and schedule for `epoch` images of `num_classes` classes.
 
@@ -81,7 +85,16 @@ def assemble(
     dtype = parallel.compute_dtype(train.precision, mesh)
     layout = Layout(remat=train.remat, mesh=mesh)
     encoder = make_vit(experiment.encoder, data.image_size, dtype, layout)
-    setting = Setting(encoder, num_classes, steps, dtype, train.batch_size, epoch, mesh)
+    setting = Setting(
+        encoder,
+        num_classes,
+        steps,
+        dtype,
+        train.batch_size,
+        epoch,
+        mesh,
+        has_validation=has_validation,
+    )
     objective = make_objective(experiment.objective, setting)
     if train.accumulate > 1 and objective.couples == "features":
         raise UserError(

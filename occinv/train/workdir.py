@@ -33,6 +33,7 @@ FREE = (
     "train.evaluate_every",
     "train.checkpoint_every",
     "train.keep",
+    "evals",
     "data.num_threads",
     "data.max_corrupt",
     "data.data_dir",

@@ -17,9 +17,9 @@ from numpy_vit import erf_gelu, norm, softmax
 from PIL import Image
 
 from occinv.cli import main
+from occinv.evaluate import evaluate
 from occinv.evaluators.attention import Attended, attend, class_attention
 from occinv.evaluators.pictures import save_pictures
-from occinv.evaluators.run import evaluate_attention
 from occinv.models.attention import Attention
 from occinv.models.blocks import Layout
 from occinv.schema import UserError
@@ -140,14 +140,21 @@ def test_a_map_without_attention_is_black(tmp_path: Path) -> None:
     assert np.asarray(Image.open(tmp_path / "grid" / "0_mean.png")).max() <= 4
 
 
+def pictures(workdir: Path, **options: Any) -> Path:
+    """The grid of two images."""
+    (found,) = evaluate("attention", [workdir], num_images=2, **options)
+    assert found.pictures is not None
+    return found.pictures
+
+
 def test_a_run_has_its_pictures(tmp_path: Path) -> None:
     workdir = save(tmp_path / "labels", {"name": "classification"})
-    path = evaluate_attention(workdir, 2)
+    path = pictures(workdir)
     assert path == workdir / "evaluate" / "attention.png" and path.is_file()
     last = {p.name: p.read_bytes() for p in path.with_suffix("").iterdir()}
     assert len(last) == 2 * (1 + HEADS + 1)
     for block, same in ((DEPTH, True), (-DEPTH, False), (1, False)):
-        again = evaluate_attention(workdir, 2, block=block, out=tmp_path / f"{block}.png")
+        again = pictures(workdir, block=block, out=tmp_path / f"{block}.json")
         found = {p.name: p.read_bytes() for p in again.with_suffix("").iterdir()}
         assert (found == last) == same
     first = [(tmp_path / str(block) / "0_mean.png").read_bytes() for block in (1, -DEPTH)]
@@ -156,12 +163,13 @@ def test_a_run_has_its_pictures(tmp_path: Path) -> None:
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     workdir = save(tmp_path / "run", {"name": "classification"})
-    command = ["evaluate", "attention", "--workdir", str(workdir), "--count", "1"]
+    command = ["evaluate", "attention", "--workdir", str(workdir), "--num-images", "1"]
     assert main([*command, "--block", "-2"]) == 0
-    assert capsys.readouterr().out.strip() == str(workdir / "evaluate" / "attention.png")
+    said = capsys.readouterr().out.splitlines()
+    assert said == [f"{workdir}: 1 images", str(workdir / "evaluate" / "attention.png")]
     assert len(list((workdir / "evaluate" / "attention").iterdir())) == 1 + HEADS + 1
     assert main([*command, "--block", "9"]) == 2
-    assert capsys.readouterr().err.startswith("occinv: --block 9, expected 1 to 2")
+    assert capsys.readouterr().err.startswith("occinv: block=9, expected 1 to 2")
 
 
 def test_each_block_has_its_own_attention() -> None:
@@ -178,7 +186,7 @@ def test_each_block_has_its_own_attention() -> None:
 def test_a_block_that_does_not_exist(block: int, tmp_path: Path) -> None:
     workdir = save(tmp_path / "run", {"name": "classification"})
     with pytest.raises(
-        UserError, match=rf"^--block {block}, expected 1 to 2, or -1 \(the last\) to -2"
+        UserError, match=rf"^block={block}, expected 1 to 2, or -1 \(the last\) to -2"
     ):
-        evaluate_attention(workdir, block=block)
+        pictures(workdir, block=block)
     assert not (workdir / "evaluate").exists()

@@ -13,11 +13,19 @@ import numpy as np
 import pytest
 from tiny_runs import DECODER, compile_once, make_images, run, tiny
 
+from occinv import evaluate as module
 from occinv import parallel
-from occinv.evaluators import run as measure
+from occinv.evaluate import evaluate
 from occinv.train.workdir import RESULT
 
 STEPS = ("train.duration.steps=4", "optimizer.warmup.steps=1", "encoder.patch_size=4")
+EVALUATORS: dict[str, dict[str, Any]] = {
+    "invariance": {"ratios": (0.5,), "untrained": 0, "batch_size": 8},
+    "psnr": {"batch_size": 8},
+    "knn": {"neighbors": 5, "batch_size": 8},
+    "probe": {"batch_size": 8},
+    "occlusion": {"ratios": (0.5,), "neighbors": 5, "batch_size": 8},
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,12 +55,11 @@ def measured(checkpoint: Path, images: Path, folder: Path) -> dict[str, Any]:
     for name in ("finetune", "linear"):
         run(tiny(name, images, *STEPS, f"init_from={checkpoint}"), folder / name)
         found[name] = json.loads((folder / name / RESULT).read_text())["metrics"]
-    cka = functools.partial(measure.evaluate_cka, [checkpoint], ratios=(0.5,), batch_size=8)
-    found["cka"] = cka(out=folder / "cka.json")[0].as_json()["values"]
-    psnr = measure.evaluate_psnr(checkpoint, batch_size=8, out=folder / "psnr.json").result
-    found["psnr"] = {"whole": psnr.whole, "removed": psnr.removed}
-    knn = measure.evaluate_knn(checkpoint, neighbors=5, out=folder / "knn.json", batch_size=8)
-    found["knn"] = {"top1": knn.result.top1, "top5": knn.result.top5}
+    for name, options in EVALUATORS.items():
+        (one,) = evaluate(name, [checkpoint], out=folder / f"{name}.json", **options)
+        found[name] = one.record.values
+        if name == "invariance":
+            found["curves"] = [one.record.details[key] for key in ("cka", "retrieval", "cosine")]
     return found
 
 
@@ -63,7 +70,7 @@ def test_on_a_fixed_checkpoint(
     assert measured(checkpoint, images, tmp_path / "again") == first
     alone = functools.partial(parallel.make_mesh, jax.devices()[:1])
     monkeypatch.setattr(parallel, "make_mesh", alone)
-    monkeypatch.setattr(measure, "make_mesh", alone)
+    monkeypatch.setattr(module, "make_mesh", alone)
     on_one = measured(checkpoint, images, tmp_path / "one")
     for name, values in first.items():
         found, expected = jax.tree.leaves(on_one[name]), jax.tree.leaves(values)

@@ -52,8 +52,7 @@ def test_psnr_is_its_definition_image_by_image(normalized: bool) -> None:
     assert found.whole == pytest.approx(np.mean(whole), abs=1e-3)
     assert found.removed == pytest.approx(np.mean(removed), abs=1e-3)
     assert found.whole - found.removed == pytest.approx(10 * np.log10(16 / 12), abs=1e-3)
-    assert (found.images, found.mask_ratio) == (12, 0.75)
-    assert found.normalized_target is normalized and found.seed == 2
+    assert found.images == 12
 
 
 def test_psnr_does_not_depend_on_order_padding_or_devices() -> None:

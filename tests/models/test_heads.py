@@ -1,9 +1,12 @@
 """Projector, predictor and classifier."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_objectives import make
 
 from occinv.models.heads import BatchNorm, ClassifierHead, MlpHead
 
@@ -57,3 +60,41 @@ def test_classifier_pooling(pooling: str) -> None:
         mean = tokens[:, 1:].mean(1)
         pooled = (mean - mean.mean(-1, keepdims=True)) / np.sqrt(mean.var(-1, keepdims=True) + 1e-6)
     np.testing.assert_allclose(found, pooled @ params["linear"]["kernel"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "class"])
+def test_the_logits_of_the_classifier_are_float32_under_bfloat16(pooling: str) -> None:
+    """In bfloat16, logits of different classes are often equal."""
+    head = ClassifierHead(num_classes=50, pooling=pooling, dtype=jnp.bfloat16)
+    tokens = jnp.asarray(RNG.normal(size=(8, 5, 16)), jnp.bfloat16)
+    params = head.init(jax.random.key(0), tokens)["params"]
+    kernel = RNG.normal(1, 1e-3, (16, 50)).astype(np.float32)
+    params = {**params, "linear": {"kernel": kernel, "bias": np.zeros(50, np.float32)}}
+    found = head.apply({"params": params}, tokens)
+    assert found.dtype == jnp.float32
+    rounded = np.asarray(found.astype(jnp.bfloat16), np.float32)
+    assert (rounded != np.asarray(found)).mean() > 0.9
+    assert all(len(set(row)) > 45 for row in np.asarray(found).tolist())
+    if pooling == "class":
+        np.testing.assert_allclose(
+            found, np.asarray(tokens[:, 0], np.float32) @ kernel, rtol=1e-4, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("name", ["classification", "linear_probe"])
+def test_objectives_with_labels_have_float32_logits_under_bfloat16(name: str) -> None:
+    objective = make(name, depth=1, num_classes=50)
+    setting = dataclasses.replace(
+        objective.setting,
+        dtype=jnp.bfloat16,
+        encoder=objective.setting.encoder.clone(dtype=jnp.bfloat16),
+    )
+    networks = dataclasses.replace(objective, setting=setting).networks
+    head = networks.head
+    shape = (2, 5, 16) if name == "classification" else (2, 16)
+    x = jnp.asarray(RNG.normal(size=shape), jnp.bfloat16).astype(jnp.float32)
+    params = head.init(jax.random.key(0), x)["params"]
+    logits = jax.tree.leaves(head.apply({"params": params}, x))
+    for each in logits:
+        assert each.dtype == jnp.float32
+        assert (np.asarray(each.astype(jnp.bfloat16), np.float32) != np.asarray(each)).any()

@@ -26,9 +26,12 @@ from tiny_runs import (
 )
 
 from occinv import parallel, schema
+from occinv.cli import main
 from occinv.data.batch import Batch
+from occinv.models.position import sincos
 from occinv.objectives import forward
 from occinv.objectives.base import make_objective
+from occinv.objectives.linear_probe import AttentivePool
 from occinv.train import workdir as files
 from occinv.train.optimizer import make_optimizer
 from occinv.train.step import TrainState, init_state, make_step
@@ -239,3 +242,55 @@ def test_a_run_that_crashes_resumes_from_its_checkpoint(tmp_path: Path) -> None:
     assert metrics["lr_factor"] in (1.0, 4.0)
     # There are 12 validation images, 4 of them in the incomplete last batch.
     assert metrics["top1"] * 12 == pytest.approx(round(metrics["top1"] * 12))
+
+
+def test_an_attentive_probe_trains_its_queries_as_heads_of_their_own() -> None:
+    """The gradient of each head's pool is that of the head alone, at its own learning rate."""
+    both = trained(probe(pooling="attentive", lr_factors=(0.5, 2.0)))
+    alone = trained(probe(pooling="attentive", lr_factors=(2.0,)))
+    for name, leaf in both[1].params["pool"].items():
+        before = jax.tree.leaves(both[0].params["pool"][name])
+        moved = [(a != b).any() for a, b in zip(jax.tree.leaves(leaf), before, strict=True)]
+        assert any(moved), name
+    assert both[1].objective_state["mean"].shape == (2, WIDTH)
+    assert alone[1].objective_state["mean"].shape == (1, WIDTH)
+    jax.tree.map(np.testing.assert_array_equal, *(s.params["encoder"] for s in both))
+
+
+def test_an_attentive_pool_is_cross_attention_of_one_query() -> None:
+    """The feature is a convex mixture of projected values, image by image."""
+    draw = np.random.default_rng(0)
+    tokens = draw.normal(size=(3, 4, WIDTH)).astype(np.float32)
+    pool = AttentivePool(("1",), heads=1)
+    params = pool.init(jax.random.key(0), tokens)["params"]
+    found = np.asarray(pool.apply({"params": params}, tokens))
+
+    def normed(x: np.ndarray) -> np.ndarray:
+        return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+
+    def dense(name: str, x: np.ndarray) -> np.ndarray:
+        layer = params["attention_1"][name]
+        return x @ np.asarray(layer["kernel"], np.float64) + np.asarray(layer["bias"])
+
+    for image, own in zip(tokens.astype(np.float64), found[0], strict=True):
+        query = dense("q", normed(np.asarray(params["query_1"], np.float64)[0]))
+        keys, values = dense("k", normed(image + sincos(2, WIDTH)[1:])), dense("v", normed(image))
+        weight = softmax((query @ keys.T)[0] / WIDTH**0.5)
+        np.testing.assert_allclose(own, dense("out", weight @ values), rtol=1e-4, atol=1e-5)
+
+
+def test_validation_images_are_needed_but_may_be_the_training_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = make_images(tmp_path / "images") / "train"
+    arguments = tiny("linear", images, "train.duration.steps=2", "optimizer.warmup.steps=1")
+    workdir = tmp_path / "run"
+    assert main(["train", *arguments, "--workdir", str(workdir)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("occinv: a linear probe needs validation images")
+    assert "data.eval_source" in said and said.count("\n") == 1
+    assert not workdir.exists()
+    run(arguments, workdir, f"data.eval_source=folder:{images}")
+    result = json.loads((workdir / files.RESULT).read_text())
+    assert (result["images"]["split"], result["images"]["count"]) == ("training", 24)
+    assert 0 <= result["metrics"]["top1"] <= 1

@@ -8,7 +8,7 @@ from typing import Any
 
 from occinv.report.results import CkaCurves, Column, Results, Row, StageRecord
 
-RATIOS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+RATIOS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9]
 BLOCKS = [1, 2, 3, 4]
 
 

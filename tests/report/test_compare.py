@@ -7,14 +7,17 @@ from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from example_run import example
 from PIL import Image
 
 from occinv import schema
+from occinv.cli import main
 from occinv.evaluators.reconstructions import Triple
-from occinv.report.compare import compare, read_stage, report, unique_names
+from occinv.report.compare import compare, report
 from occinv.report.findings import cka_finding
+from occinv.report.read_run import read_stage, unique_names
 from occinv.report.results import CkaCurves, Claim, Column
 from occinv.schema import UserError
 
@@ -49,22 +52,40 @@ def run(
     return workdir
 
 
-def curves(last: float, *workdirs: Path) -> dict[str, Any]:
-    """evaluate/cka.json of runs: CKA at the last block `last`, and 0.01 more from run to run."""
-    models = [
-        {"workdir": str(w), "images": 3, **CURVES, "values": [[1.0, last + 0.01 * i]]}
-        for i, w in enumerate(workdirs)
-    ]
-    return {"tokens": "visible", "models": models}
+def record(evaluator: str, values: dict[str, float], **changes: Any) -> dict[str, Any]:
+    """A record as `occinv evaluate` writes it."""
+    images = {"name": "digits (test)", "count": 3, "digest": "d", "split": "validation"}
+    return {
+        "evaluator": evaluator,
+        "workdir": "w",
+        "objective": "mae",
+        "step": 20,
+        "images": images | changes.pop("images", {}),
+        "protocol": changes.pop("protocol", {}),
+        "code": "0",
+        "values": values,
+        "details": changes.pop("details", {}),
+    }
+
+
+def invariance(last: float, floor: float = 0.1, token: str = "class") -> dict[str, Any]:
+    """A record of CKA `last` at the last block, and `floor` of an untrained encoder."""
+
+    def curves(value: float) -> dict[str, Any]:
+        found = {measure: {token: [[1.0, value]]} for measure in ("cka", "retrieval", "cosine")}
+        return {**CURVES, **found}
+
+    details = curves(last) | {"floor": {"untrained 0": curves(floor), "blind": curves(0.0)}}
+    return record("invariance", {"retrieval": last}, protocol={"token": token}, details=details)
 
 
 @pytest.fixture
 def mae(tmp_path) -> Path:
     workdir = run(tmp_path / "mae", {"name": "mae"}, {"loss": 0.4})
     evaluated = workdir / "evaluate"
-    write(evaluated / "psnr.json", {"whole": 20.5, "removed": 17.5, "images": 3})
-    write(evaluated / "knn.json", {"top1": 0.61, "top5": 0.9})
-    write(evaluated / "cka.json", curves(0.9, workdir, tmp_path / "other"))
+    write(evaluated / "psnr.json", [record("psnr", {"whole": 20.5, "removed": 17.5})])
+    write(evaluated / "knn.json", [record("knn", {"top1": 0.61, "top5": 0.9})])
+    write(evaluated / "invariance.json", [invariance(0.9)])
     (evaluated / "reconstructions").mkdir()
     for number in range(11):
         for kind in Triple._fields:
@@ -75,7 +96,7 @@ def mae(tmp_path) -> Path:
 @pytest.fixture
 def supervised(tmp_path) -> Path:
     workdir = run(tmp_path / "supervised", {"name": "classification"}, {"loss": 1, "top1": 0.8})
-    write(workdir / "evaluate" / "cka.json", curves(0.6, workdir))
+    write(workdir / "evaluate" / "invariance.json", [invariance(0.6, token="mean")])
     return workdir
 
 
@@ -107,6 +128,7 @@ def test_a_run_is_described_from_its_workdir(mae):
         "command": "occinv train",
         "config": None,
         "seconds": 3.5,
+        "step_seconds": None,
         "parameters": 1234,
         "loss": [(10, 0.5)],
         "accuracy": [(20, 0.75)],
@@ -122,39 +144,110 @@ def test_a_run_is_described_from_its_workdir(mae):
 
 def test_a_pretraining_is_a_row(mae):
     results = compare([mae])
-    (row,) = results.rows
+    row, untrained, blind = results.rows
     assert (row.name, row.status) == ("mae", "done")
     assert [row.t1, row.target, row.measure] == [*("75% removed", "pixels", "pixel L2")]
     assert row.transformation == "patch masking"
-    assert row.values == {"top1": [], "knn": [0.61], "psnr": [20.5], "psnr_removed": [17.5]}
-    assert [column.key for column in results.columns] == ["knn", "psnr"]
-    assert row.cka["pretrained"] == CkaCurves(**CURVES, values=[[1.0, 0.9]])
+    assert row.values == {"retrieval": [0.9], "knn": [0.61], "psnr": [20.5], "psnr_removed": [17.5]}
+    assert [column.key for column in results.columns] == ["knn", "psnr", "retrieval"]
+    curves = CkaCurves(**CURVES, values=[[1.0, 0.9]], floor=[[1.0, 0.1]])
+    assert row.cka["pretrained"] == curves
     assert row.cka["finetuned"] is row.finetune is None
     assert row.pretrain.loss == [(10, 0.5)]
     originals = [Path(triple["original"]) for triple in row.reconstructions]
     assert [path.name for path in originals] == [f"{i}_original.png" for i in range(11)]
     assert all(path.is_absolute() and path.is_file() for path in originals)
     assert results.title == "comparison"
+    assert (untrained.name, blind.name) == ("Untrained encoder", "Blind encoder")
+    assert untrained.is_floor and untrained.cka["pretrained"].values == [[1.0, 0.1]]
+    assert blind.values == {"retrieval": [0.0]}
 
 
-def test_curves_are_those_of_the_workdir_in_a_file_of_several(mae, tmp_path):
-    write(mae / "evaluate" / "cka.json", curves(0.5, tmp_path / "other", mae / "checkpoints" / "9"))
-    (row,) = compare([mae]).rows
-    assert row.cka["pretrained"].values == [[1.0, 0.51]]
-    write(mae / "evaluate" / "cka.json", curves(0.5, Path("moved/away"), tmp_path / "other"))
-    (row,) = compare([mae]).rows
-    assert row.cka["pretrained"].values == [[1.0, 0.5]], "the first: it has the file"
+def test_each_run_has_its_own_curves(mae, tmp_path):
+    """The first edition stored all curves in the first of several workdirs."""
+    other = run(tmp_path / "other", {"name": "rmae"}, {"loss": 0.4})
+    write(other / "evaluate" / "invariance.json", [invariance(0.5)])
+    values = [row.cka["pretrained"].values for row in compare([mae, other]).rows[:2]]
+    assert values == [[[1.0, 0.9]], [[1.0, 0.5]]]
+
+
+def test_numbers_made_differently_are_in_different_columns(mae, tmp_path):
+    others = {
+        "pooling": record("knn", {"top1": 0.5}, protocol={"token": "mean"}),
+        "images": record("knn", {"top1": 0.5}, images={"count": 2}),
+        "files": record("knn", {"top1": 0.5}, images={"digest": "e"}),
+    }
+    for name, made in others.items():
+        other = run(tmp_path / name, {"name": "rmae"}, None)
+        write(other / "evaluate" / "knn.json", [made])
+        results = compare([mae, other])
+        assert [c.heading for c in results.columns if "NN" in c.heading] == [
+            *("k-NN % (1)", "k-NN % (2)")
+        ]
+        first, second = results.rows[:2]
+        assert (first.values["knn"], second.values["knn_2"]) == ([0.61], [0.5])
+        assert "knn" not in second.values
+    about = {c.key: c.about for c in compare([mae, tmp_path / "pooling"]).columns}
+    assert about["knn_2"].endswith("3 images of digits (test), token mean")
+    # The batch in which features are computed does not matter.
+    same = record("knn", {"top1": 0.5}, protocol={"batch_size": 7})
+    write(tmp_path / "pooling" / "evaluate" / "knn.json", [same])
+    assert compare([mae, tmp_path / "pooling"]).columns[0].heading == "k-NN %"
+
+
+def test_a_linear_probe_and_fine_tuning_are_in_different_columns(tmp_path, supervised):
+    probe = run(tmp_path / "probe", {"name": "linear_probe"}, {"top1": 0.5})
+    results = compare([supervised, probe])
+    assert {"finetune", "linear"} <= {column.key for column in results.columns}
+    assert results.rows[0].values["finetune"] == [0.8]
+    assert results.rows[1].values["linear"] == [0.5]
+
+
+def test_numbers_on_training_images_are_marked(mae, capsys):
+    made = record("knn", {"top1": 1.0}, images={"split": "training"})
+    write(mae / "evaluate" / "knn.json", [made])
+    report([mae])
+    said = capsys.readouterr().out
+    assert "100.0‡" in said
+    assert "measured on images that the model was trained on" in " ".join(said.split())
+
+
+def test_seeds_of_one_config_are_one_row(tmp_path):
+    workdirs = []
+    for seed, accuracy in enumerate((0.5, 0.6, 0.7)):
+        start = run(tmp_path / f"mae{seed}", {"name": "mae"}, {"loss": 0.4}, seed=seed)
+        fields = {"seed": seed, "init_from": str(start)}
+        objective = {"name": "classification"}
+        workdirs.append(run(tmp_path / f"ft{seed}", objective, {"top1": accuracy}, **fields))
+        write(workdirs[-1] / "evaluate" / "invariance.json", [invariance(accuracy, token="mean")])
+    row = compare(workdirs).rows[0]
+    assert (row.name, row.values["finetune"]) == ("ft0 and 2 more seeds", [0.5, 0.6, 0.7])
+    assert row.cka["finetuned"].values == pytest.approx(np.array([[1.0, 0.6]]))
+    assert len(row.cka["finetuned"].by_seed) == 3
+    # Another pretraining is another row, although the fine-tuning is equal.
+    start = run(tmp_path / "rmae", {"name": "rmae"}, {"loss": 0.4})
+    other = {"init_from": str(start)}
+    workdirs.append(run(tmp_path / "other", {"name": "classification"}, {"top1": 0.9}, **other))
+    assert [r.name for r in compare(workdirs).rows[:2]] == ["ft0 and 2 more seeds", "other"]
+
+
+def test_differing_config_fields_are_listed(mae, tmp_path):
+    other = run(tmp_path / "long", {"name": "rmae"}, None, train={"duration": {"epochs": 9.0}})
+    notes = compare([mae, other]).notes
+    assert "Different train.duration.epochs: mae 3.0, long 9.0." in notes
+    assert not any("objective" in note for note in notes), "the table has its axes"
 
 
 def test_a_fine_tuned_run_has_the_axes_of_its_pretraining(supervised, finetuned):
     results = compare([supervised, finetuned])
-    first, second = results.rows
+    first, second = results.rows[:2]
     assert first.pretrain is None and results.baseline is first
     assert (first.target, first.transformation) == ("label", "–")
     assert first.cka["finetuned"].values == [[1.0, 0.6]]
+    assert first.cka["finetuned"].token == "mean"
     assert first.cka["pretrained"] is None
     assert first.finetune.accuracy == [(20, 0.75)]
-    assert second.values["top1"] == [0.9]
+    assert second.values["finetune"] == [0.9]
     assert (second.target, second.transformation) == ("pixels", "patch masking")
     assert json.loads(second.pretrain.config)["objective"]["name"] == "mae"
     assert second.finetune.config != second.pretrain.config
@@ -163,8 +256,8 @@ def test_a_fine_tuned_run_has_the_axes_of_its_pretraining(supervised, finetuned)
 
 def test_the_encoder_of_a_linear_probe_counts_as_pretrained(tmp_path, mae):
     probe = run(tmp_path / "probe", {"name": "linear_probe"}, {"top1": 0.5}, init_from=str(mae))
-    write(probe / "evaluate" / "cka.json", curves(0.9, probe))
-    (row,) = compare([probe]).rows
+    write(probe / "evaluate" / "invariance.json", [invariance(0.9)])
+    row = compare([probe]).rows[0]
     assert row.linear.accuracy == [(20, 0.75)] and row.finetune is None
     assert row.cka["pretrained"].values == [[1.0, 0.9]] and row.cka["finetuned"] is None
     assert row.target == "pixels"
@@ -177,15 +270,15 @@ def test_a_run_with_a_missing_pretraining_is_not_a_baseline(tmp_path):
     (row,) = results.rows
     assert results.baseline is None
     assert row.status == "running"
-    assert row.values["top1"] == [] and results.columns == []
+    assert row.values == {} and results.columns == []
 
 
 def test_an_imported_encoder_is_a_row(tmp_path):
     workdir = run(tmp_path / "vit", {"name": "occinv.weights.encoder_only:EncoderOnly"}, None)
     (workdir / "metrics.jsonl").unlink()
     (workdir / "checkpoints" / "0").mkdir(parents=True)
-    write(workdir / "evaluate" / "cka.json", curves(0.7, workdir))
-    (row,) = compare([workdir]).rows
+    write(workdir / "evaluate" / "invariance.json", [invariance(0.7)])
+    row = compare([workdir]).rows[0]
     assert row.status == "done"
     assert (row.t1, row.measure) == ("unknown", "unknown")
     assert row.pretrain.duration is None and row.pretrain.loss == []
@@ -193,9 +286,10 @@ def test_an_imported_encoder_is_a_row(tmp_path):
 
 
 def test_a_pretraining_is_compared_with_the_supervised_run(mae, supervised):
-    found = cka_finding(compare([supervised, mae]), "pretrained")
-    assert found is not None and found.verdict == "supported"
-    assert "mae: 0.900, 0.300 above 0.600." in found.details
+    found = cka_finding(compare([supervised, mae]), "pretrained", {})
+    assert found is not None and found.verdict == "inconclusive"
+    text = "mae: 0.900 (class token), 0.300 above 0.600, 0.800 above the floor of 0.100."
+    assert text in found.details
 
 
 def test_equal_names_get_their_parent_folders(tmp_path):
@@ -220,16 +314,23 @@ def test_several_folders_are_merged(reproduced, results, mae, tmp_path):
     names = [row.name for row in found.rows]
     assert names == [
         *("Random init", "quick: MAE", "R-MAE†", "R-MAE‡", "C-MAE", "long: MAE", "mae"),
+        *("Untrained encoder", "Blind encoder"),
     ]
     keys = [row.key for row in found.rows]
     assert len(set(keys)) == len(keys)
-    assert [column.key for column in found.columns] == ["finetune", "psnr", "tenth", "knn"]
+    # The run has other data, so no number of it shares a column with a table's.
+    assert [column.key for column in found.columns] == [
+        *("finetune quick", "psnr quick", "tenth long", "finetune long", "psnr long"),
+        *("knn runs", "psnr runs", "retrieval runs"),
+    ]
+    headings = {column.key: column.heading for column in found.columns}
+    assert headings["psnr runs"] == "PSNR dB (runs)"
     (claim,) = found.claims
     assert (claim.row, claim.than) == ("quick/mae", "quick/r-mae†")
     assert {claim.row, claim.than} <= set(keys)
     assert found.settings["num_test"] == 760
     assert not found.same_data and found.baseline is None
-    assert any("quick has photos; long has photos; mae has digits" in n for n in found.notes)
+    assert any("quick has photos; long has photos; runs has digits" in n for n in found.notes)
     found = compare([reproduced, tmp_path / "long"])
     assert found.same_data and found.baseline is found.rows[0]
 
@@ -259,8 +360,59 @@ def test_the_page_goes_into_the_first_folder(reproduced, mae, finetuned, capsys)
     page = path.read_text()
     assert page.count("data:image/png") == 33 + 3
     assert "missing:" not in page
-    assert "Top-1 %" in page and "Visible" in page
+    assert "k-NN % (runs)" in page and "Visible" in page
     assert report([mae]) == mae / "comparison.html"
+
+
+def log_speeds(workdir: Path) -> None:
+    """Log 40 images/s for steps 1 to 10 and 80 images/s for steps 11 to 25, of 8 images each."""
+    lines = [
+        {"step": 10, "time": 2.0, "loss": 0.5, "images_per_second": 40.0},
+        {"step": 20, "time": 90.0, "eval/top1": 0.75},
+        {"step": 25, "time": 91.0, "loss": 0.4, "images_per_second": 80.0},
+    ]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_the_time_in_training_steps_comes_from_the_logged_speed(tmp_path, mae, capsys):
+    train = {"duration": {"epochs": 3.0}, "batch_size": 8}
+    runs = [
+        run(tmp_path / "a", {"name": "mae"}, {"loss": 0.4}, train=train),
+        run(tmp_path / "b", {"name": "classification"}, {"top1": 0.5}, train=train),
+    ]
+    for workdir in runs:
+        log_speeds(workdir)
+    assert read_stage(runs[0]).step_seconds == pytest.approx(10 * 8 / 40 + 15 * 8 / 80)
+    assert read_stage(runs[0], seconds=7.0).step_seconds is None, "the wall time is known"
+    page = report([*runs, mae]).read_text()
+    assert page.count('<span class="gap">in training steps</span>') == 2
+    lines = capsys.readouterr().out.splitlines()
+    place = next(i for i, line in enumerate(lines) if line.startswith("|a "))
+    assert lines[place].endswith("3.5 s|") and lines[place + 1].endswith("in steps|")
+    assert any(line.startswith("|mae") and line.endswith("–|") for line in lines), "not logged"
+    assert "A time in training steps is computed" in " ".join(" ".join(lines).split())
+
+
+def test_a_page_may_be_written_anywhere(reproduced, mae, tmp_path, capsys):
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    out = tmp_path / "new" / "folder" / "page.html"
+    assert main(["report", str(mae), str(reproduced), "--out", str(out)]) == 0
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == {*before, out}
+    page = out.read_text()
+    assert page.count("data:image/png") == 33 + 3 and "missing:" not in page
+    assert f"occinv report {mae} {reproduced} --out {out}" in page
+    assert main(["report", str(reproduced), "--out", str(out)]) == 0
+    assert "data:image/png" in out.read_text() and "Comparison of runs" not in out.read_text()
+    capsys.readouterr()
+    for path, said in (
+        (tmp_path / "new", "new is a folder. Give a file, such as"),
+        (mae / "config.json" / "page.html", "cannot create"),
+        (mae / "config.json" / "sub" / "page.html", "cannot create"),
+    ):
+        assert main(["report", str(mae), "--out", str(path)]) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1
+    assert main(["report", str(mae), "--markdown", "--out", str(out)]) == 2
 
 
 def test_other_folders_are_refused(tmp_path, mae):

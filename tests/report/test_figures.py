@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 from dataclasses import replace
 
+import numpy as np
 import pytest
-from example_run import large
+from example_run import curves, large
+from PIL import Image
 
+from occinv.data.identity import Images
+from occinv.evaluators.base import Record
 from occinv.report import figures
-from occinv.report.results import Results, StageRecord
+from occinv.report.loss_curve import moving_mean, read_curve
+from occinv.report.results import Results, Row, StageRecord
 
 
 def test_figure_1_has_a_panel_per_model_and_stage_and_a_line_per_ratio(results):
@@ -19,13 +23,29 @@ def test_figure_1_has_a_panel_per_model_and_stage_and_a_line_per_ratio(results):
     assert [axes.get_title(loc="left") for axes in panels[:rows]] == [
         row.name for row in results.rows
     ]
-    assert [len(axes.lines) for axes in panels] == [0, 9, 9, 0, 0, 9, 9, 9, 0, 0]
+    assert [len(axes.lines) for axes in panels] == [0, 10, 10, 0, 0, 10, 10, 10, 0, 0]
     missing = [text.get_text() for axes in panels for text in axes.texts]
     assert missing == ["no pretraining", "not yet run", "failed", "not yet run", "failed"]
     assert len({axes.get_ylim() for axes in panels}) == 1, "one scale for all"
-    line = panels[1].lines[8]
+    line = panels[1].lines[9]
     assert list(line.get_xdata()) == [1, 2, 3, 4]
-    assert list(line.get_ydata()) == results.rows[1].cka["pretrained"].values[8]
+    assert list(line.get_ydata()) == results.rows[1].cka["pretrained"].values[9]
+
+
+def test_the_area_below_untrained_encoders_is_filled(results):
+    assert not any(axes.collections for axes in figures.cka_by_block(results).axes[:-1])
+    floor = [[0.2] * 4] * 7 + [[0.1] * 4] + [[0.2] * 4] * 2
+    results.rows[1].cka["pretrained"].floor = floor
+    results.rows.append(Row("Untrained encoder", "untrained", is_floor=True))
+    results.rows[-1].cka = {"pretrained": curves(0.1)}
+    panels = figures.cka_by_block(results).axes[:-1]
+    assert [len(axes.collections) for axes in panels] == [0, 1, *[0] * 8], "no panel of its own"
+    (area,) = panels[1].collections
+    assert area.get_paths()[0].get_extents().y1 == pytest.approx(0.1), "at 75 %"
+    by_ratio = figures.cka_by_ratio(results).axes[0]
+    (area,) = by_ratio.collections
+    assert area.get_paths()[0].get_extents().y1 == pytest.approx(0.2)
+    assert "Untrained encoder" not in [line.get_label() for line in by_ratio.lines]
 
 
 def test_a_published_row_has_no_panel(results):
@@ -66,6 +86,84 @@ def test_overview_has_a_line_per_model_and_the_supervised_one_in_both_panels(res
     assert pretrained.lines[1].get_ydata().tolist() == [values[-1] for values in mae]
 
 
+def test_an_encoder_without_curves_has_no_panel_by_ratio(results):
+    for row in results.rows:
+        row.cka["finetuned"] = None
+    (axes,) = figures.cka_by_ratio(results).axes
+    assert axes.get_title(loc="left") == "pretrained encoders"
+    assert axes.lines
+
+
+def test_a_last_value_of_fewer_steps_is_merged_with_the_one_before():
+    curve = read_curve([(10, 1.0), (20, 0.8), (30, 0.6), (31, 5.0)])
+    assert curve.steps.tolist() == [10, 20, 31]
+    assert curve.values == pytest.approx([1.0, 0.8, (10 * 0.6 + 5.0) / 11])
+    assert curve.num_steps.tolist() == [10, 10, 11]
+    curve = read_curve([(10, 1.0), (13, 2.0)])
+    assert curve.steps.tolist() == [13] and curve.values == pytest.approx([16 / 13])
+    whole = [(10, 1.0), (20, 0.8), (30, 5.0)]
+    assert read_curve(whole).values.tolist() == [1.0, 0.8, 5.0], "ten steps like the others"
+    assert read_curve([(10, 1.0), (20, 0.5), (21, None)]).values[:2].tolist() == [1.0, 0.5]
+    assert read_curve([(10, 1.0), (20, None), (21, 5.0)]).steps.tolist() == [10, 20, 21]
+
+
+def test_a_short_curve_has_no_hook(results):
+    results.rows[1].pretrain.loss = [(10 * i, 1.0) for i in range(1, 20)] + [(191, 12.0)]
+    (line,) = figures.pretraining_losses(results).axes[0].lines
+    assert line.get_xdata()[-1] == 191
+    assert line.get_ydata()[-1] == pytest.approx(2.0), "eleven steps, not one"
+
+
+def test_the_moving_mean_weights_values_by_their_steps(results):
+    points = [(50 * i, 2.0) for i in range(1, 1000)] + [(49951, 53.0)]
+    results.rows[1].pretrain.loss = points
+    pale, mean = figures.pretraining_losses(results).axes[0].lines
+    assert pale.get_xdata()[[0, -1]].tolist() == [50, 49951], "both ends of a long curve are drawn"
+    width = len(points) // 20
+    assert mean.get_ydata().max() == pytest.approx(2 + 51 / (50 * (width // 2)), rel=0.02)
+    assert mean.get_ydata()[0] == pytest.approx(2.0)
+
+
+def test_values_that_are_not_finite_are_gaps_of_the_moving_mean():
+    points = [(10 * i, 2.0) for i in range(1, 101)]
+    points[40] = (410, None)
+    points[70] = (710, float("inf"))
+    mean = moving_mean(read_curve(points), 5)
+    assert np.flatnonzero(np.isnan(mean)).tolist() == [40, 70]
+    assert mean[np.isfinite(mean)] == pytest.approx(2.0)
+
+
+def test_values_without_neighbors_are_dots(results):
+    results.rows[1].pretrain.loss = [(10, 1.0), (20, None), (30, 2.0)]
+    results.rows[2].pretrain.loss = [(10, 1.0), (20, 2.0), (30, None)]
+    first, second = (axes.lines[0] for axes in figures.pretraining_losses(results).axes[:2])
+    assert (first.get_marker(), second.get_marker()) == ("o", "None")
+
+
+def test_an_empty_panel_is_a_sentence_without_axes(results):
+    for row in results.rows:
+        if row.finetune:
+            row.finetune.accuracy = []
+    loss, accuracy = figures.training_curves(results, "finetune").axes
+    assert loss.lines and not loss.texts
+    assert [text.get_text() for text in accuracy.texts] == [
+        "There is no validation accuracy to show."
+    ]
+    assert not [*accuracy.get_xticks(), *accuracy.get_yticks()]
+    assert accuracy.get_xlabel() == accuracy.get_ylabel() == ""
+    results.rows[1].pretrain.loss = [(1, None), (2, float("nan"))]
+    panel = figures.pretraining_losses(results).axes[0]
+    assert [text.get_text() for text in panel.texts] == ["There is no training loss to show."]
+    assert not [*panel.get_xticks(), *panel.get_yticks()]
+
+
+def test_training_and_validation_have_their_names(results):
+    panels = figures.training_curves(results, "finetune").axes
+    titles = [axes.get_title(loc="left") for axes in panels]
+    assert titles == ["training loss", "validation accuracy"]
+    assert figures.pretraining_losses(results).axes[0].get_ylabel() == "training loss"
+
+
 def test_training_curves(results):
     titles = [axes.get_title(loc="left") for axes in figures.pretraining_losses(results).axes]
     assert titles == ["MAE", "R-MAE†", "R-MAE‡"]
@@ -86,7 +184,7 @@ def test_moving_mean_keeps_a_constant_curve_constant_up_to_its_ends(results):
 def test_short_broken_and_missing_curves_do_not_stop_the_report(results):
     results.rows[1].pretrain.loss = [(0, 1.0)]
     results.rows[2].pretrain.loss = [(0, 1.0), (1, None), (2, float("nan"))]
-    assert figures.data_uri(figures.pretraining_losses(results))
+    assert len(figures.pretraining_losses(results).axes) == 3
     for row in results.rows:
         row.cka, row.pretrain, row.finetune = {}, None, None
     for draw in (
@@ -155,8 +253,19 @@ def test_missing_values_have_no_dots(results):
     assert figures.accuracies(results) is None
 
 
-def test_data_uri_is_an_opaque_svg(results):
-    head, body = figures.data_uri(figures.cka_by_ratio(results)).split(",")
-    svg = base64.b64decode(body).decode()
-    assert head == "data:image/svg+xml;base64"
-    assert "<svg" in svg and "fill: #ffffff" in svg
+def test_the_cka_of_single_runs_is_white_and_names_no_encoder(results, tmp_path, monkeypatch):
+    curves = results.rows[1].cka["finetuned"]
+    details = {"ratios": curves.ratios, "blocks": curves.blocks, "floor": {}}
+    details["cka"] = {"mean": curves.values}
+    images = Images("digits", 3, "d", "validation")
+    made = ("invariance", "runs/ft", "mae", 3, images, {"token": "mean"}, "0", {}, details)
+    drawn = []
+    draw = figures.cka_by_block
+    monkeypatch.setattr(
+        figures, "cka_by_block", lambda *a, **k: drawn.append(draw(*a, **k)) or drawn[-1]
+    )
+    path = figures.save_cka([Record(*made)], tmp_path / "cka.png")
+    assert drawn[0].axes[0].get_ylabel() == "CKA"
+    with Image.open(path) as picture:
+        assert picture.convert("RGBA").getpixel((0, 0)) == (255, 255, 255, 255)
+    assert "pretrained" in draw(results).axes[0].get_ylabel()

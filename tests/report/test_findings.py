@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 from example_run import COLUMNS, curves, row
 
+from occinv.data.identity import pack
 from occinv.report.findings import (
     accuracy_finding,
+    adjusted_p_values,
     binomial_standard_error,
     budget_note,
     cka_finding,
@@ -17,8 +20,10 @@ from occinv.report.findings import (
     difference,
     findings,
     psnr_finding,
+    sentence,
 )
-from occinv.report.results import Claim, Results, Row, load_results
+from occinv.report.results import CkaCurves, Claim, Results, Row, load_results
+from occinv.report.statistics import mcnemar, needed_images
 from occinv.schema import UserError
 
 
@@ -30,47 +35,114 @@ def run(*accuracies: float, num_test: int | None = 10_000) -> Results:
     return Results(title="", rows=rows, settings=settings, columns=list(COLUMNS))
 
 
-def from_first(results: Results, row: Row):
-    return difference(results, row, results.rows[0], COLUMNS[0])
+def from_first(results: Results, row: Row) -> str:
+    """The sentence that compares a row with the first, and its corrected p-value."""
+    first, column = results.rows[0], COLUMNS[0]
+    p_value = adjusted_p_values(results).get((row.key, first.key, "finetune", "above"))
+    return sentence(row, first, column, difference(results, row, first, column), p_value)
+
+
+def accuracy(results: Results):
+    return accuracy_finding(results, adjusted_p_values(results))
+
+
+def on_claim(results: Results, claim: Claim):
+    results.claims = [claim]
+    return claim_finding(results, claim, adjusted_p_values(results))
 
 
 def test_direction_and_amount():
     results = run(0.80, 0.85, 0.70, 0.8001)
-    above, below, level = (from_first(results, r).sentence for r in results.rows[1:])
+    above, below, level = (from_first(results, r) for r in results.rows[1:])
     assert above.startswith("M1: 85.0 %, 5.0 points above Random init (80.0 %)")
     assert below.startswith("M2: 70.0 %, 10.0 points below Random init (80.0 %)")
     assert level.startswith("M3: 80.0 %, equal to Random init (80.0 %)")
 
 
-def test_one_seed_uses_the_binomial_error_of_the_difference():
+def test_without_predictions_one_seed_uses_the_binomial_error_of_the_difference():
     assert binomial_standard_error(0.5, 100) == pytest.approx(0.05)
     results = run(0.50, 0.60, num_test=100)
-    difference = from_first(results, results.rows[1])
+    found = difference(results, results.rows[1], results.rows[0], COLUMNS[0])
     # 1.96 * sqrt(.25 / 100 + .24 / 100) = 13.7 points, more than the 10 measured.
-    assert difference.margin == pytest.approx(13.72, abs=0.01)
-    assert not difference.is_significant
-    assert difference.sentence.endswith("100 test images ± 13.7: not significant.")
+    assert found.comparison.high - found.comparison.difference == pytest.approx(13.72, abs=0.01)
+    text = from_first(results, results.rows[1])
+    assert "interval −3.7 to +23.7 over 100 validation images" in text
+    assert "not significant" in text
     results = run(0.50, 0.60, num_test=1000)
-    assert from_first(results, results.rows[1]).is_significant
-    assert "seed" in accuracy_finding(results).details[-1]
+    assert "not significant" not in from_first(results, results.rows[1])
+    assert "seed" in accuracy(results).details[-1]
 
 
-def test_without_the_size_of_the_test_set_the_verdict_is_inconclusive():
-    finding = accuracy_finding(run(0.1, 0.9, num_test=None))
+def with_hits(results: Results) -> tuple[np.ndarray, np.ndarray]:
+    """Record predictions of two models that are right on 50 and 56 of 100 images, mostly equal."""
+    first = np.arange(100) < 50
+    second = first | ((np.arange(100) >= 50) & (np.arange(100) < 57))
+    second[0] = False
+    for each, hits in zip(results.rows, (first, second), strict=True):
+        each.hits["finetune"] = [pack(hits, np.arange(100), 100)]
+        each.values["finetune"] = [float(hits.mean())]
+    return first, second
+
+
+def test_with_predictions_one_seed_is_compared_image_by_image():
+    results = run(0.50, 0.56, num_test=100)
+    first, second = with_hits(results)
+    found = difference(results, results.rows[1], results.rows[0], COLUMNS[0])
+    in_points = [100 * value for value in mcnemar(second, first)[:3]]
+    assert list(found.comparison[:3]) == pytest.approx(in_points)
+    # Only 8 of 100 images tell the models apart: the unpaired test would need far more.
+    assert found.comparison.p_value == pytest.approx(2 * 9 / 256)
+    assert found.needed == f"{needed_images(second, first)} validation images"
+    text = from_first(results, results.rows[1])
+    assert "McNemar" in text
+    assert f"would need about {found.needed}" in text
+
+
+def test_equivalence_of_one_seed_is_tested_image_by_image():
+    results = run(0.50, 0.56, num_test=100)
+    with_hits(results)
+    claim = Claim("level", "m1", "random init", relation="equal", within=3.0)
+    assert on_claim(results, claim).verdict == "inconclusive"
+    assert on_claim(results, replace(claim, within=1.0)).verdict == "not supported"
+    assert on_claim(results, replace(claim, within=20.0)).verdict == "supported"
+
+
+def test_p_values_are_corrected_for_the_number_of_comparisons():
+    alone, many = run(0.50, 0.52, num_test=5000), run(0.50, *[0.52] * 6, num_test=5000)
+    (p_value,) = adjusted_p_values(alone).values()
+    assert 0.04 < p_value < 0.05
+    assert accuracy(alone).verdict == "supported"
+    assert min(adjusted_p_values(many).values()) == pytest.approx(6 * p_value)
+    assert accuracy(many).verdict == "inconclusive"
+    assert "p-values are adjusted for 6 comparisons on this page (Holm)." in accuracy(many).details
+
+
+def test_without_the_number_of_validation_images_the_verdict_is_inconclusive():
+    finding = accuracy(run(0.1, 0.9, num_test=None))
     assert finding.verdict == "inconclusive"
-    assert "size of the test set is not recorded" in finding.details[0]
+    assert "number of validation images is not recorded" in finding.details[0]
 
 
 def test_several_seeds_are_compared_seed_by_seed():
     results = run(0.5, 0.6)
     results.rows[0].values["finetune"] = [0.50, 0.60, 0.70]
     results.rows[1].values["finetune"] = [0.52, 0.61, 0.73]
-    difference = from_first(results, results.rows[1])
-    assert difference.value == pytest.approx(2.0)
+    found = difference(results, results.rows[1], results.rows[0], COLUMNS[0])
+    assert found.value == pytest.approx(2.0)
     # Differences 2, 1, 3: deviation 1, Student's quantile for two degrees of freedom 4.303.
-    assert difference.margin == pytest.approx(4.303 / 3**0.5, abs=0.001)
-    assert "above it in 3 of 3 seeds" in difference.sentence
-    assert not difference.is_significant
+    half = found.comparison.high - found.comparison.difference
+    assert half == pytest.approx(4.303 / 3**0.5, abs=0.001)
+    text = from_first(results, results.rows[1])
+    assert "above it in 3 of 3 seeds" in text and "not significant" in text
+    assert found.needed == "5 seeds" and "about 5 seeds" in text
+
+
+def test_two_seeds_with_equal_differences_decide_nothing():
+    results = run(0.5, 0.6)
+    results.rows[0].values["finetune"] = [0.50, 0.60]
+    results.rows[1].values["finetune"] = [0.52, 0.62]
+    assert accuracy(results).verdict == "inconclusive"
+    assert "two equal differences have no interval" in accuracy(results).details[0]
 
 
 @pytest.mark.parametrize(
@@ -83,35 +155,70 @@ def test_several_seeds_are_compared_seed_by_seed():
     ],
 )
 def test_verdict_on_accuracy(accuracies, verdict):
-    assert accuracy_finding(run(*accuracies)).verdict == verdict
+    assert accuracy(run(*accuracies)).verdict == verdict
 
 
 def test_counts_in_the_claim():
-    claim = accuracy_finding(run(0.5, 0.6, 0.505, 0.4)).claim
+    claim = accuracy(run(0.5, 0.6, 0.505, 0.4)).claim
     assert claim.endswith(
         "above Random init in 2 of 3 rows, significantly in 1 (significantly below in 1)"
     )
 
 
 def test_missing_rows_are_named_and_spoil_the_verdict(results):
-    finding = accuracy_finding(results)
+    finding = accuracy(results)
     assert "No number for R-MAE‡, C-MAE." in finding.details
     results.rows[2].values["finetune"] = [0.9]
-    assert accuracy_finding(results).verdict == "partly supported"
+    assert accuracy(results).verdict == "partly supported"
+
+
+def on_cka(results: Results, encoder: str):
+    return cka_finding(results, encoder, adjusted_p_values(results))
 
 
 def test_cka_is_compared_with_the_supervised_model(results):
-    pretrained, finetuned = (cka_finding(results, s) for s in ("pretrained", "finetuned"))
+    pretrained, finetuned = (on_cka(results, s) for s in ("pretrained", "finetuned"))
     assert "(0.640) in 2 of 2 rows" in pretrained.claim
-    assert "R-MAE†: 0.950, 0.310 above 0.640." in pretrained.details
+    assert "R-MAE†: 0.950 (class token), 0.310 above 0.640." in pretrained.details
     assert "(0.640) in 1 of 2 rows" in finetuned.claim
-    assert "R-MAE†: 0.520, 0.120 below 0.640." in finetuned.details
+    assert "R-MAE†: 0.520 (class token), 0.120 below 0.640." in finetuned.details
     complete = replace(results, rows=results.rows[:2])
-    assert cka_finding(complete, "finetuned").verdict == "supported"
+    assert on_cka(complete, "finetuned").verdict == "inconclusive", "one seed has unknown noise"
     complete.rows[1].cka["finetuned"] = curves(0.1)
-    assert cka_finding(complete, "finetuned").verdict == "not supported"
+    assert on_cka(complete, "finetuned").verdict == "not supported"
     complete.rows[0].cka = {}
-    assert cka_finding(complete, "finetuned").verdict == "not measured"
+    assert on_cka(complete, "finetuned").verdict == "not measured"
+
+
+def seeds_of_cka(*last: float) -> CkaCurves:
+    found = curves(sum(last) / len(last))
+    found.by_seed = [curves(value).values for value in last]
+    return found
+
+
+def test_cka_over_seeds_is_tested(results):
+    complete = replace(results, rows=results.rows[:2])
+    complete.rows[0].cka["finetuned"] = seeds_of_cka(0.60, 0.65, 0.62)
+    complete.rows[1].cka["finetuned"] = seeds_of_cka(0.80, 0.84, 0.82)
+    found = on_cka(complete, "finetuned")
+    assert found.verdict == "supported" and found.claim.endswith("1 rows, significantly in 1")
+    # Differences 0.20, 0.19, 0.20: mean 0.1967, ± 4.303 * 0.00577 / √3.
+    assert "interval +0.182 to +0.211 over seeds, Holm-adjusted p < 0.001" in found.details[0]
+    complete.rows[1].cka["finetuned"] = seeds_of_cka(0.61, 0.64, 0.70)
+    assert on_cka(complete, "finetuned").verdict == "inconclusive"
+
+
+def test_cka_must_be_above_the_floor(results):
+    """An untrained encoder can be above a supervised one: that shows no learned invariance."""
+    complete = replace(results, rows=results.rows[:2])
+    complete.rows[0].cka["finetuned"] = seeds_of_cka(0.60, 0.65, 0.62)
+    own = complete.rows[1].cka["pretrained"] = seeds_of_cka(0.80, 0.84, 0.82)
+    own.floor = curves(0.83).values
+    found = on_cka(complete, "pretrained")
+    assert found.verdict == "not supported"
+    assert "0.010 below the floor of 0.830" in found.details[0]
+    own.floor = curves(0.81).values
+    assert on_cka(complete, "pretrained").verdict == "supported"
 
 
 def test_psnr_is_compared_with_mae(results):
@@ -136,7 +243,7 @@ def test_nothing_is_claimed_without_numbers():
 
 def test_each_finding_needs_its_column(results):
     results.columns = COLUMNS[1:]
-    assert accuracy_finding(results) is None
+    assert accuracy(results) is None
     for of in results.rows:
         of.cka = {}
         of.values.pop("psnr", None)
@@ -145,13 +252,13 @@ def test_each_finding_needs_its_column(results):
 
 def test_rows_of_different_data_have_no_common_baseline(results):
     results.same_data = False
-    assert accuracy_finding(results) is None
-    assert cka_finding(results, "finetuned") is None
+    assert accuracy(results) is None
+    assert on_cka(results, "finetuned") is None
 
 
 def verdict_on(results: Results, relation: str, **changes) -> str:
     claim = Claim("M1 and M2", "m1", "m2", relation=relation)  # type: ignore[arg-type]
-    return claim_finding(results, replace(claim, **changes)).verdict
+    return on_claim(results, replace(claim, **changes)).verdict
 
 
 @pytest.mark.parametrize(
@@ -200,7 +307,7 @@ def test_claims_say_what_was_measured_and_what_is_missing():
     assert found.details[0].startswith("FT %: M1: 60.0 %, 10.0 points above M2 (50.0 %); 95 %")
     assert found.details[1].startswith("One seed")
     results.rows.pop()
-    found = claim_finding(results, results.claims[0])
+    found = on_claim(results, results.claims[0])
     assert (found.verdict, found.details) == ("not measured", ["No row m2."])
     assert verdict_on(run(0.1, 0.2, 0.3), "above", column="linear") == "not measured"
     assert verdict_on(run(0.1, 0.6, 0.5), "equal", within=1.0, column="psnr") == "inconclusive"
@@ -219,5 +326,6 @@ def test_a_difference_in_decibels_is_not_scaled():
     results.rows[0].values["psnr"] = [20.0]
     found = difference(results, results.rows[1], results.rows[0], COLUMNS[1])
     assert found.value == pytest.approx(1.3)
-    assert found.margin is None, "the binomial error is one of accuracies"
-    assert found.sentence.startswith("M1: 21.3 dB, 1.3 dB above Random init (20.0 dB)")
+    assert found.comparison is None, "the binomial error is one of accuracies"
+    text = sentence(results.rows[1], results.rows[0], COLUMNS[1], found, None)
+    assert text.startswith("M1: 21.3 dB, 1.3 dB above Random init (20.0 dB)")

@@ -50,7 +50,7 @@ class Page(HTMLParser):
 @pytest.fixture
 def quick_figures(monkeypatch):
     """Figures are built but not rendered, which takes most of a page's time."""
-    monkeypatch.setattr("occinv.report.figures.data_uri", lambda figure: "data:image/svg+xml,")
+    monkeypatch.setattr("occinv.report.svg.as_svg", lambda figure, name: f"<svg>{name}</svg>")
 
 
 def add_pictures(results, folder) -> None:
@@ -75,12 +75,15 @@ def test_page_is_self_contained(results, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["p", "report.html"], "no scratch left"
     page = Page(path.read_text(encoding="utf-8"))
     sources = [attributes["src"] for tag, attributes in page.tags if "src" in attributes]
-    assert len(sources) == 5 + 2 * 9, "five figures, and two rows of three triples"
+    assert len(sources) == 2 * 9, "two rows of three triples"
     assert all(source.startswith("data:image/") for source in sources)
+    figures = [attributes for _, attributes in page.tags if attributes.get("role") == "img"]
+    assert page.count("svg") == len(figures) == 5
+    assert all(attributes["aria-label"] for attributes in figures)
     assert all(attributes.get("alt") for tag, attributes in page.tags if tag == "img")
     assert page.count("link") == 0
     outside = re.sub(r'"data:[^"]*"', "", path.read_text(encoding="utf-8"))
-    assert not re.search(r"https?://|@import|url\(", outside)
+    assert not re.search(r"https?://|@import|url\((?!#)", outside)
 
 
 @pytest.mark.usefixtures("quick_figures")
@@ -172,6 +175,7 @@ def test_on_a_phone_nothing_is_wider_than_the_page():
     cards = page[page.index("@media (max-width: 640px)") :]
     assert ".wide thead { display: none; }" in cards, "rows become cards"
     assert "content: attr(data-label)" in cards, "which keep their headings"
+    assert "min-width: calc(.9 * var(--drawn))" in page, "text in figures keeps its size"
     boxes = dict(re.findall(r"^\.?(plot|pre|wide) {[^}]*overflow(?:-x)?: (\w+)", page, re.M))
     assert boxes == dict.fromkeys(("plot", "pre", "wide"), "auto"), "these scroll by themselves"
 
@@ -195,8 +199,54 @@ def test_pictures_may_be_in_any_folder(results, tmp_path):
 def test_nothing_has_run_yet(tmp_path):
     empty = Results(title="x", command="c", machine="m", rows=[], columns=[])
     page = Page(render(empty, tmp_path))
-    assert "no row has a number to compare" in page.text
+    assert "What this run shows No row has a number yet." in " ".join(page.text.split())
     assert page.count("img") == 0
+
+
+@pytest.mark.usefixtures("quick_figures")
+def test_numbers_without_findings_have_no_section_of_findings(results):
+    results.rows = results.rows[1:3]
+    for row in results.rows:
+        row.values = {"finetune": row.values["finetune"]}
+    page = Page(render(results, "."))
+    assert "85.7" in page.text
+    assert "No row has a number" not in page.text and "What this run shows" not in page.text
+
+
+@pytest.mark.usefixtures("quick_figures")
+def test_training_and_validation_have_their_names(results, tmp_path):
+    add_pictures(results, tmp_path)
+    page = Page(render(results, tmp_path))
+    assert "Fine-tuning: training loss, the cross-entropy on the training batches" in page.text
+    assert "validation accuracy, the top-1 on the validation images" in page.text
+    assert "Training loss of the pretraining" in page.text
+    assert "validation images 760" in " ".join(page.text.split()), "the setting num_test"
+    labels = " ".join(str(attributes.get("aria-label")) for _, attributes in page.tags)
+    assert "training loss and validation accuracy by step" in labels
+    assert not re.search(r"test (set|accuracy|images?)\b", page.text + labels, re.I)
+
+
+@pytest.mark.usefixtures("quick_figures")
+def test_a_time_in_training_steps_is_named(results):
+    assert "in training steps" not in render(results, ".")
+    row = results.rows[1]
+    for stage, seconds in ((row.pretrain, 61.0), (row.finetune, 4.0)):
+        stage.seconds, stage.step_seconds = None, seconds
+    page = Page(render(results, "."))
+    assert "1 min 05 s in training steps paper: 100 epochs" in page.text, "in the table"
+    assert "MAE · done · 1 min 05 s in training steps" in page.text
+    assert "Pretraining · 20 epochs · 1 min 01 s in training steps ·" in page.text
+    assert "It leaves out compilation, evaluation, and steps that a restart repeated." in page.text
+    row.finetune.step_seconds = None
+    assert row.step_seconds is None, "a part is not the time of the row"
+
+
+@pytest.mark.usefixtures("quick_figures")
+def test_the_dashed_line_has_the_name_of_the_baseline(results):
+    results.rows[0].name = "supervised"
+    assert "The dashed line is supervised after fine-tuning." in Page(render(results, ".")).text
+    results.rows[0].cka = {}
+    assert "supervised after fine-tuning" not in Page(render(results, ".")).text
 
 
 @pytest.mark.usefixtures("quick_figures")

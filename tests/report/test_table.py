@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from dataclasses import asdict, replace
 
 import pytest
 from example_run import COLUMNS, curves, large, row
 from rich.console import Console
 
+from occinv.data.identity import Images
+from occinv.evaluators.base import Record
 from occinv.report import table
-from occinv.report.results import CkaCurves, Results, load_results, mean_and_std
+from occinv.report.results import CkaCurves, Results, Row, load_results, mean_and_std
 from occinv.schema import UserError
 
 
@@ -33,7 +36,9 @@ def test_every_number_is_in_its_column(results):
     assert cell(text, "Random", 8) == "–"
     assert "R-MAE‡" in text and "(running)" in text and "(failed)" in text
     assert "paper (ViT-B, ImageNet)" in text
-    assert "interpolated between 70 % and 80 % dropped" in text
+    said = " ".join(text.split())
+    assert "with 75 % of its patches dropped, by the token that the objective trains" in said
+    assert "pretrained, class token; fine-tuned, class token." in said
     assert "FT %: top-1 after fine-tuning." in text
     assert "C-MAE failed: loss is <script>" in text
 
@@ -109,6 +114,25 @@ def test_axes_with_equal_values_are_left_out_first():
     assert "decoder distance" in table.markdown_table(results)
 
 
+def test_the_time_is_the_last_column_if_it_fits(results):
+    text = printed(results)
+    assert cell(text, "MAE", 10) == "1 min 02 s" and cell(text, "C-MAE", 10) == "–"
+    assert "Time: all trainings of the row." in " ".join(text.split())
+    assert "in steps" not in text
+    stages = results.rows[1].pretrain, results.rows[1].finetune
+    for stage in stages:
+        stage.seconds, stage.step_seconds = None, 1.2
+    assert cell(printed(results), "MAE", 10) == "2.4 s"
+    assert "in steps" in printed(results)
+    for of in results.rows:
+        of.pretrain = of.finetune = None
+    assert "Time" not in printed(results)
+
+
+def test_the_time_is_left_out_before_any_axis():
+    assert "Time" not in printed(large()) and "|M " in printed(large())
+
+
 def test_terminal_output_has_color_and_narrow_terminals_do_not_crash(results):
     assert "\x1b[" in printed(results, force_terminal=True, width=120)
     assert "85.7" in printed(results, force_terminal=True, width=70)
@@ -138,20 +162,49 @@ def test_markdown_has_one_line_per_row_and_the_same_cells(results):
     assert len({line.replace("\\|", "").count("|") for line in body}) == 1
 
 
-def test_cka_has_its_origin():
+def test_cka_is_that_of_the_measured_ratio_next_to_the_quoted_one():
     of = row("A", cka={"pretrained": curves(0.6)})
-    assert of.last_block_cka("pretrained") == (
-        pytest.approx(0.6),
-        "interpolated between 70 % and 80 % dropped",
-    )
-    assert of.last_block_cka("pretrained", 0.7).origin == "measured"
-    of.cka = {"finetuned": CkaCurves([0.5, 0.25], [1], [[0.4], [0.9]])}
-    assert of.last_block_cka("finetuned") == (
-        0.4,
-        "nearest measured, 50 % dropped",
-    )
+    assert of.last_block_cka("pretrained") == (pytest.approx(0.6), 0.75, "class", None)
+    of.cka = {"finetuned": CkaCurves([0.5, 0.25], [1], [[0.4], [0.9]], [], "mean", [[0.1], [0.2]])}
+    assert of.last_block_cka("finetuned") == (0.4, 0.5, "mean", 0.1)
     assert of.last_block_cka("pretrained") is None
     assert row("A", cka={"pretrained": None}).last_block_cka("pretrained") is None
+
+
+def test_the_caption_says_which_token_a_row_is_judged_by(results):
+    results.rows[1].cka["pretrained"].token = "mean"
+    said = table.caption_text(results)
+    judged = "pretrained, mean token (MAE) or class token (R-MAE†); fine-tuned, class token."
+    assert judged in said
+    assert "untrained" not in said
+    results.rows.append(Row("Untrained encoder", "untrained", is_floor=True))
+    results.rows[-1].cka = {"pretrained": curves(0.1)}
+    results.rows[-1].values = {"finetune": [0.1, 0.2]}
+    said = table.caption_text(results)
+    assert judged in said
+    assert "Its floor is that of encoders that have not learned" in said
+    assert "One seed." in said, "the seeds of the floor are not those of the rows"
+    assert results.baseline is results.rows[0]
+
+
+def test_invariance_is_printed_with_its_floor_for_every_token():
+    def curves(cka: float, retrieval: float) -> dict:
+        values = {token: [[0.0], [cka]] for token in ("class", "uncentered_tokens")}
+        found = {"class": [[0.0], [retrieval]]}
+        return {"ratios": [0.5, 0.75], "cka": values, "retrieval": found, "cosine": found}
+
+    floor = {"untrained 0": curves(0.1, 0.2), "untrained 1": curves(0.3, 0.1)}
+    details = curves(0.8, 0.7) | {"floor": floor | {"blind": curves(0.0, 0.0)}}
+    images = Images("digits", 3, "d", "validation")
+    made = ("invariance", "runs/mae", "mae", 3, images, {"token": "class"}, "0", {}, details)
+    stream = io.StringIO()
+    table.print_invariance([Record(*made)], Console(file=stream, width=120))
+    lines = [re.findall(r"[^|]+", line) for line in stream.getvalue().splitlines() if "0.8" in line]
+    cells = [[cell.strip() for cell in line] for line in lines]
+    assert cells == [
+        ["mae", "class (trained)", "0.800", "0.300", "0.700", "0.200", "0.700", "0.200"],
+        ["", "uncentered tokens", "0.800", "0.300", *["–"] * 4],
+    ]
 
 
 def test_baseline_is_the_first_row_only_without_pretraining(results):

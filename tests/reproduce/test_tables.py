@@ -228,7 +228,9 @@ def test_every_combination_of_the_grid_is_a_row_by_its_name() -> None:
     objective = objective_of(trial.stage("pretrain").experiment)
     axes = [getattr(objective, axis) for axis in ("t1", "t2", "targets", "similarity")]
     assert "-".join(axes) == rows[1].key
-    assert list(trial.evaluations) == ["cka_pretrained", "cka_finetuned"]
+    assert list(trial.evaluations) == [
+        *("invariance_pretrained", "invariance_finetuned", "occlusion"),
+    ]
 
 
 @pytest.mark.parametrize(

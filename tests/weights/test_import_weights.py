@@ -17,7 +17,7 @@ from torch_writer import write_legacy, write_zip
 
 from occinv import load_encoder
 from occinv.cli import main
-from occinv.evaluators.run import evaluate_cka
+from occinv.evaluate import evaluate
 from occinv.objectives import forward
 from occinv.schema import UserError
 from occinv.train import workdir
@@ -373,10 +373,11 @@ def test_an_encoder_without_a_loss(timm: Arrays, heads: int, tmp_path: Path) -> 
     with pytest.raises(UserError, match="init_from"):
         forward.init(trained.objective, jax.random.key(0), trained.params["encoder"])
     run = str(tmp_path / "run")
-    for measure in ("psnr", "reconstruct"):  # no images are needed to fail
+    for measure in ("psnr", "reconstructions"):  # no images are needed to fail
         assert main(["evaluate", measure, "--workdir", run]) == 2
-    (found,) = evaluate_cka([run], source="photos", num_images=8, ratios=(0.5,), batch_size=8)
-    assert np.isfinite(found.result.values).all()
+    options = {"source": "photos", "num_images": 8, "ratios": (0.5,), "batch_size": 8}
+    (found,) = evaluate("invariance", [run], untrained=0, **options)
+    assert np.isfinite(found.record.details["cka"]["class"]).all()
 
 
 def test_the_pixel_range_can_be_given(timm: Arrays, heads: int, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from example_models import (
 )
 
 import occinv
-from occinv.evaluators.encoder import LoadedEncoder
+from occinv.encoder import LoadedEncoder
 from occinv.schema import UserError
 
 MAE = {"name": "mae", **DECODER}

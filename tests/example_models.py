@@ -8,12 +8,16 @@ from typing import Any
 
 import jax
 import numpy as np
+from PIL import Image
 
 from occinv import schema
 from occinv.data.batch import Batch
+from occinv.data.open_source import open_source
+from occinv.evaluators.base import Subject
 from occinv.models.vit import ViT, make_vit
 from occinv.objectives import forward
 from occinv.objectives.base import Objective, Setting, make_objective
+from occinv.parallel import make_mesh
 from occinv.train.checkpoints import Checkpoints
 from occinv.train.workdir import claim
 
@@ -80,12 +84,44 @@ def padded(batch: Batch, count: int) -> Batch:
     )
 
 
-def save_run(workdir: Path, section: dict[str, Any], steps: tuple[int, ...] = (3,)) -> Path:
-    """Write the workdir of a run on `digits`; the parameters of step s are `make(section, s)`."""
+def subject(section: dict[str, Any], seed: int = 0, devices: int = 1, **data: Any) -> Subject:
+    """Return the model of `make` as a run on `digits`, or on other `data`."""
+    objective, params = make(section, seed)
+    fields = {"source": "digits", "image_size": SIZE, "resize_ratio": 1.0, **data}
+    training = open_source(fields["source"], train=True)
+    mesh = make_mesh(jax.devices()[:devices])
+    return Subject(
+        objective, params, schema.Data(**fields), training, tuple(training.classes), mesh
+    )
+
+
+def noise_images(folder: Path, seed: int = 0, count: int = 20) -> Path:
+    """Write a folder of `count` images of random pixels of each of the classes a, b and c."""
+    generator = np.random.default_rng(seed)
+    for name in "abc":
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = generator.integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number:02}.png")
+    return folder
+
+
+def at_most_by_chance(chance: float, count: int) -> float:
+    """Return three deviations above the accuracy of guesses on `count` images."""
+    return chance + 3 * (chance * (1 - chance) / count) ** 0.5
+
+
+def save_run(
+    workdir: Path, section: dict[str, Any], steps: tuple[int, ...] = (3,), **data: Any
+) -> Path:
+    """Write the workdir of a run on `digits`, or on other `data`.
+
+    The parameters of step s are `make(section, s)`.
+    """
     experiment = schema.resolve(
         {
             "objective": section,
-            "data": {"source": "digits", "image_size": SIZE, "resize_ratio": 1.0},
+            "data": {"source": "digits", "image_size": SIZE, "resize_ratio": 1.0, **data},
             "encoder": {
                 "name": "micro",
                 "patch_size": PATCH,

@@ -1,0 +1,107 @@
+"""From workdirs to records: what `occinv evaluate` does."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from occinv.data.open_source import open_source
+from occinv.data.subset import select
+from occinv.evaluators.base import (
+    Evaluator,
+    Record,
+    Subject,
+    make_evaluator,
+    run_evaluator,
+)
+from occinv.parallel import make_mesh
+from occinv.schema import UserError
+from occinv.train.records import read_records, record_file, write_record
+from occinv.train.workdir import CONFIG, TrainedRun, load_run
+
+
+class Evaluated(NamedTuple):
+    """One measurement of one run.
+
+    Attributes:
+      record: The measurement, as it was written.
+      text: Its numbers in one line.
+      pictures: The grid of pictures, if the evaluator draws any.
+    """
+
+    record: Record
+    text: str
+    pictures: Path | None
+
+
+def evaluate(
+    name: str,
+    workdirs: Sequence[str | Path],
+    *,
+    out: str | Path | None = None,
+    **options: Any,
+) -> list[Evaluated]:
+    """Run an evaluator on the newest checkpoint of each run, and write a record into each.
+
+    A record with the same making is replaced; others are kept.
+
+    Args:
+      name: A name of `EVALUATORS`, or `module:Class`.
+      workdirs: Runs, each as `occinv.train.workdir.load_run` takes it.
+      out: The JSON file of the records, for a single workdir; None: `evaluate/NAME.json` in each.
+      **options: Fields of the evaluator.
+
+    Raises:
+      UserError: No run is given, an option is wrong, a run cannot be read or measured, or the file
+        of the records has other content.
+    """
+    if not workdirs:
+        raise UserError("no workdir given, expected one or more")
+    check_out(out, workdirs)
+    evaluator = make_evaluator(name, options)
+    return [evaluate_run(name, evaluator, workdir, out) for workdir in workdirs]
+
+
+def check_out(out: str | Path | None, workdirs: Sequence[str | Path]) -> None:
+    """Raise UserError if the records of several runs would be in one file."""
+    if out is not None and len(workdirs) > 1:
+        raise UserError(f"--out {out} with {len(workdirs)} runs, expected one run")
+
+
+def evaluate_run(
+    name: str, evaluator: Evaluator, workdir: str | Path, out: str | Path | None = None
+) -> Evaluated:
+    """Measure one run, as `evaluate` does."""
+    run = load_run(workdir)
+    path = Path(out) if out else record_file(workdir_of(workdir), name)
+    read_records(path)  # a file of other content is an error before the measurement
+    objective = str(run.experiment.objective["name"])
+    record, result = run_evaluator(
+        name, evaluator, subject_of(run), str(workdir), objective, run.step
+    )
+    pictures = write_record(
+        path, record, result, max(1, round(128 / run.experiment.data.image_size))
+    )
+    return Evaluated(record, result.text, pictures)
+
+
+def subject_of(run: TrainedRun) -> Subject:
+    """Return what evaluators see of a run.
+
+    Its training images may be on another machine, or unknown if its weights were imported. A
+    measurement on other images is possible without them.
+    """
+    data = run.experiment.data
+    training = None
+    with contextlib.suppress(UserError):
+        opened = open_source(data.source, train=True, data_dir=data.data_dir, classes=data.classes)
+        training = select(opened, data, run.experiment.seed)
+    return Subject(run.objective, run.params, data, training, run.classes, make_mesh())
+
+
+def workdir_of(path: str | Path) -> Path:
+    """Return the workdir of a path that `load_run` accepts: a workdir or a path in it."""
+    path = Path(path).expanduser().absolute()
+    return next(p for p in (path, *path.parents) if (p / CONFIG).exists())

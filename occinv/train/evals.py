@@ -1,0 +1,101 @@
+"""Evaluators during training: the section `evals` of a config.
+
+Each entry has the options of an evaluator, its interval `every`, and the `name` of the evaluator if
+it is not that of the entry.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from occinv import parallel
+from occinv.evaluators.base import Evaluator, Subject, make_evaluator, run_evaluator
+from occinv.schema import Duration, from_mapping
+from occinv.train.prepare import Run
+from occinv.train.records import read_records, record_file, write_record
+from occinv.train.step import TrainState
+from occinv.train.writers import Writer
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """When an evaluator runs. None: only at the end, where every evaluator runs."""
+
+    every: Duration | None = None
+
+
+class Entry(NamedTuple):
+    """An evaluator of a run: its label, the name of its class, itself, its interval in steps."""
+
+    label: str
+    name: str
+    evaluator: Evaluator
+    every: int
+
+
+class Evals:
+    """The evaluators of a run, checked before the first step.
+
+    Raises:
+      UserError: An unknown evaluator or option, an evaluator that cannot measure the objective,
+        images that cannot be opened, or a file of other content in the place of the records.
+    """
+
+    def __init__(self, run: Run, workdir: Path) -> None:
+        self.run, self.workdir = run, workdir
+        experiment = run.assembly.experiment
+        self.entries: list[Entry] = []
+        for label, section in experiment.evals.items():
+            options, path = dict(section), f"evals.{label}"
+            name = str(options.pop("name", label))
+            timing = {"every": options.pop("every", None)}
+            every = run.every(from_mapping(Schedule, timing, path).every)
+            evaluator = make_evaluator(name, options, path)
+            subject = self._subject({})
+            evaluator.check(subject)
+            subject.open(evaluator.source, evaluator.num_images)
+            read_records(record_file(workdir, label))
+            self.entries.append(Entry(label, name, evaluator, every))
+
+    def _subject(self, params: dict) -> Subject:
+        run, assembly = self.run, self.run.assembly
+        data, source = assembly.experiment.data, run.loader.source
+        return Subject(assembly.objective, params, data, source, run.classes, assembly.mesh)
+
+    def write(self, state: TrainState, step: int, writer: Writer) -> bool:
+        """Run the evaluators that are due after `step` steps, and write what they find.
+
+        Numbers go to the writer as `LABEL/VALUE`, pictures to TensorBoard. At the end, records are
+        written into the workdir as by `occinv evaluate`. Returns whether any evaluator was due.
+        """
+        is_end = step == self.run.assembly.steps
+        due = [entry for entry in self.entries if is_end or step % entry.every == 0]
+        if not due:
+            return False
+        mesh, experiment = self.run.assembly.mesh, self.run.assembly.experiment
+        whole = jax.jit(lambda params: params, out_shardings=parallel.replicated(mesh))
+        subject = self._subject(whole(state.params))
+        for label, name, evaluator, _ in due:
+            objective = str(experiment.objective["name"])
+            record, result = run_evaluator(
+                name, evaluator, subject, str(self.workdir), objective, step
+            )
+            writer.write_scalars(step, {f"{label}/{key}": v for key, v in result.values.items()})
+            names = list(dict.fromkeys(key for row in result.pictures for key in row))
+            writer.write_images(
+                step,
+                {
+                    f"{label}/{key}": np.stack([row[key] for row in result.pictures])
+                    for key in names
+                    if len({row[key].shape for row in result.pictures}) == 1
+                },
+            )
+            if is_end:
+                scale = max(1, round(128 / experiment.data.image_size))
+                write_record(record_file(self.workdir, label), record, result, scale)
+        return True

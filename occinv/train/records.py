@@ -1,0 +1,56 @@
+"""The records of evaluators in a workdir.
+
+<workdir>/evaluate/NAME.json   the records of the evaluator NAME, one for each making
+<workdir>/evaluate/NAME.png    its pictures, and each of them in a folder NAME
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+
+from occinv.data.identity import Images
+from occinv.evaluators.base import Record, Result
+from occinv.evaluators.pictures import save_pictures
+from occinv.schema import UserError
+from occinv.train.workdir import write_json
+
+FOLDER = "evaluate"
+
+
+def record_file(workdir: Path, name: str) -> Path:
+    """Return the file of the records of an evaluator: a name of `EVALUATORS`, or module:Class."""
+    return workdir / FOLDER / f"{name.rpartition(':')[2]}.json"
+
+
+def write_record(path: Path, record: Record, result: Result, scale: int) -> Path | None:
+    """Add a record to a file, and draw its pictures beside it; return the path of the grid."""
+    if jax.process_index() == 0:
+        others = [r for r in read_records(path) if r.making != record.making]
+        write_json(path, [dataclasses.asdict(each) for each in [*others, record]])
+    if not result.pictures:
+        return None
+    grid = path.with_suffix(".png")
+    if jax.process_index() == 0:
+        save_pictures(grid, result.pictures, scale, result.captions)
+    return grid
+
+
+def read_records(path: Path) -> list[Record]:
+    """Read the records of a file; a missing file has none.
+
+    Raises:
+      UserError: The file has other content.
+    """
+    if not path.exists():
+        return []
+    try:
+        stored = json.loads(path.read_text())
+        return [Record(**{**each, "images": Images(**each["images"])}) for each in stored]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{path} has no records of this version of occinv ({error}). Move it away."
+        ) from None
