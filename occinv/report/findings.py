@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal, NamedTuple
 
-from scipy.special import ndtr, ndtri
-
-from occinv.data.identity import unpack
 from occinv.report import statistics
+from occinv.report.differences import (
+    Relation,
+    difference,
+    interval_text,
+    p_text,
+    sentence,
+    side_text,
+    unit_text,
+)
 from occinv.report.measured import nearest_place
 from occinv.report.results import (
     ENCODERS,
@@ -33,7 +38,6 @@ ONE_SEED = (
 Verdict = Literal[
     "supported", "partly supported", "inconclusive", "not supported", "not measured", "note"
 ]
-Relation = Literal["above", "equal"]
 Pair = tuple[str, str, str, Relation]  # the keys of two rows and of a column, and a relation
 
 
@@ -45,22 +49,6 @@ class Finding(NamedTuple):
     details: list[str]
 
 
-class Difference(NamedTuple):
-    """The value of one row minus that of another.
-
-    Attributes:
-      value: In points (percent) or in the column's unit; 0 if it is printed as 0.0.
-      comparison: The difference with its interval and p-value; None if the noise is unknown.
-      evidence: The interval and the test in words.
-      needed: How many seeds or images would decide it, in words; empty if unknown.
-    """
-
-    value: float
-    comparison: Comparison | None
-    evidence: str
-    needed: str
-
-
 def findings(results: Results) -> list[Finding]:
     """All findings, in the order of the page."""
     adjusted = adjusted_p_values(results)
@@ -68,6 +56,7 @@ def findings(results: Results) -> list[Finding]:
         accuracy_finding(results, adjusted),
         *(claim_finding(results, claim, adjusted) for claim in results.claims),
         *(cka_finding(results, encoder, adjusted) for encoder in ENCODERS),
+        comparison_note(results, adjusted),
         psnr_finding(results),
         budget_note(results),
     ]
@@ -83,6 +72,10 @@ def adjusted_p_values(results: Results) -> dict[Pair, float]:
         if results.baseline is not None
     ]
     pairs += [((c.row, c.than, c.column, c.relation), c.within) for c in results.claims]
+    pairs += [
+        ((row.key, first.key, column.key, "above"), 0.0)
+        for row, first, column in compared_pairs(results)
+    ]
     p_values: dict[Pair, float] = {}
     for pair, within in pairs:
         column = results.column(pair[2])
@@ -117,114 +110,6 @@ def last_block_by_seed(curves: CkaCurves) -> list[float]:
     return [value for value in found if value is not None]
 
 
-def difference(
-    results: Results,
-    row: Row,
-    other: Row,
-    column: Column,
-    relation: Relation = "above",
-    within: float = 0.0,
-) -> Difference | None:
-    """Compare two rows in one column; None if either has no value.
-
-    Several seeds are compared by Student's paired t test, one seed by McNemar's test of both
-    models' predictions on the same images. Where the predictions were not recorded, one seed is
-    compared by the binomial error of both accuracies, which ignores the pairing. `equal` tests
-    equivalence at the margin `within` (TOST) instead of a difference.
-    """
-    ours, theirs = row.seed_values(column), other.seed_values(column)
-    if not ours or not theirs:
-        return None
-    gap = mean_and_std(ours)[0] - mean_and_std(theirs)[0]
-    # A difference that is printed as 0.0 counts as zero.
-    value = 0.0 if f"{abs(gap):.1f}" == "0.0" else gap
-    if len(ours) == len(theirs) > 1:
-        return _over_seeds(ours, theirs, value, relation, within)
-    return _over_images(results, row, other, column, value, relation, within)
-
-
-def _over_seeds(
-    ours: list[float], theirs: list[float], value: float, relation: Relation, within: float
-) -> Difference:
-    """Compare the values of several seeds."""
-    gaps = [a - b for a, b in zip(ours, theirs, strict=True)]
-    wins = f"above it in {sum(gap > 0 for gap in gaps)} of {len(gaps)} seeds"
-    test = statistics.paired_t(ours, theirs)
-    if len(gaps) == 2 and test.low == test.high:
-        # Accuracies are multiples of 1 / n, so two equal differences are common.
-        return Difference(value, None, f"{wins}; two equal differences have no interval", "")
-    evidence = f"{wins}, {_interval(test)} over seeds"
-    if relation == "equal":
-        test = statistics.equivalence_over_seeds(ours, theirs, within)
-    count = statistics.needed_seeds(gaps)
-    return Difference(value, test, evidence, f"{count} seeds" if count else "")
-
-
-def _over_images(
-    results: Results,
-    row: Row,
-    other: Row,
-    column: Column,
-    value: float,
-    relation: Relation,
-    within: float,
-) -> Difference:
-    """Compare the values of one seed, by the images that were measured."""
-    count = results.settings.get("num_test")
-    if column.unit != "%":
-        return Difference(value, None, "the noise is unknown (one seed)", "")
-    if not isinstance(count, int) or count < 1:
-        reason = "the number of validation images is not recorded"
-        return Difference(value, None, f"the noise is unknown ({reason})", "")
-    packed = row.hits.get(column.key), other.hits.get(column.key)
-    if packed[0] and packed[1]:
-        first, second = (unpack(hits[0], count) for hits in packed if hits)
-        test = _in_points(statistics.mcnemar(first, second))
-        evidence = f"{_interval(test)} over {count} validation images, McNemar's test"
-        if relation == "equal":
-            test = _in_points(statistics.equivalence_over_images(first, second, within / 100))
-        number = statistics.needed_images(first, second)
-        return Difference(value, test, evidence, f"{number} validation images" if number else "")
-    test = unpaired(row.seed_values(column)[0], other.seed_values(column)[0], count)
-    evidence = f"{_interval(test)} over {count} validation images, predictions not recorded"
-    if relation == "equal":
-        error = (test.high - test.low) / 2 / float(ndtri(1 - ALPHA / 2))
-        p_value = float(ndtr(-(within - abs(test.difference)) / error)) if error else 0.0
-        test = test._replace(p_value=p_value)
-    return Difference(value, test, evidence, "")
-
-
-def unpaired(ours: float, theirs: float, count: int) -> Comparison:
-    """Compare two accuracies in percent on `count` images by their binomial errors.
-
-    Both models see the same images, so the interval is too wide rather than too narrow.
-    """
-    error = math.hypot(*(binomial_standard_error(v / 100, count) for v in (ours, theirs))) * 100
-    half, gap = float(ndtri(1 - ALPHA / 2)) * error, ours - theirs
-    p_value = 2 * float(ndtr(-abs(gap) / error)) if error else float(gap == 0)
-    return Comparison(gap, gap - half, gap + half, p_value)
-
-
-def binomial_standard_error(accuracy: float, num_test: int) -> float:
-    """The standard error of a top-1 accuracy in [0, 1] on `num_test` images."""
-    return math.sqrt(accuracy * (1 - accuracy) / num_test)
-
-
-def sentence(row: Row, other: Row, column: Column, found: Difference, p_value: float | None) -> str:
-    """Both values, their difference, the evidence, and what would decide an open question."""
-    ours, theirs = (mean_and_std(each.seed_values(column))[0] for each in (row, other))
-    side = _side(found.value, 1, f" {_unit(column)}")
-    text = f"{row.name}: {ours:.1f} {column.unit}, {side} {other.name} ({theirs:.1f} {column.unit})"
-    text += f"; {found.evidence}"
-    if p_value is not None:
-        text += f", {_p_text(p_value)}"
-        if p_value >= ALPHA:
-            text += ": not significant"
-            if found.needed:
-                text += f". A true difference of this size would need about {found.needed}"
-    return text + "."
-
-
 def claim_finding(results: Results, claim: Claim, adjusted: dict[Pair, float]) -> Finding:
     """Judge a claim of the paper about two rows by our numbers.
 
@@ -250,7 +135,7 @@ def claim_finding(results: Results, claim: Claim, adjusted: dict[Pair, float]) -
     verdict: Verdict = "supported" if is_shown else "inconclusive"
     if claim.relation == "above":
         return Finding(claim.text, verdict if found.value > 0 else "not supported", details)
-    margin = f"{claim.within:.1f} {_unit(column)}"
+    margin = f"{claim.within:.1f} {unit_text(column)}"
     details.append(f"Equal means that a difference of {margin} or more is rejected.")
     test = found.comparison
     if test is not None and (test.low > claim.within or test.high < -claim.within):
@@ -316,16 +201,16 @@ def cka_finding(results: Results, encoder: str, adjusted: dict[Pair, float]) -> 
         return Finding(claim, "not measured", [])
     details, above, clearly = [], 0, 0
     for row, cka in known:
-        side = _side(cka.value - reference.value, 3)
+        side = side_text(cka.value - reference.value, 3)
         text = f"{row.name}: {cka.value:.3f} ({cka.token} token), {side} {reference.value:.3f}"
         is_above = side.endswith("above")
         if cka.floor is not None:
-            beside = _side(cka.value - cka.floor, 3)
+            beside = side_text(cka.value - cka.floor, 3)
             text += f", {beside} the floor of {cka.floor:.3f}"
             is_above = is_above and beside.endswith("above")
         p_value = adjusted.get((row.key, first.key, encoder, "above"))
         if (test := cka_difference(results, row, encoder)) is not None and p_value is not None:
-            text += f"; {_interval(test, 3)} over seeds, {_p_text(p_value)}"
+            text += f"; {interval_text(test, 3)} over seeds, {p_text(p_value)}"
         details.append(text + ".")
         above += is_above
         clearly += is_above and p_value is not None and p_value < ALPHA
@@ -340,6 +225,34 @@ def cka_finding(results: Results, encoder: str, adjusted: dict[Pair, float]) -> 
     claim += f" ({reference.value:.3f}) in {above} of {len(known)} rows, significantly in {clearly}"
     verdict = _verdict(clearly, len(rows))
     return Finding(claim, "inconclusive" if above and not clearly else verdict, details)
+
+
+def compared_pairs(results: Results) -> list[tuple[Row, Row, Column]]:
+    """The pairs of a comparison without claims: every row with the first, in every % column."""
+    rows = [row for row in results.rows if not row.is_floor]
+    if results.claims or results.baseline is not None or not results.same_data:
+        return []
+    columns = [column for column in results.columns if column.unit == "%"]
+    return [
+        (row, rows[0], column)
+        for row in rows[1:]
+        for column in columns
+        if row.seed_values(column) and rows[0].seed_values(column)
+    ]
+
+
+def comparison_note(results: Results, adjusted: dict[Pair, float]) -> Finding | None:
+    """The differences from the first row, where no claim of the paper is judged."""
+    details = []
+    for row, first, column in compared_pairs(results):
+        found = difference(results, row, first, column)
+        if found is not None:
+            p_value = adjusted.get((row.key, first.key, column.key, "above"))
+            details.append(f"{column.heading}: {sentence(row, first, column, found, p_value)}")
+    if not details:
+        return None
+    first = results.rows[0]
+    return Finding(f"Differences from {first.name}", "note", details)
 
 
 def psnr_finding(results: Results) -> Finding | None:
@@ -358,7 +271,7 @@ def psnr_finding(results: Results) -> Finding | None:
         if removed := row.seed_values(PSNR_REMOVED):
             sentence += f" ({mean_and_std(removed)[0]:.1f} dB over the removed patches alone)"
         if mae is not None and row is not mae:
-            sentence += f", {_side(psnr[row.key] - psnr[mae.key], 1, ' dB')} MAE"
+            sentence += f", {side_text(psnr[row.key] - psnr[mae.key], 1, ' dB')} MAE"
         details.append(sentence + ".")
     best = max(rows, key=lambda row: psnr[row.key])
     claim = f"Best reconstruction from the visible patches: {psnr[best.key]:.1f} dB, by {best.name}"
@@ -382,33 +295,6 @@ def budget_note(results: Results) -> Finding | None:
         f"{sum(seconds) / len(seconds):.0f} s on average, pretraining and fine-tuning together."
     )
     return Finding("The training budgets differ", "note", [sentence])
-
-
-def _in_points(test: Comparison) -> Comparison:
-    """Convert differences of accuracies in [-1, 1] to points."""
-    difference, low, high = (100 * value for value in test[:3])
-    return Comparison(difference, low, high, test.p_value)
-
-
-def _interval(test: Comparison, decimals: int = 1) -> str:
-    low, high = (f"{bound:+.{decimals}f}".replace("-", "−") for bound in test[1:3])
-    return f"{percent(1 - ALPHA)} confidence interval {low} to {high}"
-
-
-def _p_text(p_value: float) -> str:
-    return "Holm-adjusted p " + ("< 0.001" if p_value < 0.001 else f"= {p_value:.3f}")
-
-
-def _unit(column: Column) -> str:
-    return "points" if column.unit == "%" else column.unit
-
-
-def _side(gap: float, decimals: int, unit: str = "") -> str:
-    """`1.3 points above`, `1.3 points below`, or `equal to` if the gap is printed as zero."""
-    size = f"{abs(gap):.{decimals}f}"
-    if float(size) == 0:
-        return "equal to"
-    return f"{size}{unit} {'above' if gap > 0 else 'below'}"
 
 
 def _verdict(supporting: int, total: int) -> Verdict:

@@ -143,12 +143,21 @@ def fill(row: Row, records: Sequence[Record], columns: Columns) -> None:
             row.values[key] = [value]
             if record.images.split == "training":
                 row.on_training.append(key)
-            if (packed := hits_of(record)) is not None:
+            if (packed := hits_of(record, records)) is not None:
                 row.hits[key] = [packed]
 
 
-def hits_of(record: Record) -> str | None:
-    """The images that a record classifies correctly, if it kept them."""
+def hits_of(record: Record, records: Sequence[Record]) -> str | None:
+    """The images that a record classifies correctly, if they were kept.
+
+    Training does not keep those of its last evaluation. They are those of the occlusion accuracy of
+    the run's own classifier, with no patch removed, if it was measured on the same images.
+    """
+    if record.evaluator == "finetune":
+        for other in records:
+            is_own = other.protocol.get("classifier") == "own"
+            if is_own and (other.images, other.step) == (record.images, record.step):
+                return next(iter(other.details["hits"].values()))[0]
     hits = record.details.get("hits")
     return hits if isinstance(hits, str) else None
 

@@ -14,9 +14,10 @@ from PIL import Image
 
 from occinv import schema
 from occinv.cli import main
+from occinv.data.identity import pack, unpack
 from occinv.evaluators.reconstructions import Triple
 from occinv.report.compare import compare, report
-from occinv.report.findings import cka_finding
+from occinv.report.findings import cka_finding, findings
 from occinv.report.read_run import read_stage, unique_names
 from occinv.report.results import CkaCurves, Claim, Column
 from occinv.schema import UserError
@@ -201,6 +202,26 @@ def test_a_linear_probe_and_fine_tuning_are_in_different_columns(tmp_path, super
     assert {"finetune", "linear"} <= {column.key for column in results.columns}
     assert results.rows[0].values["finetune"] == [0.8]
     assert results.rows[1].values["linear"] == [0.5]
+
+
+def test_fine_tuned_runs_are_compared_by_the_predictions_of_their_occlusion_accuracy(tmp_path):
+    workdirs = []
+    for name, hits in (("a", [1, 1, 0]), ("b", [0, 1, 1])):
+        objective = {"name": "classification", "label_smoothing": 0.1 * len(workdirs)}
+        workdirs.append(run(tmp_path / name, objective, {"top1": 2 / 3}, init_from="gone"))
+        images = {"name": "digits (test)", "count": 3, "digest": "d", "split": "validation"}
+        content = {"step": 20, "metrics": {"top1": 2 / 3}, "images": images}
+        write(workdirs[-1] / "result.json", content)
+        packed = pack(np.array(hits, bool), np.arange(3), 3)
+        details = {"hits": {"random": [packed, "00"]}}
+        protocol = {"classifier": "own"}
+        made = record("occlusion", {"area_random": 0.5}, protocol=protocol, details=details)
+        write(workdirs[-1] / "evaluate" / "occlusion.json", [made])
+    results = compare(workdirs)
+    assert [unpack(row.hits["finetune"][0], 3).tolist() for row in results.rows] == [
+        *([True, True, False], [False, True, True]),
+    ]
+    assert any("McNemar" in d for finding in findings(results) for d in finding.details)
 
 
 def test_numbers_on_training_images_are_marked(mae, capsys):

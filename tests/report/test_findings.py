@@ -10,17 +10,15 @@ import pytest
 from example_run import COLUMNS, curves, row
 
 from occinv.data.identity import pack
+from occinv.report.differences import binomial_standard_error, difference, sentence
 from occinv.report.findings import (
     accuracy_finding,
     adjusted_p_values,
-    binomial_standard_error,
     budget_note,
     cka_finding,
     claim_finding,
-    difference,
     findings,
     psnr_finding,
-    sentence,
 )
 from occinv.report.results import CkaCurves, Claim, Results, Row, load_results
 from occinv.report.statistics import mcnemar, needed_images
@@ -319,6 +317,21 @@ def test_another_relation_is_refused(tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(asdict(results)))
     with pytest.raises(UserError, match=r"claims\.0\.relation: .* 'above' or 'equal'"):
         load_results(tmp_path)
+
+
+def test_runs_without_a_claim_are_compared_with_the_first():
+    """Two pretrained runs with predictions: the page says whether they differ."""
+    results = run(0.50, 0.56, num_test=100)
+    with_hits(results)
+    for each in results.rows:
+        each.pretrain = results.rows[1].pretrain
+    assert results.baseline is None
+    (note,) = [f for f in findings(results) if f.claim.startswith("Differences")]
+    assert (note.claim, note.verdict) == ("Differences from Random init", "note")
+    assert note.details[0].startswith("FT %: M1: 56.0 %, 6.0 points above Random init (50.0 %)")
+    assert "McNemar's test, Holm-adjusted p = 0.070" in note.details[0]
+    results.same_data = False
+    assert not [f for f in findings(results) if f.claim.startswith("Differences")]
 
 
 def test_a_difference_in_decibels_is_not_scaled():

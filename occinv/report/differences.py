@@ -1,0 +1,169 @@
+"""The difference between two rows of a table in one column, its test, and both in words."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+from scipy.special import ndtr, ndtri
+
+from occinv.data.identity import unpack
+from occinv.report import statistics
+from occinv.report.results import Column, Results, Row, mean_and_std, percent
+from occinv.report.statistics import ALPHA, Comparison
+
+Relation = Literal["above", "equal"]
+
+
+class Difference(NamedTuple):
+    """The value of one row minus that of another.
+
+    Attributes:
+      value: In points (percent) or in the column's unit; 0 if it is printed as 0.0.
+      comparison: The difference with its interval and p-value; None if the noise is unknown.
+      evidence: The interval and the test in words.
+      needed: How many seeds or images would decide it, in words; empty if unknown.
+    """
+
+    value: float
+    comparison: Comparison | None
+    evidence: str
+    needed: str
+
+
+def difference(
+    results: Results,
+    row: Row,
+    other: Row,
+    column: Column,
+    relation: Relation = "above",
+    within: float = 0.0,
+) -> Difference | None:
+    """Compare two rows in one column; None if either has no value.
+
+    Several seeds are compared by Student's paired t test, one seed by McNemar's test of both
+    models' predictions on the same images. Where the predictions were not recorded, one seed is
+    compared by the binomial error of both accuracies, which ignores the pairing. `equal` tests
+    equivalence at the margin `within` (TOST) instead of a difference.
+    """
+    ours, theirs = row.seed_values(column), other.seed_values(column)
+    if not ours or not theirs:
+        return None
+    gap = mean_and_std(ours)[0] - mean_and_std(theirs)[0]
+    # A difference that is printed as 0.0 counts as zero.
+    value = 0.0 if f"{abs(gap):.1f}" == "0.0" else gap
+    if len(ours) == len(theirs) > 1:
+        return _over_seeds(ours, theirs, value, relation, within)
+    return _over_images(results, row, other, column, value, relation, within)
+
+
+def _over_seeds(
+    ours: list[float], theirs: list[float], value: float, relation: Relation, within: float
+) -> Difference:
+    """Compare the values of several seeds."""
+    gaps = [a - b for a, b in zip(ours, theirs, strict=True)]
+    wins = f"above it in {sum(gap > 0 for gap in gaps)} of {len(gaps)} seeds"
+    test = statistics.paired_t(ours, theirs)
+    if len(gaps) == 2 and test.low == test.high:
+        # Accuracies are multiples of 1 / n, so two equal differences are common.
+        return Difference(value, None, f"{wins}; two equal differences have no interval", "")
+    evidence = f"{wins}, {interval_text(test)} over seeds"
+    if relation == "equal":
+        test = statistics.equivalence_over_seeds(ours, theirs, within)
+    count = statistics.needed_seeds(gaps)
+    return Difference(value, test, evidence, f"{count} seeds" if count else "")
+
+
+def _over_images(
+    results: Results,
+    row: Row,
+    other: Row,
+    column: Column,
+    value: float,
+    relation: Relation,
+    within: float,
+) -> Difference:
+    """Compare the values of one seed, by the images that were measured."""
+    count = results.settings.get("num_test")
+    if column.unit != "%":
+        return Difference(value, None, "the noise is unknown (one seed)", "")
+    if not isinstance(count, int) or count < 1:
+        reason = "the number of validation images is not recorded"
+        return Difference(value, None, f"the noise is unknown ({reason})", "")
+    packed = row.hits.get(column.key), other.hits.get(column.key)
+    if packed[0] and packed[1]:
+        first, second = (unpack(hits[0], count) for hits in packed if hits)
+        test = in_points(statistics.mcnemar(first, second))
+        evidence = f"{interval_text(test)} over {count} validation images, McNemar's test"
+        if relation == "equal":
+            test = in_points(statistics.equivalence_over_images(first, second, within / 100))
+        number = statistics.needed_images(first, second)
+        return Difference(value, test, evidence, f"{number} validation images" if number else "")
+    test = unpaired(row.seed_values(column)[0], other.seed_values(column)[0], count)
+    evidence = f"{interval_text(test)} over {count} validation images, predictions not recorded"
+    if relation == "equal":
+        error = (test.high - test.low) / 2 / float(ndtri(1 - ALPHA / 2))
+        p_value = float(ndtr(-(within - abs(test.difference)) / error)) if error else 0.0
+        test = test._replace(p_value=p_value)
+    return Difference(value, test, evidence, "")
+
+
+def unpaired(ours: float, theirs: float, count: int) -> Comparison:
+    """Compare two accuracies in percent on `count` images by their binomial errors.
+
+    Both models see the same images, so the interval is too wide rather than too narrow.
+    """
+    error = math.hypot(*(binomial_standard_error(v / 100, count) for v in (ours, theirs))) * 100
+    half, gap = float(ndtri(1 - ALPHA / 2)) * error, ours - theirs
+    p_value = 2 * float(ndtr(-abs(gap) / error)) if error else float(gap == 0)
+    return Comparison(gap, gap - half, gap + half, p_value)
+
+
+def binomial_standard_error(accuracy: float, num_test: int) -> float:
+    """The standard error of a top-1 accuracy in [0, 1] on `num_test` images."""
+    return math.sqrt(accuracy * (1 - accuracy) / num_test)
+
+
+def sentence(row: Row, other: Row, column: Column, found: Difference, p_value: float | None) -> str:
+    """Both values, their difference, the evidence, and what would decide an open question."""
+    ours, theirs = (mean_and_std(each.seed_values(column))[0] for each in (row, other))
+    side = side_text(found.value, 1, f" {unit_text(column)}")
+    text = f"{row.name}: {ours:.1f} {column.unit}, {side} {other.name} ({theirs:.1f} {column.unit})"
+    text += f"; {found.evidence}"
+    if p_value is not None:
+        text += f", {p_text(p_value)}"
+        if p_value >= ALPHA:
+            text += ": not significant"
+            if found.needed:
+                text += f". A true difference of this size would need about {found.needed}"
+    return text + "."
+
+
+def in_points(test: Comparison) -> Comparison:
+    """Convert differences of accuracies in [-1, 1] to points."""
+    difference, low, high = (100 * value for value in test[:3])
+    return Comparison(difference, low, high, test.p_value)
+
+
+def interval_text(test: Comparison, decimals: int = 1) -> str:
+    """The confidence interval in words, with signs."""
+    low, high = (f"{bound:+.{decimals}f}".replace("-", "−") for bound in test[1:3])
+    return f"{percent(1 - ALPHA)} confidence interval {low} to {high}"
+
+
+def p_text(p_value: float) -> str:
+    """A p-value of `adjusted_p_values` in words."""
+    return "Holm-adjusted p " + ("< 0.001" if p_value < 0.001 else f"= {p_value:.3f}")
+
+
+def unit_text(column: Column) -> str:
+    """The unit of a difference: points for accuracies."""
+    return "points" if column.unit == "%" else column.unit
+
+
+def side_text(gap: float, decimals: int, unit: str = "") -> str:
+    """`1.3 points above`, `1.3 points below`, or `equal to` if the gap is printed as zero."""
+    size = f"{abs(gap):.{decimals}f}"
+    if float(size) == 0:
+        return "equal to"
+    return f"{size}{unit} {'above' if gap > 0 else 'below'}"
