@@ -112,7 +112,11 @@ def at_most_by_chance(chance: float, count: int) -> float:
 
 
 def save_run(
-    workdir: Path, section: dict[str, Any], steps: tuple[int, ...] = (3,), **data: Any
+    workdir: Path,
+    section: dict[str, Any],
+    steps: tuple[int, ...] = (3,),
+    classes: tuple[str, ...] = ("a", "b", "c"),
+    **data: Any,
 ) -> Path:
     """Write the workdir of a run on `digits`, or on other `data`.
 
@@ -131,7 +135,7 @@ def save_run(
             },
         }
     )
-    claim(workdir, experiment, ("a", "b", "c"))
+    claim(workdir, experiment, classes)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         for step in steps:
             checkpoints.save(step, {"params": make(section, step)[1]})

@@ -208,7 +208,7 @@ def test_other_images_of_the_same_classes_have_all_neighbors(noise: Path, tmp_pa
 
 
 def test_images_without_labels_are_refused(noise: Path, tmp_path: Path) -> None:
-    workdir = save_run(tmp_path / "run", MAE, source=f"folder:{noise / 'a'}")
+    workdir = save_run(tmp_path / "run", MAE, classes=(), source=f"folder:{noise / 'a'}")
     with pytest.raises(UserError, match=r"noise/a has no labels.*--source"):
         measured(workdir)
     labeled = save_run(tmp_path / "labeled", MAE, source=f"folder:{noise}")

@@ -221,7 +221,8 @@ def test_images_of_another_data_set_that_it_is_fitted_to_are_recorded(
 
 
 def test_different_classes_and_no_labels_are_refused(noise: Path, tmp_path: Path) -> None:
-    unlabeled = save_run(tmp_path / "unlabeled", MAE, source=f"folder:{noise / 'train' / 'a'}")
+    folder = noise / "train" / "a"
+    unlabeled = save_run(tmp_path / "unlabeled", MAE, classes=(), source=f"folder:{folder}")
     with pytest.raises(UserError, match="has no labels"):
         measured(unlabeled)
     workdir = save_run(tmp_path / "run", MAE, source=f"folder:{noise}", eval_source="digits")

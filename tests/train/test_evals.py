@@ -261,8 +261,7 @@ def test_several_processes_find_the_same(
         (after,) = evaluate(name, [workdir], out=tmp_path / f"{name}.json", **options)
         assert found[name].making == after.record.making
         assert found[name].values == pytest.approx(after.record.values, abs=1e-3)
-    pictures = workdir / "evaluate" / "reconstructions"
-    assert len(list(pictures.iterdir())) == 6
+    assert len(list((workdir / "evaluate" / "reconstructions").iterdir())) == 6
 
 
 def test_the_result_says_which_images_were_measured(measured: Path, images: Path) -> None:

@@ -85,7 +85,9 @@ def test_a_run_writes_what_it_says(whole: Path) -> None:
         assert line["images_per_second"] > 0
     assert [line["learning_rate"] for line in lines[1:4]] == pytest.approx([0, 1 / 64, 1 / 32])
     result = json.loads((whole / files.RESULT).read_text())
+    images = result.pop("images")
     assert result == {"step": 8, "metrics": {"loss": lines[-1]["eval/loss"]}}
+    assert (images["count"], images["split"]) == (12, "validation")
     assert list(whole.glob("events.out.tfevents*"))
 
 
