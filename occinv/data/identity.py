@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from occinv.data.folder import FolderSource
 from occinv.data.source import DecodeError, Source
 from occinv.data.subset import Subset
 
@@ -53,8 +54,17 @@ def identify(source: Source, training: Source | None, is_own: bool) -> Images:
 
 def digest(source: Source) -> str:
     """Return a hash of the file names of a source, or of its name if it has no files."""
-    names = list(source.names) or [source.name]
+    names = file_names(source) or [source.name]
     return hashlib.sha256("\n".join(map(str, names)).encode()).hexdigest()[:12]
+
+
+def file_names(source: Source) -> list[str]:
+    """Return the file names of images in a folder, and none for other sources.
+
+    The names of a tfds source would be read record by record; its name and indices identify it.
+    """
+    parent = source.parent if isinstance(source, Subset) else source
+    return list(source.names) if isinstance(parent, FolderSource) else []
 
 
 def keys(source: Source) -> list[str]:
@@ -64,9 +74,8 @@ def keys(source: Source) -> list[str]:
     """
     parent = source.parent if isinstance(source, Subset) else source
     indices = source.indices if isinstance(source, Subset) else range(len(source))
-    folder = getattr(parent, "folder", None)
-    if folder is not None and len(parent.names):
-        root = os.path.realpath(os.path.expanduser(folder))
+    if file_names(parent):
+        root = os.path.realpath(os.path.expanduser(getattr(parent, "folder", "")))
         return [f"{root}/{parent.names[index]}" for index in indices]
     return [f"{parent.name}\t{index}" for index in indices]
 
@@ -77,9 +86,9 @@ def is_copy(first: Source, second: Source) -> bool:
     Names alone do not tell: the parts for training and validation may both have a cat/0001.png.
     A few images are compared. Those that cannot be read count as equal.
     """
-    if len(first) != len(second):  # the names of a source may take long to read
+    if len(first) != len(second) or not file_names(first):
         return False
-    if not len(first.names) or list(first.names) != list(second.names):
+    if file_names(first) != file_names(second):
         return False
     for number in range(COMPARED):
         index = number * (len(first) - 1) // (COMPARED - 1)

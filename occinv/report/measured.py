@@ -49,7 +49,12 @@ QUANTITIES = {
     "invariance": [Quantity(RETRIEVAL, "retrieval")],
 }
 # Facts of a protocol that do not change what a number means.
-INCIDENTAL = ("batch_size", "untrained", "floors")
+INCIDENTAL = (
+    "batch_size",
+    "untrained",
+    "floors",
+    "pooling",
+)  # `token` is the pooling that was used
 
 
 def records_of(workdir: Path, stage: str) -> list[Record]:
@@ -73,6 +78,7 @@ def making(record: Record) -> tuple[tuple[str, Any], ...]:
     protocol = {k: v for k, v in record.protocol.items() if k not in INCIDENTAL}
     if record.evaluator == "invariance":
         del protocol["token"]  # each objective is judged by the token that it trains
+        protocol["batch_size"] = record.protocol.get("batch_size")  # retrieval is among a batch
     images = {"images": f"{record.images.count} images of {record.images.name}"}
     digest = {"digest": record.images.digest}
     return tuple((k, str(v)) for k, v in (images | digest | protocol).items())

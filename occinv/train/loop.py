@@ -200,8 +200,12 @@ def run_steps(
             writer.write_scalars(step, {f"eval/{name}": value for name, value in metrics.items()})
             writer.write_images(step, pictures(run, state))
             clock = Clock()
-        if evals is not None and evals.write(state, step, writer):
-            clock = Clock()
+        try:
+            if evals is not None and evals.write(state, step, writer):
+                clock = Clock()
+        except Exception:
+            save()  # an evaluator that fails must not cost the steps since the last checkpoint
+            raise
         if step % save_every == 0 or step == steps:
             save()
         if stop.is_due(step):
