@@ -158,7 +158,7 @@ class Slow(Evaluator):
     """Takes a second."""
 
     def measure(self, subject: Any, images: Any, split: Any) -> Result:
-        time.sleep(1)
+        time.sleep(4)
         return Result({"steps": 1.0}, "")
 
 
@@ -168,7 +168,7 @@ def test_the_time_of_evaluators_is_not_that_of_training(
     run(arguments, tmp_path, "train.duration.steps=4", f"evals={{'{__name__}:Slow': {EVERY_TWO}}}")
     rates = logged(tmp_path, "images_per_second")
     assert list(logged(tmp_path, f"{__name__}:Slow/steps")) == [2, 4]
-    assert rates[3] > 8  # 8 images in less than the second of the evaluator
+    assert rates[3] > 2  # 8 images in less than the 4 seconds of the evaluator
 
 
 @pytest.mark.parametrize(
