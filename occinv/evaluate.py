@@ -1,4 +1,4 @@
-"""From workdirs to records: what `occinv evaluate` does."""
+"""`occinv evaluate`: measure the runs in workdirs, and write records."""
 
 from __future__ import annotations
 
@@ -81,14 +81,12 @@ def evaluate_run(
     record, result = run_evaluator(
         name, evaluator, subject_of(run), str(workdir), objective, run.step
     )
-    pictures = write_record(
-        path, record, result, max(1, round(128 / run.experiment.data.image_size))
-    )
+    pictures = write_record(path, record, result)
     return Evaluated(record, result.text, pictures)
 
 
 def subject_of(run: TrainedRun) -> Subject:
-    """Return what evaluators see of a run.
+    """Return the model of a run and its data, as evaluators take them.
 
     Its training images may be on another machine, or unknown if its weights were imported. A
     measurement on other images is possible without them.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import importlib
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
@@ -183,6 +184,32 @@ class Experiment:
     evals: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     init_from: str | None = None  # a workdir or checkpoint whose encoder this run starts from
     seed: Annotated[int, Ge(0), Lt(2**32)] = 0
+
+
+def find_class(registry: Mapping[str, str], name: str, base: type, kind: str) -> Any:
+    """Return the class that a name of `registry`, or `module:Class`, stands for.
+
+    Args:
+      registry: `module:Class` by name.
+      name: The name.
+      base: The class that it must be derived from.
+      kind: The text before the name in messages, such as `objective.name=`.
+
+    Raises:
+      UserError: The name is unknown, or cannot be imported, or is another kind of class.
+    """
+    shown = f"{kind}{name!r}"
+    where = registry.get(name, name)
+    if ":" not in where:
+        raise UserError(f"unknown {shown}{nearest(name, registry)}; use module:Class for your own")
+    module, _, attribute = where.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{shown} cannot be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise UserError(f"{shown} is not a subclass of {base.__name__}")
+    return found
 
 
 def from_mapping(cls: type[T], section: Any, path: str, **given: Any) -> T:

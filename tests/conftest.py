@@ -6,6 +6,7 @@ entries in place, so that a killed process (and the tests kill some) leaves a cu
 
 import os
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -40,6 +41,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="write the errors that tests/fidelity finds into docs/fidelity.md",
     )
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The runs of a module share their compiled programs, which is safe as nothing kills them."""
+    from tiny_runs import compile_once  # imports JAX, after the environment is set
+
+    with compile_once(tmp_path_factory.mktemp("compiled")):
+        yield
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of labeled images for training and for validation."""
+    from tiny_runs import make_images
+
+    return make_images(tmp_path_factory.mktemp("data") / "images")
 
 
 @pytest.fixture(scope="session")

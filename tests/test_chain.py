@@ -5,27 +5,21 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_runs import DECODER, compile_once, make_images, overrides, tiny
+from tiny_runs import DECODER, overrides, tiny
 
 from occinv.cli import main
 from occinv.reproduce import run_table
 from occinv.train import workdir as files
 
+pytestmark = pytest.mark.usefixtures("compiled")  # runs of one shape compile once
+
 # 16 patches: a quarter of them is enough to reconstruct from.
 STEPS = ("train.duration.steps=4", "optimizer.warmup.steps=1", "encoder.patch_size=4")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Both tests run the same programs."""
-    with compile_once(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 @pytest.fixture(autouse=True)
@@ -35,12 +29,6 @@ def two_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, fields in few.items():
         evaluator = dataclasses.replace(run_table.EVALUATORS[name], **fields)
         monkeypatch.setitem(run_table.EVALUATORS, name, evaluator)
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of labeled images."""
-    return make_images(tmp_path_factory.mktemp("data") / "images")
 
 
 def written(folder: Path) -> dict[str, int]:
@@ -67,7 +55,7 @@ def test_by_hand(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main([*command, str(before), str(after)]) == 0
     for workdir, objective, token in ((before, "mae", "class"), (after, "classification", "mean")):
         (record,) = json.loads((workdir / "evaluate" / "invariance.json").read_text())
-        assert (record["objective"], record["protocol"]["token"]) == (objective, token)
+        assert (record["objective"], record["details"]["token"]) == (objective, token)
         details = record["details"]
         for feature in ("class", "mean", "tokens"):
             values = np.array(details["cka"][feature])

@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tiny_runs import CONFIGS, make_images, overrides, tiny
+from tiny_runs import CONFIGS, overrides, tiny
 
 from occinv import schema
 from occinv.cli import main, make_parser
@@ -26,12 +26,6 @@ from occinv.objectives import OBJECTIVES, forward
 from occinv.objectives.base import objective_of
 from occinv.train import workdir as files
 from occinv.train.checkpoints import Checkpoints
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of labeled images."""
-    return make_images(tmp_path_factory.mktemp("data") / "images")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from example_models import DECODER, SIZE, make, noise_images, save_run
 from PIL import Image
-from tiny_runs import compile_once
 
 from occinv.cli import main
 from occinv.data.identity import Images, identify
@@ -26,14 +25,9 @@ from occinv.parallel import make_mesh
 from occinv.schema import UserError
 from occinv.train.records import read_records
 
+pytestmark = pytest.mark.usefixtures("compiled")  # runs of one shape compile once
+
 MAE = {"name": "mae", **DECODER}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Runs of one shape compile the same programs."""
-    with compile_once(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +57,7 @@ class Own(Evaluator):
     factor: float = option(2.0, "Multiply by this.")
     shares: tuple[float, ...] = option((0.25, 0.5), "Some shares.")
 
-    def measure(self, subject: Any, images: Any, split: Any) -> Result:
+    def measure(self, subject: Any, images: Any) -> Result:
         value = self.factor * len(images)
         values = {"product": value, "bad": float("nan")}
         return Result(values, f"{value:g}", {"curve": [1.0, 2.0]}, {"facts": (1, "two")})
@@ -94,7 +88,6 @@ def test_a_record_is_written_into_each_workdir(runs: tuple[Path, Path]) -> None:
         assert (record.images.split, record.images.count) == ("validation", len(source))
         assert record.protocol == {
             "seed": 1,
-            "batch_size": 128,
             "mask_ratio": 0.75,
             "normalized_target": True,
         }

@@ -1,4 +1,4 @@
-"""Which images a measurement was made on, and whether the model was trained on them."""
+"""The identity of the images of a measurement, and of those that the model was trained on."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def rows_in(source: Source, others: Source) -> list[int]:
 
 
 def pack(hits: np.ndarray, row: np.ndarray, count: int) -> str:
-    """Write which of `count` images are classified correctly as hexadecimal digits.
+    """Write `count`, and as hexadecimal digits which of so many images are classified correctly.
 
     Args:
       hits: bool [n].
@@ -116,9 +116,11 @@ def pack(hits: np.ndarray, row: np.ndarray, count: int) -> str:
     """
     every = np.zeros(count, bool)
     every[row] = hits
-    return np.packbits(every).tobytes().hex()
+    return f"{count}:{np.packbits(every).tobytes().hex()}"
 
 
-def unpack(text: str, count: int) -> np.ndarray:
+def unpack(text: str) -> np.ndarray:
     """Return the bool [count] that `pack` wrote."""
-    return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=count).astype(bool)
+    count, _, digits = text.partition(":")
+    packed = np.frombuffer(bytes.fromhex(digits), np.uint8)
+    return np.unpackbits(packed, count=int(count)).astype(bool)

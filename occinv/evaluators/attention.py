@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib import colormaps
 
 from occinv.data.source import Source
-from occinv.evaluators.base import Evaluator, Result, Split, Subject, option
+from occinv.evaluators.base import Evaluator, Result, Subject, option
 from occinv.models.vit import ViT
 from occinv.schema import Count, UserError
 
@@ -63,7 +63,7 @@ class Attention(Evaluator):
                 f"block={self.block}, expected 1 to {depth}, or -1 (the last) to -{depth}"
             )
 
-    def measure(self, subject: Subject, images: Source, split: Split) -> Result:
+    def measure(self, subject: Subject, images: Source) -> Result:
         index = self.block - 1 if self.block > 0 else subject.encoder.depth + self.block
         params = subject.params["encoder"]
         found = attend(subject.encoder, params, subject.one_batch(images).image, index)

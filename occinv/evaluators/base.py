@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
@@ -14,7 +13,7 @@ import numpy as np
 
 from occinv import schema
 from occinv.data.batch import Batch
-from occinv.data.identity import Images, Split, identify
+from occinv.data.identity import Images, identify
 from occinv.data.loader import EvalLoader, LoaderSpec
 from occinv.data.open_source import open_source
 from occinv.data.source import Source
@@ -23,14 +22,20 @@ from occinv.evaluators import EVALUATORS
 from occinv.models.vit import ViT
 from occinv.objectives.base import Objective
 from occinv.parallel import make_mesh
-from occinv.schema import Count, UserError, nearest
+from occinv.schema import Count, UserError
 
 Pooling = Literal["class", "mean"]
 
 
-def option(default: Any, about: str) -> Any:
-    """A field of an evaluator: its default, and the help text of its command-line option."""
-    return dataclasses.field(default=default, metadata={"help": about})
+def option(default: Any, about: str, *, is_protocol: bool = True) -> Any:
+    """A field of an evaluator.
+
+    Args:
+      default: Its default.
+      about: The help text of its command-line option.
+      is_protocol: Whether the numbers depend on it, so that records keep it.
+    """
+    return dataclasses.field(default=default, metadata={"help": about, "is_protocol": is_protocol})
 
 
 class Result(NamedTuple):
@@ -55,13 +60,13 @@ class Result(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """A measurement with everything that it was made of. Equal makings can be compared.
+    """A measurement, and how it was made.
 
     Attributes:
       evaluator: A name of `EVALUATORS`.
       workdir, objective, step: The model: its run, `objective.name`, and the step.
       images: The images.
-      protocol: The fields of the evaluator, and `Result.made`.
+      protocol: The options of the evaluator that the numbers depend on, and `Result.made`.
       code: The version of occinv.
       values, details: As in `Result`.
     """
@@ -77,10 +82,12 @@ class Record:
     details: dict[str, Any]
 
     @property
-    def making(self) -> tuple[Any, ...]:
-        """What two records must share to stand in one column of a table."""
-        protocol = schema.plain(self.protocol)
-        return self.evaluator, self.images.digest, self.images.count, repr(sorted(protocol.items()))
+    def making(self) -> tuple[tuple[str, str], ...]:
+        """Names and values of the facts that comparable records share."""
+        images = {"images": self.images.count, "files": self.images.digest}
+        protocol = schema.plain(self.protocol)  # JSON turned tuples into lists
+        facts = {"evaluator": self.evaluator, **images, **protocol}
+        return tuple((name, str(value)) for name, value in sorted(facts.items()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,17 +182,22 @@ class Evaluator(ABC):
     A new evaluator writes `measure`, and `check` if it cannot measure every objective.
     """
 
+    # The images are recorded by themselves.
     source: str | None = option(
-        None, "Use these images, as in data.source (default: the run's validation images)."
+        None,
+        "Use these images, as in data.source (default: the run's validation images).",
+        is_protocol=False,
     )
-    num_images: Count | None = option(None, "Use N images, spread over the source (default: all).")
+    num_images: Count | None = option(
+        None, "Use N images, spread over the source (default: all).", is_protocol=False
+    )
 
     def check(self, subject: Subject) -> None:
         """Raise UserError if the model cannot be measured, before the images are opened."""
         return
 
     @abstractmethod
-    def measure(self, subject: Subject, images: Source, split: Split) -> Result:
+    def measure(self, subject: Subject, images: Source) -> Result:
         """Measure the model on `images`."""
 
 
@@ -205,12 +217,11 @@ def run_evaluator(
     """
     evaluator.check(subject)
     source, images = subject.open(evaluator.source, evaluator.num_images)
-    result = evaluator.measure(subject, source, images.split)
-    # The images are recorded by themselves.
+    result = evaluator.measure(subject, source)
     protocol = {
         field.name: getattr(evaluator, field.name)
         for field in dataclasses.fields(evaluator)
-        if field.init and field.name not in ("source", "num_images")
+        if field.metadata.get("is_protocol")
     }
     record = Record(
         evaluator=name,
@@ -232,19 +243,7 @@ def evaluator_class(name: str) -> type[Evaluator]:
     Raises:
       UserError: There is no such evaluator.
     """
-    where = EVALUATORS.get(name, name)
-    if ":" not in where:
-        raise UserError(
-            f"unknown evaluator {name!r}{nearest(name, EVALUATORS)}; use module:Class for your own"
-        )
-    module, _, attribute = where.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"evaluator {name!r} cannot be imported: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, Evaluator)):
-        raise UserError(f"evaluator {name!r} is not a subclass of {Evaluator.__name__}")
-    return found
+    return schema.find_class(EVALUATORS, name, Evaluator, "evaluator ")
 
 
 def make_evaluator(name: str, options: Mapping[str, Any], path: str = "") -> Evaluator:

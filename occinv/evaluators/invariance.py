@@ -37,8 +37,9 @@ from jax.sharding import Mesh
 
 from occinv.data.batch import Batch
 from occinv.data.source import Source
-from occinv.evaluators.base import Evaluator, Result, Split, Subject, option, token_of
-from occinv.evaluators.occlusion import draw_visible, put_rng
+from occinv.evaluators import quoted_place
+from occinv.evaluators.base import Evaluator, Result, Subject, option, token_of
+from occinv.evaluators.occlusion import check_occlusion, draw_visible, put_rng
 from occinv.evaluators.similarity import (
     MIN_BATCH,
     cosine_matrix,
@@ -50,14 +51,13 @@ from occinv.evaluators.similarity import (
     u_centered_tokens,
 )
 from occinv.models.blocks import Layout
+from occinv.models.decoder import restore
 from occinv.models.vit import ViT
 from occinv.parallel import fetch, make_mesh, put_batch, replicated
 from occinv.schema import Count, Natural, UserError
-from occinv.transforms.masking import kept_patches
 from occinv.transforms.view import unit_range
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9)
-HEADLINE = 0.75  # the ratio of the headline, MAE's mask ratio
 # The features of an image. `tokens`: the visible patch tokens, concatenated, centered at their
 # positions. `uncentered_tokens`: without that, so that the positions themselves are alike.
 FEATURES = ("class", "mean", "tokens", "uncentered_tokens")
@@ -90,9 +90,8 @@ class Curves(NamedTuple):
     chance: float
 
     def headline(self, measure: str, token: str) -> float:
-        """Return the value at the last block, at the measured ratio nearest to `HEADLINE`."""
-        place = int(np.argmin(np.abs(np.array(self.ratios) - HEADLINE)))
-        return float(getattr(self, measure)[token][place, -1])
+        """Return the value at the last block, at the ratio of `quoted_place`."""
+        return float(getattr(self, measure)[token][quoted_place(self.ratios), -1])
 
     def as_json(self) -> dict[str, Any]:
         """Return all fields in JSON's types."""
@@ -112,20 +111,17 @@ class Invariance(Evaluator):
     )
     seed: int = option(0, "Draw the removed patches from this seed.")
     batch_size: Count = option(128, "Images in a minibatch of the estimators.")
-    untrained: Natural = option(2, "Number of untrained encoders to measure as the floor.")
+    untrained: Natural = option(
+        2, "Number of untrained encoders to measure as the floor.", is_protocol=False
+    )
     floors: dict[Any, dict[str, Curves]] = dataclasses.field(
         default_factory=dict, init=False, compare=False, repr=False
     )  # by shape and images: runs of one shape share their floor
 
     def check(self, subject: Subject) -> None:
-        check_ratios(subject.encoder, self.ratios)
-        if self.removed == "mask_token" and not subject.encoder.mask_token:
-            raise UserError(
-                "removed='mask_token', but the encoder was trained without a mask token; use "
-                "removed='drop'"
-            )
+        check_occlusion(subject.encoder, self.ratios, self.removed)
 
-    def measure(self, subject: Subject, images: Source, split: Split) -> Result:
+    def measure(self, subject: Subject, images: Source) -> Result:
         encoder, token = plain(subject.encoder, self.removed), token_of(subject.objective)
 
         def curves(params: Any) -> Curves:
@@ -153,29 +149,19 @@ class Invariance(Evaluator):
             for name in MEASURES
         )
         text = (
-            f"{ranges}; {token} token, last block, {headline_ratio(self.ratios):.0%} of the "
-            f"patches removed; {own.images} images"
+            f"{ranges}; {token} token, last block, {self.ratios[quoted_place(self.ratios)]:.0%} of "
+            f"the patches removed; {own.images} images, chance of retrieval {own.chance:.3f}"
         )
         values |= {f"{name}_floor": value for name, value in highest.items()}
         return Result(
             values,
             text,
-            details=own.as_json() | {"floor": {n: c.as_json() for n, c in floor.items()}},
-            made={"token": token},
+            details={
+                "token": token,  # no fact of the protocol: each objective is judged by its own
+                **own.as_json(),
+                "floor": {n: c.as_json() for n, c in floor.items()},
+            },
         )
-
-
-def headline_ratio(ratios: Sequence[float]) -> float:
-    """Return the ratio nearest to `HEADLINE`."""
-    return min(ratios, key=lambda ratio: abs(ratio - HEADLINE))
-
-
-def check_ratios(encoder: ViT, ratios: Sequence[float]) -> None:
-    """Raise UserError if a ratio is outside (0, 1) or leaves no patch, or if there is none."""
-    if not ratios:
-        raise UserError("ratios is empty, expected one or more shares of patches in (0, 1)")
-    for ratio in ratios:
-        kept_patches(encoder.num_patches, ratio)
 
 
 def plain(encoder: ViT, removed: Removed = "drop") -> ViT:
@@ -328,9 +314,7 @@ def features(
     shown = visible[None, :, :, None].astype(jnp.float32)
     patches = occluded[:, :, 1:]
     if patches.shape[2] != visible.shape[1]:
-        # Column k of the visible patches is patch ids[k].
-        place = jnp.cumsum(visible, 1) - 1
-        patches = jnp.take_along_axis(patches, jnp.maximum(place, 0)[None, :, :, None], 2)
+        patches = jax.vmap(restore, (0, None, None))(patches, visible, jnp.float32(0))
     tokens = full[:, :, 1:] * shown, patches * shown
     flat = [x.reshape(*x.shape[:2], -1) for x in tokens]
     return {

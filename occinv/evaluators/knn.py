@@ -10,53 +10,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
-from occinv.data.batch import Batch
-from occinv.data.identity import digest, pack, rows_in
+from occinv.data.identity import pack, rows_in
 from occinv.data.source import Source
-from occinv.evaluators.base import (
-    Evaluator,
-    Pooling,
-    Result,
-    Split,
-    Subject,
-    check_labels,
-    option,
-    token_of,
-)
-from occinv.losses.contrastive import unit
-from occinv.models.vit import ViT
-from occinv.parallel import fetch, put_batch, replicated
+from occinv.evaluators.base import Result, Subject, option
+from occinv.evaluators.features import FeatureEvaluator, Labeled, own_rows
 from occinv.schema import Count, Positive, UserError
-from occinv.transforms.view import unit_range
 
 QUERIES = 1024  # validation images compared at once
 CHUNK = 65536  # training images that they are compared with at once, which bounds the memory
 
 
-class Labeled(NamedTuple):
-    """Features with their labels.
-
-    Attributes:
-      features: float32 [n, D], of length 1.
-      labels: int32 [n].
-      row: int64 [n], the row of each image in its source; unreadable images are missing.
-    """
-
-    features: np.ndarray
-    labels: np.ndarray
-    row: np.ndarray
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Knn(Evaluator):
+class Knn(FeatureEvaluator):
     """Top-1 and top-5 accuracy of the votes of the nearest training images.
 
     The training images are those of the run's source, or of `source` if it is given, whose part for
@@ -65,57 +36,23 @@ class Knn(Evaluator):
 
     neighbors: Count = option(20, "Number of neighbors.")
     temperature: Positive = option(0.07, "Temperature of the vote weights.")
-    pooling: Literal["trained", "class", "mean"] = option(
-        "trained",
-        "Use the class token, the mean patch token, or the one that the objective trains.",
-    )
-    batch_size: Count = option(128, "Images in a batch of the encoder.")
 
-    def check(self, subject: Subject) -> None:
-        check_labels(subject, self.source)
-
-    def measure(self, subject: Subject, images: Source, split: Split) -> Result:
-        token = token_of(subject.objective) if self.pooling == "trained" else self.pooling
-        known = subject.training_images(self.source)
-        if tuple(known.classes) != tuple(images.classes):
-            raise UserError(
-                f"{known.name} and {images.name} have different classes; use a source with equal "
-                "classes"
-            )
-        training, queries = (
-            extract(subject, subject.batches(each, self.batch_size), token)
-            for each in (known, images)
-        )
+    def measure(self, subject: Subject, images: Source) -> Result:
+        known = self.training_images(subject, images)
+        training, queries = (self.extract(subject, each) for each in (known, images))
         own = own_rows(training, queries, rows_in(images, known))
         hits = knn(training, queries, self.neighbors, self.temperature, own)
         top1, top5 = hits.mean(0).tolist()
-        how = "leave-one-out on training images" if (own >= 0).any() else f"{len(hits)} images"
+        is_left_out = bool((own >= 0).any())
+        how = "leave-one-out on training images" if is_left_out else f"{len(hits)} images"
+        made = self.made(subject, known, training) | {"leave_one_out": is_left_out}
         text = (
             f"top-1 {top1:.1%}, top-5 {top5:.1%}, chance {1 / len(images.classes):.1%}, by "
             f"{self.neighbors} neighbors among {len(training.labels)} training images, "
-            f"{token} token; {how}"
+            f"{made['token']} token; {how}"
         )
-        return Result(
-            {"top1": top1, "top5": top5},
-            text,
-            details={"hits": pack(hits[:, 0], queries.row, len(images))},
-            made={
-                "token": token,
-                "training_images": len(training.labels),
-                "training_digest": digest(known),
-                "leave_one_out": bool((own >= 0).any()),
-            },
-        )
-
-
-def own_rows(training: Labeled, queries: Labeled, places: list[int]) -> np.ndarray:
-    """Return the row of each query among the training features, -1 for none: int64 [n].
-
-    `places` has the row of each image of the queries' source in the training source. Features of
-    unreadable images are missing in both.
-    """
-    row_of = {int(place): row for row, place in enumerate(training.row)}
-    return np.array([row_of.get(places[row], -1) for row in queries.row], np.int64)
+        details = {"hits": pack(hits[:, 0], queries.row, len(images))}
+        return Result({"top1": top1, "top5": top5}, text, details, made)
 
 
 def knn(
@@ -189,43 +126,3 @@ def _votes(
     votes = np.zeros((len(label), classes))
     np.add.at(votes, (np.arange(len(label))[:, None], label), weight)
     return votes
-
-
-def extract(subject: Subject, batches: Iterable[Batch], token: Pooling) -> Labeled:
-    """Return features of every image, in order, on every process. Padding is left out.
-
-    Args:
-      subject: The model.
-      batches: This process's rows of the global batches.
-      token: The `class` token, or the `mean` of the patch tokens.
-
-    Raises:
-      UserError: Images have no labels.
-    """
-    mesh = subject.mesh
-    params = jax.device_put(subject.params["encoder"], replicated(mesh))
-    features, labels, rows, start = [], [], [], 0
-    for batch in batches:
-        found = _pooled(params, put_batch(mesh, batch), subject.encoder, token, mesh)
-        feature, label, weight = fetch(found)
-        features.append(feature[weight > 0])
-        labels.append(label[weight > 0])
-        rows.append(start + np.flatnonzero(weight > 0))
-        start += len(weight)
-    every = Labeled(*map(np.concatenate, (features, labels, rows)))
-    if (every.labels < 0).any():
-        raise UserError(
-            "the images have no labels, but this evaluator needs classes; use a folder with a "
-            "sub-folder for each class"
-        )
-    return every
-
-
-@functools.partial(jax.jit, static_argnames=("encoder", "token", "mesh"))
-def _pooled(
-    params: Any, batch: Batch, encoder: ViT, token: Pooling, mesh: Mesh
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    found: Any = encoder.apply({"params": params}, unit_range(batch.image))
-    feature = found.tokens[:, 0] if token == "class" else found.tokens[:, 1:].mean(1)
-    result = unit(feature.astype(jnp.float32)), batch.label, batch.weight
-    return jax.lax.with_sharding_constraint(result, replicated(mesh))

@@ -8,8 +8,27 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from occinv.models.vit import ViT
 from occinv.parallel import replicated
+from occinv.schema import UserError
 from occinv.transforms.masking import kept_patches
+
+
+def check_occlusion(encoder: ViT, ratios: Sequence[float], removed: str) -> None:
+    """Raise UserError if patches cannot be removed from images in this way.
+
+    A ratio is outside (0, 1) or leaves no patch, no ratio is given, or the encoder has no mask
+    token to put in their place.
+    """
+    if not ratios:
+        raise UserError("ratios is empty, expected one or more shares of patches in (0, 1)")
+    for ratio in ratios:
+        kept_patches(encoder.num_patches, ratio)
+    if removed == "mask_token" and not encoder.mask_token:
+        raise UserError(
+            "removed='mask_token', but the encoder was trained without a mask token; use "
+            "removed='drop'"
+        )
 
 
 def put_rng(mesh: Mesh, seed: int) -> jax.Array:

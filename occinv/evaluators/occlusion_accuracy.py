@@ -21,17 +21,17 @@ from occinv.evaluators.attention import class_attention
 from occinv.evaluators.base import (
     Evaluator,
     Result,
-    Split,
     Subject,
     check_labels,
     option,
     token_of,
 )
-from occinv.evaluators.invariance import check_ratios
-from occinv.evaluators.knn import Labeled, extract, knn, own_rows
-from occinv.evaluators.occlusion import put_rng
+from occinv.evaluators.features import Labeled, extract, own_rows
+from occinv.evaluators.knn import Knn, knn
+from occinv.evaluators.occlusion import check_occlusion, put_rng
 from occinv.losses.classification import hits
 from occinv.losses.contrastive import unit
+from occinv.models.heads import pool
 from occinv.models.patches import patchify, unpatchify
 from occinv.objectives.base import Objective
 from occinv.objectives.classification import Classification
@@ -67,20 +67,15 @@ class OcclusionAccuracy(Evaluator):
     )
     neighbors: Count = option(20, "Number of neighbors, if they classify.")
     seed: int = option(0, "Draw random patches from this seed.")
-    batch_size: Count = option(128, "Images in a batch.")
+    batch_size: Count = option(128, "Images in a batch.", is_protocol=False)
 
     def check(self, subject: Subject) -> None:
         check_labels(subject, self.source)
-        check_ratios(subject.encoder, self.ratios)
-        if self.removed == "mask_token" and not subject.encoder.mask_token:
-            raise UserError(
-                "removed='mask_token', but the encoder was trained without a mask token; use "
-                "removed='drop' or 'gray'"
-            )
+        check_occlusion(subject.encoder, self.ratios, self.removed)
         if not self.removals:
             raise UserError(f"removals is empty, expected one or more of {', '.join(REMOVALS)}")
 
-    def measure(self, subject: Subject, images: Source, split: Split) -> Result:
+    def measure(self, subject: Subject, images: Source) -> Result:
         token = token_of(subject.objective)
         classifies = isinstance(subject.objective, Classification)
         ratios = (0.0, *self.ratios)
@@ -104,7 +99,7 @@ class OcclusionAccuracy(Evaluator):
                     right = np.asarray(hits(jnp.asarray(masked), label_of[labels])["top1"]) > 0
                 else:
                     queries = Labeled(found, labels, rows)
-                    right = knn(bank, queries, self.neighbors, 0.07, own)[:, 0]
+                    right = knn(bank, queries, self.neighbors, Knn.temperature, own)[:, 0]
                 curves[name].append(float(right.mean()))
                 packed[name].append(pack(right, rows, len(images)))
         order = np.argsort(ratios)
@@ -195,8 +190,7 @@ def _outputs(
         tokens = net.encode(View(pixels, visible, kept)).tokens
         if isinstance(objective, Classification):
             return net.head(tokens)
-        feature = tokens[:, 0] if token == "class" else tokens[:, 1:].mean(1)
-        return unit(feature.astype(jnp.float32))
+        return unit(pool(tokens, token).astype(jnp.float32))
 
     whole = output(pixels, everything, count)
     keys = jax.vmap(lambda image: jax.random.fold_in(rng, image))(batch.index)

@@ -11,32 +11,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from occinv.data.identity import digest, pack, rows_in
+from occinv.data.identity import pack, rows_in
 from occinv.data.selections import per_class
 from occinv.data.source import Source
-from occinv.evaluators.base import (
-    Evaluator,
-    Result,
-    Split,
-    Subject,
-    check_labels,
-    option,
-    token_of,
-)
-from occinv.evaluators.knn import Labeled, extract
+from occinv.evaluators.base import Result, Subject, option
+from occinv.evaluators.features import FeatureEvaluator, Labeled
 from occinv.schema import Count, UserError
 
 ALPHAS = tuple(10.0**power for power in range(-3, 7))  # of the ridge, for standardized features
-CS = tuple(
-    10.0**power for power in range(-6, 6)
-)  # inverse penalties; DINOv2 tries 45 in this range
+CS = tuple(10.0**power for power in range(-6, 6))  # inverse penalties; DINOv2 tries 45 of them
 HELD_OUT = 0.1  # share of the training images that chooses C, as in DINOv2
 STEPS = 1000  # of L-BFGS for each C
 TOLERANCE = 1e-5  # of the gradient's largest entry
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Probe(Evaluator):
+class Probe(FeatureEvaluator):
     """Top-1 accuracy of a linear classifier that is fitted to frozen features of training images.
 
     The penalty is chosen on training images alone. `ridge` regresses the one-hot labels on
@@ -49,56 +39,36 @@ class Probe(Evaluator):
         "ridge", "Fit a ridge regression in closed form, or a logistic regression."
     )
     shots: Count | None = option(None, "Fit on N images of each class (default: all).")
-    pooling: Literal["trained", "class", "mean"] = option(
-        "trained",
-        "Use the class token, the mean patch token, or the one that the objective trains.",
-    )
     seed: int = option(0, "Choose the images of few shots from this seed.")
-    batch_size: Count = option(128, "Images in a batch of the encoder.")
 
     def check(self, subject: Subject) -> None:
-        check_labels(subject, self.source)
+        super().check(subject)
         if self.source is None and (images := subject.open(None)[1]).split == "training":
             raise UserError(
                 f"a probe needs validation images, but {images.name} are the training images; give "
                 "others with --source, or the same to measure on them all the same"
             )
 
-    def measure(self, subject: Subject, images: Source, split: Split) -> Result:
-        token = token_of(subject.objective) if self.pooling == "trained" else self.pooling
-        known = subject.training_images(self.source)
-        if tuple(known.classes) != tuple(images.classes):
-            raise UserError(f"{known.name} and {images.name} have different classes")
+    def measure(self, subject: Subject, images: Source) -> Result:
+        known = self.training_images(subject, images)
         if self.shots is not None:
             known = per_class(known, self.shots, self.seed)
-        training, queries = (
-            extract(subject, subject.batches(each, self.batch_size), token)
-            for each in (known, images)
-        )
+        training, queries = (self.extract(subject, each) for each in (known, images))
         fit = ridge if self.classifier == "ridge" else logistic
-        predicted, penalty = fit(training, queries.features, len(images.classes))
+        predicted, penalty = fit(training, queries.features)
         hits = predicted == queries.labels
+        is_same = max(rows_in(images, known)) >= 0
+        made = self.made(subject, known, training) | {"fitted_to_queries": is_same}
         text = (
             f"top-1 {hits.mean():.1%}, chance {1 / len(images.classes):.1%}, {self.classifier} "
-            f"regression on {len(training.labels)} training images, {token} token; "
-            f"{len(hits)} images"
+            f"regression on {len(training.labels)} training images, {made['token']} token; "
+            f"{len(hits)} images" + ", of which it was fitted to some or all" * is_same
         )
-        is_same = max(rows_in(images, known)) >= 0
-        text += ", of which it was fitted to some or all" * is_same
-        return Result(
-            {"top1": float(hits.mean())},
-            text,
-            details={"hits": pack(hits, queries.row, len(images)), "penalty": penalty},
-            made={
-                "token": token,
-                "training_images": len(training.labels),
-                "training_digest": digest(known),
-                "fitted_to_queries": is_same,
-            },
-        )
+        details = {"hits": pack(hits, queries.row, len(images)), "penalty": penalty}
+        return Result({"top1": float(hits.mean())}, text, details, made)
 
 
-def ridge(training: Labeled, queries: np.ndarray, classes: int) -> tuple[np.ndarray, float]:
+def ridge(training: Labeled, queries: np.ndarray) -> tuple[np.ndarray, float]:
     """Fit scikit-learn's RidgeClassifierCV to standardized features.
 
     Returns:
@@ -111,7 +81,7 @@ def ridge(training: Labeled, queries: np.ndarray, classes: int) -> tuple[np.ndar
     return model.predict((queries - mean) / deviation), float(model.alpha_)
 
 
-def logistic(training: Labeled, queries: np.ndarray, classes: int) -> tuple[np.ndarray, float]:
+def logistic(training: Labeled, queries: np.ndarray) -> tuple[np.ndarray, float]:
     """Fit multinomial logistic regressions from the strongest penalty to the weakest.
 
     Returns:
@@ -124,6 +94,7 @@ def logistic(training: Labeled, queries: np.ndarray, classes: int) -> tuple[np.n
     if not len(kept):
         held = kept = order
     x, y = jnp.asarray(training.features), jnp.asarray(training.labels)
+    classes = int(training.labels.max()) + 1
     weights: Any = zeros(x.shape[1], classes)
     accuracy = []
     for c in CS:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from occinv.data.batch import Batch
 from occinv.data.source import Source
-from occinv.evaluators.base import Evaluator, Result, Split, Subject, option
+from occinv.evaluators.base import Evaluator, Result, Subject, option
 from occinv.evaluators.occlusion import draw_visible, put_rng
 from occinv.losses.reconstruction import mean_over
 from occinv.models.patches import patchify
@@ -53,12 +53,12 @@ class Psnr(Evaluator):
     """The PSNR of reconstructions in dB (Table 1), at the objective's own mask ratio."""
 
     seed: int = option(0, "Draw the removed patches from this seed.")
-    batch_size: Count = option(128, "Images in a batch.")
+    batch_size: Count = option(128, "Images in a batch.", is_protocol=False)
 
     def check(self, subject: Subject) -> None:
         reconstructing(subject.objective)
 
-    def measure(self, subject: Subject, images: Source, split: Split) -> Result:
+    def measure(self, subject: Subject, images: Source) -> Result:
         model, batches = reconstructing(subject.objective), subject.batches(images, self.batch_size)
         found = reconstruction_psnr(
             subject.objective, subject.params, batches, seed=self.seed, mesh=subject.mesh

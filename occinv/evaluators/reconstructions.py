@@ -11,7 +11,7 @@ import numpy as np
 
 from occinv.data.batch import Batch
 from occinv.data.source import Source
-from occinv.evaluators.base import Evaluator, Result, Split, Subject, option
+from occinv.evaluators.base import Evaluator, Result, Subject, option
 from occinv.evaluators.psnr import reconstruct, reconstructing
 from occinv.objectives.base import Objective
 from occinv.schema import Count
@@ -35,7 +35,7 @@ class Reconstructions(Evaluator):
     def check(self, subject: Subject) -> None:
         reconstructing(subject.objective)
 
-    def measure(self, subject: Subject, images: Source, split: Split) -> Result:
+    def measure(self, subject: Subject, images: Source) -> Result:
         batch = subject.one_batch(images)
         rows = triples(subject.objective, subject.params, batch, self.seed)
         return Result({}, f"{len(rows)} images", pictures=[row._asdict() for row in rows])

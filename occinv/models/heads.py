@@ -129,6 +129,11 @@ class BatchNorm(nn.Module):
         return values.astype(x.dtype)
 
 
+def pool(tokens: jax.Array, token: Literal["class", "mean"]) -> jax.Array:
+    """Return the class token or the mean patch token of [B, 1 + n, D]: [B, D]."""
+    return tokens[:, 0] if token == "class" else tokens[:, 1:].mean(1)
+
+
 class ClassifierHead(nn.Module):
     """Linear classifier of the mean patch token after its own norm, or of the class token.
 
@@ -142,10 +147,9 @@ class ClassifierHead(nn.Module):
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Map tokens [B, 1 + N, D] to logits float32 [B, num_classes]."""
+        pooled = pool(tokens, self.pooling)
         if self.pooling == "mean":
-            pooled = layer_norm("norm", self.dtype)(tokens[:, 1:].mean(1))
-        else:
-            pooled = tokens[:, 0]
+            pooled = layer_norm("norm", self.dtype)(pooled)
         # A small start: the features, not the head, decide the first steps.
         init = nn.initializers.truncated_normal(2e-5)
         # In float32: in bfloat16 logits of different classes are often equal.

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -22,7 +21,7 @@ from occinv.models.vit import Features, ViT, make_vit
 from occinv.objectives import OBJECTIVES
 from occinv.objectives.ema import EMA
 from occinv.rng import fold
-from occinv.schema import Experiment, UserError, nearest
+from occinv.schema import Experiment
 from occinv.transforms.view import View
 
 Params = dict[str, Any]
@@ -257,19 +256,7 @@ def make_objective(section: Mapping[str, Any], setting: Setting) -> Objective:
     """
     fields = dict(section)
     name = str(fields.pop("name", ""))
-    where = OBJECTIVES.get(name, name)
-    if ":" not in where:
-        raise UserError(
-            f"unknown objective.name={name!r}{nearest(name, OBJECTIVES)}; "
-            "use module:Class for your own"
-        )
-    module, _, attribute = where.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"objective.name={name!r} cannot be imported: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, Objective)):
-        raise UserError(f"objective.name={name!r} is not a subclass of {Objective.__name__}")
+    found = schema.find_class(OBJECTIVES, name, Objective, "objective.name=")
     return schema.from_mapping(found, fields, "objective", setting=setting)
 
 

@@ -13,6 +13,7 @@ from occinv import schema
 from occinv.losses.classification import cross_entropy, hits
 from occinv.models.attention import CrossAttention
 from occinv.models.blocks import layer_norm
+from occinv.models.heads import pool
 from occinv.models.position import sincos
 from occinv.models.vit import TOKEN_INIT
 from occinv.objectives.base import FROZEN, Axes, Context, Networks, Objective, ParamGroup, Terms
@@ -170,7 +171,7 @@ class LinearProbe(Objective):
         tokens = jax.lax.stop_gradient(net.encode(views[0]).tokens)
         if self.pooling == "attentive":
             return tokens[:, 1:]
-        return tokens[:, 0] if self.pooling == "class" else tokens[:, 1:].mean(1)
+        return pool(tokens, self.pooling)
 
     def loss(
         self, net: LinearProbeNetworks, z: Any, views: tuple[View, ...], ctx: Context

@@ -149,6 +149,8 @@ def compare(folders: Sequence[Path]) -> Results:
     for part in parts.values():
         columns |= {c.key: c for c in part.columns if c.key not in columns}
     notes = [note for part in parts.values() for note in part.notes] + [*different.values()]
+    if not same_data and sum(bool(part.cka_encoders) for part in parts.values()) > 1:
+        notes.append("CKA is measured on different images, so compare it within a folder only.")
     return Results(
         title="comparison",
         subject="Comparison of runs",
@@ -188,6 +190,7 @@ def _with_own_columns(part: Results, name: str) -> Results:
                 row,
                 values=renamed(row.values),
                 hits=renamed(row.hits),
+                seeds=row.seeds | renamed(row.seeds),
                 paper=renamed(row.paper),
                 on_training=[own(key) for key in row.on_training],
             )
@@ -254,11 +257,9 @@ def _read_run(folder: Path, name: str) -> Run:
 def _results_of_runs(runs: Sequence[Run]) -> Results:
     """The rows of several workdirs: one for each method, with a value for each seed."""
     columns = Columns(record for run in runs for record in run.records)
-    methods: dict[str, list[Run]] = {}
-    for run in runs:
-        methods.setdefault(run.method, []).append(run)
-    rows = [_row_of_seeds(members, columns) for members in methods.values()]
-    rows += floor_rows(record for run in runs for record in run.records)
+    methods = _seeds_of_methods(runs)
+    rows = [_row_of_seeds(members, columns) for members in methods]
+    rows += floor_rows(made[0] for made in columns.makings.get("invariance", [])[:1])
     data = {run.experiment.data.eval_source or run.experiment.data.source for run in runs}
     encoders = {encoder_text(run.experiment) for run in runs}
     settings: Settings = {"data": "; ".join(sorted(data)), "encoder": "; ".join(sorted(encoders))}
@@ -270,7 +271,7 @@ def _results_of_runs(runs: Sequence[Run]) -> Results:
     }
     if len(counts) == 1:
         settings["num_test"] = counts.pop()
-    notes = config_notes([members[0] for members in methods.values()])
+    notes = config_notes([members[0] for members in methods]) + _other_curves(runs, columns)
     return Results(
         title="",
         columns=columns.columns,
@@ -279,6 +280,36 @@ def _results_of_runs(runs: Sequence[Run]) -> Results:
         same_data=len(data) == 1,
         notes=notes,
     )
+
+
+def _seeds_of_methods(runs: Sequence[Run]) -> list[list[Run]]:
+    """Group the runs that differ in the seed alone, each seed once, sorted by the seed."""
+    groups: list[list[Run]] = []
+    for run in runs:
+        for group in groups:
+            seeds = {other.experiment.seed for other in group}
+            if group[0].method == run.method and run.experiment.seed not in seeds:
+                group.append(run)
+                break
+        else:
+            groups.append([run])
+    return [sorted(group, key=lambda run: run.experiment.seed) for group in groups]
+
+
+def _is_main(record: Record, columns: Columns) -> bool:
+    """Whether a record of invariance is made like most others, so that its curves are shown."""
+    return record.evaluator == "invariance" and columns.number(record) == 0
+
+
+def _other_curves(runs: Sequence[Run], columns: Columns) -> list[str]:
+    """A sentence for each run whose CKA is not shown, because it was measured in another way."""
+    return [
+        f"The CKA of {run.name} is not shown: {columns.describe(record)}."
+        for run in runs
+        for record in run.records
+        if record.evaluator == "invariance" and not _is_main(record, columns)
+        if not any(_is_main(other, columns) for other in run.records)
+    ]
 
 
 def _row_of_seeds(runs: Sequence[Run], columns: Columns) -> Row:
@@ -295,15 +326,15 @@ def _row_of_seeds(runs: Sequence[Run], columns: Columns) -> Row:
     is_done = all((r.folder / RESULT).exists() or is_imported(r.folder) for r in runs)
     row.status = "done" if is_done else "running"
     for run in runs:
-        one = Row("", "")
-        fill(one, run.records, columns)
-        for key, values in one.values.items():
-            row.values.setdefault(key, []).extend(values)
-        for key, hits in one.hits.items():
-            row.hits.setdefault(key, []).extend(hits)
-        row.on_training = sorted({*row.on_training, *one.on_training})
-    measured = [r for run in runs for r in run.records if r.evaluator == "invariance"]
-    row.cka["finetuned" if first.stage == "finetune" else "pretrained"] = curves_of(measured)
+        fill(row, run.records, columns, run.experiment.seed)
+    encoder = "finetuned" if first.stage == "finetune" else "pretrained"
+    measured = {
+        run.experiment.seed: record
+        for run in runs
+        for record in run.records
+        if _is_main(record, columns)
+    }
+    row.cka[encoder], row.seeds[encoder] = curves_of([*measured.values()]), [*measured]
     row.reconstructions = picture_paths(first.folder / FOLDER / "reconstructions")
     return row
 

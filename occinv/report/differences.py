@@ -9,7 +9,7 @@ from scipy.special import ndtr, ndtri
 
 from occinv.data.identity import unpack
 from occinv.report import statistics
-from occinv.report.results import Column, Results, Row, mean_and_std, percent
+from occinv.report.results import STAGES, Column, Results, Row, mean_and_std, percent
 from occinv.report.statistics import ALPHA, Comparison
 
 Relation = Literal["above", "equal"]
@@ -42,8 +42,8 @@ def difference(
     """Compare two rows in one column; None if either has no value.
 
     Several seeds are compared by Student's paired t test, one seed by McNemar's test of both
-    models' predictions on the same images. Where the predictions were not recorded, one seed is
-    compared by the binomial error of both accuracies, which ignores the pairing. `equal` tests
+    models' predictions on the same images. Where the predictions were not recorded, accuracies of
+    training are compared by their binomial errors, which ignore the pairing. `equal` tests
     equivalence at the margin `within` (TOST) instead of a difference.
     """
     ours, theirs = row.seed_values(column), other.seed_values(column)
@@ -52,9 +52,11 @@ def difference(
     gap = mean_and_std(ours)[0] - mean_and_std(theirs)[0]
     # A difference that is printed as 0.0 counts as zero.
     value = 0.0 if f"{abs(gap):.1f}" == "0.0" else gap
-    if len(ours) == len(theirs) > 1:
-        return _over_seeds(ours, theirs, value, relation, within)
-    return _over_images(results, row, other, column, value, relation, within)
+    if len(ours) == len(theirs) == 1:
+        return _over_images(results, row, other, column, value, relation, within)
+    if len(ours) != len(theirs) or row.seeds.get(column.key) != other.seeds.get(column.key):
+        return Difference(value, None, "the noise is unknown (different seeds)", "")
+    return _over_seeds(ours, theirs, value, relation, within)
 
 
 def _over_seeds(
@@ -84,21 +86,21 @@ def _over_images(
     within: float,
 ) -> Difference:
     """Compare the values of one seed, by the images that were measured."""
+    packed = row.hits.get(column.key), other.hits.get(column.key)
+    if packed[0] and packed[1]:
+        first, second = (unpack(hits[0]) for hits in packed if hits)
+        test = in_points(statistics.mcnemar(first, second))
+        evidence = f"{interval_text(test)} over {len(first)} images, McNemar's test"
+        if relation == "equal":
+            test = in_points(statistics.equivalence_over_images(first, second, within / 100))
+        number = statistics.needed_images(first, second)
+        return Difference(value, test, evidence, f"{number} images" if number else "")
     count = results.settings.get("num_test")
-    if column.unit != "%":
+    if column.key not in STAGES:
         return Difference(value, None, "the noise is unknown (one seed)", "")
     if not isinstance(count, int) or count < 1:
         reason = "the number of validation images is not recorded"
         return Difference(value, None, f"the noise is unknown ({reason})", "")
-    packed = row.hits.get(column.key), other.hits.get(column.key)
-    if packed[0] and packed[1]:
-        first, second = (unpack(hits[0], count) for hits in packed if hits)
-        test = in_points(statistics.mcnemar(first, second))
-        evidence = f"{interval_text(test)} over {count} validation images, McNemar's test"
-        if relation == "equal":
-            test = in_points(statistics.equivalence_over_images(first, second, within / 100))
-        number = statistics.needed_images(first, second)
-        return Difference(value, test, evidence, f"{number} validation images" if number else "")
     test = unpaired(row.seed_values(column)[0], other.seed_values(column)[0], count)
     evidence = f"{interval_text(test)} over {count} validation images, predictions not recorded"
     if relation == "equal":
@@ -141,8 +143,8 @@ def sentence(row: Row, other: Row, column: Column, found: Difference, p_value: f
 
 def in_points(test: Comparison) -> Comparison:
     """Convert differences of accuracies in [-1, 1] to points."""
-    difference, low, high = (100 * value for value in test[:3])
-    return Comparison(difference, low, high, test.p_value)
+    value, low, high = (100 * bound for bound in test[:3])
+    return Comparison(value, low, high, test.p_value)
 
 
 def interval_text(test: Comparison, decimals: int = 1) -> str:

@@ -21,9 +21,10 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from occinv.evaluators import quoted_place
 from occinv.evaluators.base import Record
 from occinv.report.loss_curve import moving_mean, read_curve
-from occinv.report.measured import curves_of, nearest_place
+from occinv.report.measured import curves_of
 from occinv.report.results import (
     ENCODERS,
     CkaCurves,
@@ -64,7 +65,7 @@ def missing_cka_reason(results: Results, row: Row, encoder: str) -> str:
 def lowest_cka(results: Results) -> float:
     """The lower end of the axis of every CKA figure: the smallest value, rounded down."""
     lines = [line for row in results.rows for c in row.cka.values() if c for line in c.values]
-    least = min((value for line in lines for value in line if value is not None), default=0.0)
+    least = min((value for line in lines for value in line), default=0.0)
     step = 0.1 if least < 0.85 else 0.02
     return max(0.0, math.floor(least / step + 1e-9) * step)
 
@@ -311,7 +312,7 @@ def _plot_cka(axes: Axes, curves: CkaCurves, color: Mapping[float, np.ndarray]) 
             label=percent(ratio),
         )
     if curves.floor:
-        place = nearest_place(curves.ratios)
+        place = quoted_place(curves.ratios)
         axes.fill_between(curves.blocks, -1, curves.floor[place], color=GRID, zorder=0)
     axes.set_xticks(curves.blocks[:: math.ceil(len(curves.blocks) / 6)])
 

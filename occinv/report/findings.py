@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+from occinv.evaluators import QUOTED_RATIO, quoted_place
 from occinv.report import statistics
 from occinv.report.differences import (
     Relation,
@@ -14,13 +15,10 @@ from occinv.report.differences import (
     side_text,
     unit_text,
 )
-from occinv.report.measured import nearest_place
 from occinv.report.results import (
     ENCODERS,
     PSNR,
     PSNR_REMOVED,
-    QUOTED_DROP_RATIO,
-    CkaCurves,
     Claim,
     Column,
     Results,
@@ -28,7 +26,7 @@ from occinv.report.results import (
     mean_and_std,
     percent,
 )
-from occinv.report.statistics import ALPHA, Comparison
+from occinv.report.statistics import ALPHA
 
 ONE_SEED = (
     "One seed: the test covers the choice of validation images, not the variation between "
@@ -86,28 +84,25 @@ def adjusted_p_values(results: Results) -> dict[Pair, float]:
             p_values[pair] = found.comparison.p_value
     for encoder in ENCODERS:
         for row in results.occluding:
-            test = cka_difference(results, row, encoder)
-            if test is not None and results.baseline is not None:
-                p_values[row.key, results.baseline.key, encoder, "above"] = test.p_value
+            seeds = cka_by_seed(results, row, encoder)
+            if seeds is not None and results.baseline is not None:
+                p_value = statistics.paired_t(*seeds).p_value
+                p_values[row.key, results.baseline.key, encoder, "above"] = p_value
     return dict(zip(p_values, statistics.holm(list(p_values.values())).tolist(), strict=True))
 
 
-def cka_difference(results: Results, row: Row, encoder: str) -> Comparison | None:
-    """Compare a row's CKA with that of the supervised model over seeds; None for one seed."""
-    if results.baseline is None:
+def cka_by_seed(results: Results, row: Row, encoder: str) -> tuple[list[float], list[float]] | None:
+    """The quoted CKA of a row and of the supervised model for each seed; None for one seed."""
+    base = results.baseline
+    if base is None or row.seeds.get(encoder) != base.seeds.get("finetuned"):
         return None
     ours, theirs = (
-        [] if (curves := each.cka.get(key)) is None else last_block_by_seed(curves)
-        for each, key in ((row, encoder), (results.baseline, "finetuned"))
+        [values[quoted_place(curves.ratios)][-1] for values in curves.by_seed] if curves else []
+        for curves in (row.cka.get(encoder), base.cka.get("finetuned"))
     )
-    return statistics.paired_t(ours, theirs) if len(ours) == len(theirs) > 1 else None
-
-
-def last_block_by_seed(curves: CkaCurves) -> list[float]:
-    """The quoted CKA of each seed."""
-    place = nearest_place(curves.ratios)
-    found = [values[place][-1] for values in curves.by_seed]
-    return [value for value in found if value is not None]
+    if len(ours) != len(theirs) or len(ours) < 2:
+        return None
+    return ours, theirs
 
 
 def claim_finding(results: Results, claim: Claim, adjusted: dict[Pair, float]) -> Finding:
@@ -191,8 +186,8 @@ def cka_finding(results: Results, encoder: str, adjusted: dict[Pair, float]) -> 
     if first is None or not rows or not results.cka_encoders:
         return None
     claim = (
-        f"With {percent(QUOTED_DROP_RATIO)} of the patches dropped, the last-block CKA of the "
-        f"{ENCODERS[encoder]} encoder is above untrained encoders and above Random init after "
+        f"With {percent(QUOTED_RATIO)} of the patches dropped, the last-block CKA of the "
+        f"{ENCODERS[encoder]} encoder is above untrained encoders and above {first.name} after "
         "fine-tuning"
     )
     reference = first.last_block_cka("finetuned")
@@ -209,8 +204,10 @@ def cka_finding(results: Results, encoder: str, adjusted: dict[Pair, float]) -> 
             text += f", {beside} the floor of {cka.floor:.3f}"
             is_above = is_above and beside.endswith("above")
         p_value = adjusted.get((row.key, first.key, encoder, "above"))
-        if (test := cka_difference(results, row, encoder)) is not None and p_value is not None:
-            text += f"; {interval_text(test, 3)} over seeds, {p_text(p_value)}"
+        if (both := cka_by_seed(results, row, encoder)) is not None and p_value is not None:
+            wins = sum(ours > theirs for ours, theirs in zip(*both, strict=True))
+            text += f"; above {first.name} in {wins} of {len(both[0])} seeds, "
+            text += f"{interval_text(statistics.paired_t(*both), 3)} over seeds, {p_text(p_value)}"
         details.append(text + ".")
         above += is_above
         clearly += is_above and p_value is not None and p_value < ALPHA

@@ -12,13 +12,13 @@ from typing import NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
+from occinv.evaluators import QUOTED_RATIO
 from occinv.report import figures, svg
 from occinv.report.findings import findings
 from occinv.report.results import (
     ENCODERS,
     MISSING,
     PSNR,
-    QUOTED_DROP_RATIO,
     STAGES,
     Column,
     Results,
@@ -97,7 +97,7 @@ def render(results: Results, folder: str | Path) -> str:
         psnr=PSNR,
         created=_date(results.created),
         caption=caption(results),
-        dropped=percent(QUOTED_DROP_RATIO),
+        dropped=percent(QUOTED_RATIO),
         has_floor=any(c.floor for row in results.rows for c in row.cka.values() if c),
         number=number,
         gain=functools.partial(gain, results),

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from occinv.data.identity import Images
+from occinv.evaluators import quoted_place
 from occinv.evaluators.base import Record
 from occinv.report.results import (
     OCCLUSION,
     PSNR,
     PSNR_REMOVED,
-    QUOTED_DROP_RATIO,
     RETRIEVAL,
     CkaCurves,
     Column,
@@ -48,13 +49,6 @@ QUANTITIES = {
     "psnr": [Quantity(PSNR, "whole"), Quantity(PSNR_REMOVED, "removed")],
     "invariance": [Quantity(RETRIEVAL, "retrieval")],
 }
-# Facts of a protocol that do not change what a number means.
-INCIDENTAL = (
-    "batch_size",
-    "untrained",
-    "floors",
-    "pooling",
-)  # `token` is the pooling that was used
 
 
 def records_of(workdir: Path, stage: str) -> list[Record]:
@@ -67,90 +61,79 @@ def records_of(workdir: Path, stage: str) -> list[Record]:
     ]
     result = json.loads((workdir / RESULT).read_text()) if (workdir / RESULT).exists() else {}
     if "top1" in result.get("metrics", {}):
-        images = Images(**result["images"]) if "images" in result else Images("", 0, "", "other")
-        values = {"top1": result["metrics"]["top1"]}
+        images, values = Images(**result["images"]), {"top1": result["metrics"]["top1"]}
         found.append(Record(stage, str(workdir), stage, result["step"], images, {}, "", values, {}))
     return found
 
 
-def making(record: Record) -> tuple[tuple[str, Any], ...]:
-    """What two records must share to be in one column, as names and values."""
-    protocol = {k: v for k, v in record.protocol.items() if k not in INCIDENTAL}
-    if record.evaluator == "invariance":
-        del protocol["token"]  # each objective is judged by the token that it trains
-        protocol["batch_size"] = record.protocol.get("batch_size")  # retrieval is among a batch
-    images = {"images": f"{record.images.count} images of {record.images.name}"}
-    digest = {"digest": record.images.digest}
-    return tuple((k, str(v)) for k, v in (images | digest | protocol).items())
-
-
 class Columns:
-    """The columns that a set of records needs: one for each quantity and making."""
+    """The columns that a set of records needs: one for each quantity and making.
+
+    Attributes:
+      makings: By evaluator, the different makings with their records, the most common first.
+    """
 
     def __init__(self, records: Iterable[Record]) -> None:
-        makings: dict[str, dict[tuple[tuple[str, Any], ...], int]] = {}
+        found: dict[str, dict[Any, list[Record]]] = {}
         for record in records:
-            of_evaluator = makings.setdefault(record.evaluator, {})
-            of_evaluator[making(record)] = of_evaluator.get(making(record), 0) + 1
-        # The most common making has the plain name.
-        self.order = {
-            name: sorted(counts, key=lambda made: -counts[made]) for name, counts in makings.items()
+            found.setdefault(record.evaluator, {}).setdefault(record.making, []).append(record)
+        self.makings = {
+            name: sorted(members.values(), key=len, reverse=True) for name, members in found.items()
         }
 
+    def number(self, record: Record) -> int:
+        """The place of a record's making, from 0."""
+        makings = self.makings[record.evaluator]
+        return next(i for i, found in enumerate(makings) if found[0].making == record.making)
+
     def key(self, record: Record, quantity: Quantity) -> str:
-        """The key of a record's column."""
-        number = self.order[record.evaluator].index(making(record)) + 1
-        return quantity.column.key + (f"_{number}" if number > 1 else "")
+        """The key of a record's column. The most common making has the plain key."""
+        number = self.number(record)
+        return quantity.column.key + (f"_{number + 1}" if number else "")
 
     @property
     def columns(self) -> list[Column]:
         """Every column, except the details that only the page shows."""
-        found = []
-        for name in (each for each in QUANTITIES if each in self.order):
-            for number, made in enumerate(self.order[name], 1):
-                for quantity in QUANTITIES[name]:
-                    if quantity.column == PSNR_REMOVED:
-                        continue
-                    column, several = quantity.column, len(self.order[name]) > 1
-                    found.append(
-                        Column(
-                            column.key + (f"_{number}" if number > 1 else ""),
-                            column.heading + (f" ({number})" if several else ""),
-                            column.unit,
-                            f"{column.about}, {describe(made, self.order[name])}",
-                        )
-                    )
-        return found
+        return [
+            replace(
+                quantity.column,
+                key=self.key(made[0], quantity),
+                heading=quantity.column.heading + f" ({number})" * (len(makings) > 1),
+                about=f"{quantity.column.about}, {self.describe(made[0])}",
+            )
+            for name, quantities in QUANTITIES.items()
+            for makings in [self.makings.get(name, [])]
+            for number, made in enumerate(makings, 1)
+            for quantity in quantities
+            if quantity.column != PSNR_REMOVED
+        ]
+
+    def describe(self, record: Record) -> str:
+        """The images of a record, and the facts in which other makings differ."""
+        others = [dict(made[0].making) for made in self.makings[record.evaluator]]
+        differing = [
+            f"{name.replace('_', ' ')} {value}"
+            for name, value in record.making
+            if name != "images" and any(other.get(name) != value for other in others)
+        ]
+        images = f"{record.images.count} images of {record.images.name}"
+        return ", ".join([images, *differing])
 
 
-def describe(made: Sequence[tuple[str, Any]], others: Sequence[Sequence[tuple[str, Any]]]) -> str:
-    """The images of a making, and each fact of its protocol in which other makings differ."""
-    facts = dict(made)
-    differing = [
-        f"{name.replace('_', ' ')} {value}"
-        for name, value in facts.items()
-        if name not in ("images", "digest")
-        and any(dict(other).get(name) != value for other in others)
-    ]
-    digests = {dict(o)["digest"] for o in others if dict(o)["images"] == facts["images"]}
-    if len(digests) > 1:
-        differing.append(f"files {facts['digest']}")
-    return ", ".join([facts["images"], *differing])
-
-
-def fill(row: Row, records: Sequence[Record], columns: Columns) -> None:
-    """Put the numbers of a run's records into its row."""
+def fill(row: Row, records: Sequence[Record], columns: Columns, seed: int) -> None:
+    """Add the numbers of one run of a method to its row."""
     for record in records:
         for quantity in QUANTITIES[record.evaluator]:
             value = record.values.get(quantity.value)
             if value is None:
                 continue
             key = columns.key(record, quantity)
-            row.values[key] = [value]
-            if record.images.split == "training":
+            row.values.setdefault(key, []).append(value)
+            row.seeds.setdefault(key, []).append(seed)
+            if record.images.split == "training" and key not in row.on_training:
                 row.on_training.append(key)
             if (packed := hits_of(record, records)) is not None:
-                row.hits[key] = [packed]
+                row.hits.setdefault(key, []).append(packed)
 
 
 def hits_of(record: Record, records: Sequence[Record]) -> str | None:
@@ -173,7 +156,7 @@ def curves_of(records: Sequence[Record]) -> CkaCurves | None:
     if not records:
         return None
     first = records[0].details
-    token = records[0].protocol["token"]
+    token = first["token"]
     values = np.array([record.details["cka"][token] for record in records], float)
     floors = [
         curves["cka"][token]
@@ -191,11 +174,6 @@ def curves_of(records: Sequence[Record]) -> CkaCurves | None:
     )
 
 
-def nearest_place(ratios: Sequence[float]) -> int:
-    """The place of the ratio that is nearest to the one that tables quote."""
-    return min(range(len(ratios)), key=lambda place: abs(ratios[place] - QUOTED_DROP_RATIO))
-
-
 def floor_rows(records: Iterable[Record]) -> list[Row]:
     """Rows of the encoders that have not learned: untrained ones, and one blind to the image.
 
@@ -204,7 +182,7 @@ def floor_rows(records: Iterable[Record]) -> list[Row]:
     of_token: dict[str, Mapping[str, Any]] = {}
     for record in records:
         if record.evaluator == "invariance" and record.details.get("floor"):
-            of_token.setdefault(record.protocol["token"], record.details["floor"])
+            of_token.setdefault(record.details["token"], record.details["floor"])
     rows = []
     for token, floor in of_token.items():
         kinds = {"Untrained": [n for n in floor if n != "blind"], "Blind": ["blind"]}
@@ -223,7 +201,7 @@ def floor_rows(records: Iterable[Record]) -> list[Row]:
                     token=token,
                 )
             }
-            place = nearest_place(members[0]["ratios"])
+            place = quoted_place(members[0]["ratios"])
             row.values["retrieval"] = [m["retrieval"][token][place][-1] for m in members]
             rows.append(row)
     return rows

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from occinv.evaluators import quoted_place
 from occinv.schema import UserError
 
 FILE = "results.json"
 MISSING = "–"  # the text of a cell without a value
 PAPER_SETTING = "ViT-B, ImageNet"  # the model and the data of most of the paper's numbers
-QUOTED_DROP_RATIO = 0.75  # tables quote the CKA at MAE's mask ratio
 
 # A row has two encoders and up to four training stages. Keys are those of `Row`, values are titles.
 ENCODERS = {"pretrained": "pretrained", "finetuned": "fine-tuned"}
@@ -52,13 +52,13 @@ RETRIEVAL = Column(
     "retrieval",
     "Retr. %",
     "%",
-    "how often the nearest full image of an occluded one is itself, among 128, as for CKA",
+    "how often an occluded image finds itself among the full images of a minibatch, as for CKA",
 )
 OCCLUSION = Column(
     "occlusion",
     "Occl. %",
     "%",
-    "mean top-1 as 0 to 90 % of the patches are dropped",
+    "mean top-1 as more and more patches are removed at random",
 )
 PSNR_REMOVED = Column("psnr_removed", "PSNR dB, removed patches", "dB")
 
@@ -117,7 +117,7 @@ class CkaCurves:
     Attributes:
       ratios: The R fractions of dropped patches.
       blocks: The L transformer blocks, 1 is the first.
-      values: [R, L], the mean over seeds; None where CKA is undefined.
+      values: [R, L], the mean over seeds.
       by_seed: [seeds, R, L]; empty for a single run.
       token: The compared features: the `class` token or the `mean` patch token.
       floor: [R, L], the highest value of untrained encoders of the same shape; empty if unknown.
@@ -125,8 +125,8 @@ class CkaCurves:
 
     ratios: list[float]
     blocks: list[int]
-    values: list[list[float | None]]
-    by_seed: list[list[list[float | None]]] = field(default_factory=list)
+    values: list[list[float]]
+    by_seed: list[list[list[float]]] = field(default_factory=list)
     token: str = "class"
     floor: list[list[float]] = field(default_factory=list)
 
@@ -150,6 +150,8 @@ class Row:
       status: Whether all stages and evaluations are complete.
       pretrain, finetune, tenth, linear: The stages; None if the row does not have one.
       values: One number per finished seed, by column key. Accuracies are in [0, 1], PSNR in dB.
+      seeds: The seeds of the values by column key, and of the CKA curves by key of `ENCODERS`;
+        missing: 0, 1, 2, …
       hits: For each seed the images that are classified correctly, as `pack` writes them, by
         column key.
       on_training: The keys of columns that were measured on training images.
@@ -175,6 +177,7 @@ class Row:
     tenth: StageRecord | None = None
     linear: StageRecord | None = None
     values: dict[str, list[float]] = field(default_factory=dict)
+    seeds: dict[str, list[int]] = field(default_factory=dict)
     hits: dict[str, list[str]] = field(default_factory=dict)
     on_training: list[str] = field(default_factory=list)
     paper: dict[str, float] = field(default_factory=dict)
@@ -210,18 +213,17 @@ class Row:
         ours, paper = self.seed_values(column), self.paper.get(column.key)
         return mean_and_std(ours)[0] - paper if ours and paper is not None else None
 
-    def last_block_cka(self, encoder: str, ratio: float = QUOTED_DROP_RATIO) -> Cka | None:
-        """Return the CKA at the last block, at the measured ratio next to `ratio`.
+    def last_block_cka(self, encoder: str) -> Cka | None:
+        """Return the CKA at the last block, at the ratio of `quoted_place`.
 
         None if it was not measured.
         """
         curves = self.cka.get(encoder)
         if curves is None or not curves.ratios:
             return None
-        place = min(range(len(curves.ratios)), key=lambda i: abs(curves.ratios[i] - ratio))
-        value = curves.values[place][-1]
+        place = quoted_place(curves.ratios)
         floor = curves.floor[place][-1] if curves.floor else None
-        return None if value is None else Cka(value, curves.ratios[place], curves.token, floor)
+        return Cka(curves.values[place][-1], curves.ratios[place], curves.token, floor)
 
 
 @dataclass

@@ -11,13 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from occinv.evaluators import QUOTED_RATIO, quoted_place
 from occinv.evaluators.base import Record
-from occinv.report.measured import nearest_place
 from occinv.report.read_run import unique_names
 from occinv.report.results import (
     ENCODERS,
     MISSING,
-    QUOTED_DROP_RATIO,
     Column,
     Results,
     Row,
@@ -61,7 +60,7 @@ def value_text(row: Row, column: Column) -> str:
     if not values:
         return MISSING
     mean, std = mean_and_std(values)
-    mark = "‡" if column.key in row.on_training else ""
+    mark = "§" if column.key in row.on_training else ""
     return (f"{mean:.1f}" if std is None else f"{mean:.1f} ± {std:.1f}") + mark
 
 
@@ -122,7 +121,7 @@ def caption(results: Results) -> list[tuple[str, str]]:
     if results.has_paper(*results.columns):
         parts.append(("Δ", "ours − paper."))
     if any(row.on_training for row in results.rows):
-        parts.append(("‡", "measured on images that the model was trained on."))
+        parts.append(("§", "measured on images that the model was trained on."))
     parts += cka_caption(results)
     return parts + [("", note) for note in results.notes]
 
@@ -352,16 +351,16 @@ def _append(lines: list[list[str]], heading: str, cells: list[str]) -> None:
 def print_invariance(records: Sequence[Record], console: Console | None = None) -> None:
     """Print records of the evaluator invariance: every measure of every token, with its floor."""
     console = console or Console()
-    title = f"last block, {percent(QUOTED_DROP_RATIO)} of the patches removed"
+    title = f"last block, {percent(QUOTED_RATIO)} of the patches removed"
     table = Table(title=title, box=box.SIMPLE if console.is_terminal else box.ASCII2)
     for heading in ("run", "token", "CKA", "floor", "retrieval", "floor", "cosine", "floor"):
         table.add_column(heading, justify="left" if heading in ("run", "token") else "right")
     names = unique_names([Path(record.workdir) for record in records])
     for record in records:
         details, run = record.details, names[Path(record.workdir).expanduser().resolve()]
-        place = nearest_place(details["ratios"])
+        place = quoted_place(details["ratios"])
         for token in details["cka"]:
-            is_trained = token == record.protocol["token"]
+            is_trained = token == details["token"]
             cells = []
             for measure in ("cka", "retrieval", "cosine"):
                 known = [

@@ -68,7 +68,7 @@ class Evals:
         return Subject(assembly.objective, params, data, source, run.classes, assembly.mesh)
 
     def write(self, state: TrainState, step: int, writer: Writer) -> bool:
-        """Run the evaluators that are due after `step` steps, and write what they find.
+        """Run the evaluators that are due after `step` steps, and write their results.
 
         Numbers go to the writer as `LABEL/VALUE`, pictures to TensorBoard. At the end, records are
         written into the workdir as by `occinv evaluate`. Returns whether any evaluator was due.
@@ -96,6 +96,5 @@ class Evals:
                 },
             )
             if is_end:
-                scale = max(1, round(128 / experiment.data.image_size))
-                write_record(record_file(self.workdir, label), record, result, scale)
+                write_record(record_file(self.workdir, label), record, result)
         return True

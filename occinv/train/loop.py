@@ -294,8 +294,8 @@ def describe(run: Run, state: TrainState, writer: Writer, done: int) -> None:
     )
     if run.validation is None:
         log.warning(
-            "%s has no validation images, so the loss and accuracy of others are not measured; "
-            "name some by data.eval_source",
+            "%s has no validation images, so no validation loss or accuracy is measured; name "
+            "some by data.eval_source",
             run.loader.source.name,
         )
     if done == 0:

@@ -19,6 +19,7 @@ from occinv.schema import UserError
 from occinv.train.workdir import write_json
 
 FOLDER = "evaluate"
+PICTURE = 128  # pixels a side of a picture in a grid, about
 
 
 def record_file(workdir: Path, name: str) -> Path:
@@ -26,7 +27,7 @@ def record_file(workdir: Path, name: str) -> Path:
     return workdir / FOLDER / f"{name.rpartition(':')[2]}.json"
 
 
-def write_record(path: Path, record: Record, result: Result, scale: int) -> Path | None:
+def write_record(path: Path, record: Record, result: Result) -> Path | None:
     """Add a record to a file, and draw its pictures beside it; return the path of the grid."""
     if jax.process_index() == 0:
         others = [r for r in read_records(path) if r.making != record.making]
@@ -35,6 +36,8 @@ def write_record(path: Path, record: Record, result: Result, scale: int) -> Path
         return None
     grid = path.with_suffix(".png")
     if jax.process_index() == 0:
+        height = len(next(iter(result.pictures[0].values())))
+        scale = max(1, round(PICTURE / height))
         save_pictures(grid, result.pictures, scale, result.captions)
     return grid
 

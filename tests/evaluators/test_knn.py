@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +11,22 @@ import numpy as np
 import pytest
 from example_models import at_most_by_chance, noise_images, save_run
 from sklearn.neighbors import KNeighborsClassifier
-from tiny_runs import compile_once, make_images, run, start_several, tiny
+from tiny_runs import make_images, run, start_several, tiny
 
 from occinv.cli import main
 from occinv.data.identity import unpack
 from occinv.evaluate import evaluate
 from occinv.evaluators import knn as module
 from occinv.evaluators.base import Record
-from occinv.evaluators.knn import Labeled, knn, own_rows
+from occinv.evaluators.features import Labeled, own_rows
+from occinv.evaluators.knn import knn
 from occinv.schema import UserError
 from occinv.train.records import read_records
 
+pytestmark = pytest.mark.usefixtures("compiled")  # runs of one shape compile once
+
 MAE = {"name": "mae", "decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
 IMAGES = 60
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Runs of one shape compile the same programs."""
-    with compile_once(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 def labeled(seed: int, count: int) -> Labeled:
@@ -151,7 +146,7 @@ def assert_by_chance(record: Record) -> None:
     assert record.protocol["leave_one_out"] is True
     assert record.values["top1"] is not None
     assert record.values["top1"] <= at_most_by_chance(1 / 3, record.images.count)
-    hits = unpack(record.details["hits"], record.images.count)
+    hits = unpack(record.details["hits"])
     assert record.values["top1"] == pytest.approx(hits.mean())
 
 
@@ -230,7 +225,7 @@ def test_a_run_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     # Even random features separate dark and light images. The last batch is padded.
     (found,) = evaluate("knn", [workdir], neighbors=3, pooling="mean", batch_size=8)
     assert found.record.values == {"top1": 1.0, "top5": 1.0}
-    assert unpack(found.record.details["hits"], 12).all()
+    assert unpack(found.record.details["hits"]).all()
     path = workdir / "evaluate" / "knn.json"
     assert len(json.loads(path.read_text())) == 2
     last = read_records(path)[-1]

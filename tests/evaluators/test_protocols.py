@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from tiny_runs import DECODER, compile_once, make_images, run, tiny
+from tiny_runs import DECODER, run, tiny
 
 from occinv import evaluate as module
 from occinv import parallel
 from occinv.evaluate import evaluate
 from occinv.train.workdir import RESULT
+
+pytestmark = pytest.mark.usefixtures("compiled")  # runs of one shape compile once
 
 STEPS = ("train.duration.steps=4", "optimizer.warmup.steps=1", "encoder.patch_size=4")
 EVALUATORS: dict[str, dict[str, Any]] = {
@@ -26,19 +27,6 @@ EVALUATORS: dict[str, dict[str, Any]] = {
     "probe": {"batch_size": 8},
     "occlusion": {"ratios": (0.5,), "neighbors": 5, "batch_size": 8},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Compile the programs of both passes once."""
-    with compile_once(tmp_path_factory.mktemp("compiled")):
-        yield
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of labeled images."""
-    return make_images(tmp_path_factory.mktemp("data") / "images")
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import pytest
 from rich.console import Console
-from tiny_runs import make_images, overrides, tiny
+from tiny_runs import overrides, tiny
 
 from occinv import cli, parallel, schema
 from occinv.config import load_config
@@ -46,11 +46,6 @@ EARLY = (
 def experiment(config: str, *fields: str, images: Path = NOWHERE) -> Experiment:
     spec, *given = tiny(config, images, *fields)[1:]
     return schema.resolve(load_config(spec, given))
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_images(tmp_path_factory.mktemp("data") / "images")
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,9 @@ def run(
     write(workdir / "config.json", {"experiment": experiment, "classes": ["a", "b"]})
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
     if metrics is not None:
-        write(workdir / "result.json", {"step": 20, "metrics": metrics})
+        images = {"name": "digits (test)", "count": 3, "digest": "d", "split": "validation"}
+        result = {"step": 20, "metrics": metrics, "images": images}
+        write(workdir / "result.json", result)
     return workdir
 
 
@@ -69,15 +71,18 @@ def record(evaluator: str, values: dict[str, float], **changes: Any) -> dict[str
     }
 
 
-def invariance(last: float, floor: float = 0.1, token: str = "class") -> dict[str, Any]:
+def invariance(
+    last: float, floor: float = 0.1, token: str = "class", **changes: Any
+) -> dict[str, Any]:
     """A record of CKA `last` at the last block, and `floor` of an untrained encoder."""
 
     def curves(value: float) -> dict[str, Any]:
         found = {measure: {token: [[1.0, value]]} for measure in ("cka", "retrieval", "cosine")}
         return {**CURVES, **found}
 
-    details = curves(last) | {"floor": {"untrained 0": curves(floor), "blind": curves(0.0)}}
-    return record("invariance", {"retrieval": last}, protocol={"token": token}, details=details)
+    floors = {"untrained 0": curves(floor), "blind": curves(0.0)}
+    details = curves(last) | {"token": token, "floor": floors}
+    return record("invariance", {"retrieval": last}, details=details, **changes)
 
 
 @pytest.fixture
@@ -190,10 +195,29 @@ def test_numbers_made_differently_are_in_different_columns(mae, tmp_path):
         assert "knn" not in second.values
     about = {c.key: c.about for c in compare([mae, tmp_path / "pooling"]).columns}
     assert about["knn_2"].endswith("3 images of digits (test), token mean")
-    # The batch in which features are computed does not matter.
-    same = record("knn", {"top1": 0.5}, protocol={"batch_size": 7})
+    # The name of a folder does not matter if its files are the same.
+    same = record("knn", {"top1": 0.5}, images={"name": "moved"})
     write(tmp_path / "pooling" / "evaluate" / "knn.json", [same])
     assert compare([mae, tmp_path / "pooling"]).columns[0].heading == "k-NN %"
+
+
+def test_cka_measured_differently_is_not_shown_beside_the_others(mae, tmp_path):
+    """CKA on 1000 images once stood beside CKA on 256."""
+    runs = [mae]
+    for name, changes in (("rmae", {}), ("cmae", {"images": {"count": 2}})):
+        runs.append(run(tmp_path / name, {"name": name}, None))
+        write(runs[-1] / "evaluate" / "invariance.json", [invariance(0.5, **changes)])
+    results = compare(runs)
+    shown = {row.name: row.cka["pretrained"] for row in results.rows if not row.is_floor}
+    assert shown["rmae"] is not None and shown["cmae"] is None
+    said = "The CKA of cmae is not shown: 2 images of digits (test)."
+    assert said in results.notes
+    # A run with both measurements shows the common one.
+    both = [invariance(0.7, images={"count": 2}), invariance(0.6)]
+    write(runs[-1] / "evaluate" / "invariance.json", both)
+    results = compare(runs)
+    assert results.rows[2].cka["pretrained"].values == [[1.0, 0.6]]
+    assert not [note for note in results.notes if "not shown" in note]
 
 
 def test_a_linear_probe_and_fine_tuning_are_in_different_columns(tmp_path, supervised):
@@ -209,16 +233,13 @@ def test_fine_tuned_runs_are_compared_by_the_predictions_of_their_occlusion_accu
     for name, hits in (("a", [1, 1, 0]), ("b", [0, 1, 1])):
         objective = {"name": "classification", "label_smoothing": 0.1 * len(workdirs)}
         workdirs.append(run(tmp_path / name, objective, {"top1": 2 / 3}, init_from="gone"))
-        images = {"name": "digits (test)", "count": 3, "digest": "d", "split": "validation"}
-        content = {"step": 20, "metrics": {"top1": 2 / 3}, "images": images}
-        write(workdirs[-1] / "result.json", content)
         packed = pack(np.array(hits, bool), np.arange(3), 3)
         details = {"hits": {"random": [packed, "00"]}}
         protocol = {"classifier": "own"}
         made = record("occlusion", {"area_random": 0.5}, protocol=protocol, details=details)
         write(workdirs[-1] / "evaluate" / "occlusion.json", [made])
     results = compare(workdirs)
-    assert [unpack(row.hits["finetune"][0], 3).tolist() for row in results.rows] == [
+    assert [unpack(row.hits["finetune"][0]).tolist() for row in results.rows] == [
         *([True, True, False], [False, True, True]),
     ]
     assert any("McNemar" in d for finding in findings(results) for d in finding.details)
@@ -229,7 +250,7 @@ def test_numbers_on_training_images_are_marked(mae, capsys):
     write(mae / "evaluate" / "knn.json", [made])
     report([mae])
     said = capsys.readouterr().out
-    assert "100.0‡" in said
+    assert "100.0§" in said
     assert "measured on images that the model was trained on" in " ".join(said.split())
 
 
@@ -245,6 +266,12 @@ def test_seeds_of_one_config_are_one_row(tmp_path):
     assert (row.name, row.values["finetune"]) == ("ft0 and 2 more seeds", [0.5, 0.6, 0.7])
     assert row.cka["finetuned"].values == pytest.approx(np.array([[1.0, 0.6]]))
     assert len(row.cka["finetuned"].by_seed) == 3
+    assert row.seeds["finetune"] == row.seeds["finetuned"] == [0, 1, 2]
+    # The order of the folders does not matter, and a seed counts once.
+    assert compare(workdirs[::-1]).rows[0].values["finetune"] == [0.5, 0.6, 0.7]
+    again = run(tmp_path / "again", {"name": "classification"}, {"top1": 0.1}, **fields)
+    rows = compare([*workdirs, again]).rows
+    assert [r.values["finetune"] for r in rows[:2]] == [[0.5, 0.6, 0.7], [0.1]]
     # Another pretraining is another row, although the fine-tuning is equal.
     start = run(tmp_path / "rmae", {"name": "rmae"}, {"loss": 0.4})
     other = {"init_from": str(start)}

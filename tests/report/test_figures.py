@@ -255,10 +255,10 @@ def test_missing_values_have_no_dots(results):
 
 def test_the_cka_of_single_runs_is_white_and_names_no_encoder(results, tmp_path, monkeypatch):
     curves = results.rows[1].cka["finetuned"]
-    details = {"ratios": curves.ratios, "blocks": curves.blocks, "floor": {}}
+    details = {"token": "mean", "ratios": curves.ratios, "blocks": curves.blocks, "floor": {}}
     details["cka"] = {"mean": curves.values}
     images = Images("digits", 3, "d", "validation")
-    made = ("invariance", "runs/ft", "mae", 3, images, {"token": "mean"}, "0", {}, details)
+    made = ("invariance", "runs/ft", "mae", 3, images, {}, "0", {}, details)
     drawn = []
     draw = figures.cka_by_block
     monkeypatch.setattr(

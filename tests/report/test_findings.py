@@ -20,7 +20,7 @@ from occinv.report.findings import (
     findings,
     psnr_finding,
 )
-from occinv.report.results import CkaCurves, Claim, Results, Row, load_results
+from occinv.report.results import CkaCurves, Claim, Column, Results, Row, load_results
 from occinv.report.statistics import mcnemar, needed_images
 from occinv.schema import UserError
 
@@ -90,7 +90,7 @@ def test_with_predictions_one_seed_is_compared_image_by_image():
     assert list(found.comparison[:3]) == pytest.approx(in_points)
     # Only 8 of 100 images tell the models apart: the unpaired test would need far more.
     assert found.comparison.p_value == pytest.approx(2 * 9 / 256)
-    assert found.needed == f"{needed_images(second, first)} validation images"
+    assert found.needed == f"{needed_images(second, first)} images"
     text = from_first(results, results.rows[1])
     assert "McNemar" in text
     assert f"would need about {found.needed}" in text
@@ -133,6 +133,26 @@ def test_several_seeds_are_compared_seed_by_seed():
     text = from_first(results, results.rows[1])
     assert "above it in 3 of 3 seeds" in text and "not significant" in text
     assert found.needed == "5 seeds" and "about 5 seeds" in text
+
+
+def test_different_seeds_are_not_compared_seed_by_seed():
+    results = run(0.5, 0.6)
+    for each, values in zip(results.rows, ([0.50, 0.60, 0.70], [0.52, 0.61, 0.73]), strict=True):
+        each.values["finetune"] = values
+    results.rows[1].seeds["finetune"] = [3, 4, 5]
+    assert "the noise is unknown (different seeds)" in accuracy(results).details[0]
+    results.rows[1].seeds, results.rows[1].values["finetune"] = {}, [0.52, 0.61]
+    assert "the noise is unknown (different seeds)" in accuracy(results).details[0]
+
+
+def test_only_the_accuracy_of_training_is_taken_as_measured_on_the_validation_images():
+    """k-NN on 100 images, or a mean over ratios, has no binomial error on num_test images."""
+    results = run(0.50, 0.60)
+    results.columns = [Column("knn", "k-NN %", "%")]
+    for each, value in zip(results.rows, (0.4, 0.5), strict=True):
+        each.values["knn"] = [value]
+    found = difference(results, results.rows[1], results.rows[0], results.columns[0])
+    assert found.comparison is None
 
 
 def test_two_seeds_with_equal_differences_decide_nothing():
@@ -201,7 +221,8 @@ def test_cka_over_seeds_is_tested(results):
     found = on_cka(complete, "finetuned")
     assert found.verdict == "supported" and found.claim.endswith("1 rows, significantly in 1")
     # Differences 0.20, 0.19, 0.20: mean 0.1967, ± 4.303 * 0.00577 / √3.
-    assert "interval +0.182 to +0.211 over seeds, Holm-adjusted p < 0.001" in found.details[0]
+    interval = "95 % confidence interval +0.182 to +0.211 over seeds, Holm-adjusted p < 0.001"
+    assert f"above Random init in 3 of 3 seeds, {interval}" in found.details[0]
     complete.rows[1].cka["finetuned"] = seeds_of_cka(0.61, 0.64, 0.70)
     assert on_cka(complete, "finetuned").verdict == "inconclusive"
 

@@ -246,7 +246,7 @@ def test_the_dashed_line_has_the_name_of_the_baseline(results):
     results.rows[0].name = "supervised"
     assert "The dashed line is supervised after fine-tuning." in Page(render(results, ".")).text
     results.rows[0].cka = {}
-    assert "supervised after fine-tuning" not in Page(render(results, ".")).text
+    assert "The dashed line is supervised after fine-tuning." not in Page(render(results, ".")).text
 
 
 @pytest.mark.usefixtures("quick_figures")

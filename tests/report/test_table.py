@@ -194,9 +194,9 @@ def test_invariance_is_printed_with_its_floor_for_every_token():
         return {"ratios": [0.5, 0.75], "cka": values, "retrieval": found, "cosine": found}
 
     floor = {"untrained 0": curves(0.1, 0.2), "untrained 1": curves(0.3, 0.1)}
-    details = curves(0.8, 0.7) | {"floor": floor | {"blind": curves(0.0, 0.0)}}
+    details = curves(0.8, 0.7) | {"token": "class", "floor": floor | {"blind": curves(0.0, 0.0)}}
     images = Images("digits", 3, "d", "validation")
-    made = ("invariance", "runs/mae", "mae", 3, images, {"token": "class"}, "0", {}, details)
+    made = ("invariance", "runs/mae", "mae", 3, images, {}, "0", {}, details)
     stream = io.StringIO()
     table.print_invariance([Record(*made)], Console(file=stream, width=120))
     lines = [re.findall(r"[^|]+", line) for line in stream.getvalue().splitlines() if "0.8" in line]

@@ -375,11 +375,11 @@ def test_values_of_seeds_stay_in_step(tmp_path: Path) -> None:
 def test_curves_are_averaged_over_seeds() -> None:
     records = []
     for last in ([0.8, 0.2], [1.0, 0.6]):
-        own = {"ratios": [0.1], "blocks": [1, 2], "cka": {"class": [last]}}
+        own = {"token": "class", "ratios": [0.1], "blocks": [1, 2], "cka": {"class": [last]}}
         floor = {"untrained 0": {"cka": {"class": [[0.1, last[1] / 2]]}}}
         images = Images("digits", 3, "d", "validation")
         details = own | {"floor": floor | {"blind": {"cka": {"class": [[0.9, 0.9]]}}}}
-        made = ("invariance", "w", "mae", 3, images, {"token": "class"}, "0", {}, details)
+        made = ("invariance", "w", "mae", 3, images, {}, "0", {}, details)
         records.append(Record(*made))
     curves = curves_of(records)
     assert curves is not None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,8 @@ from tiny_runs import (
     HEADS,
     Crash,
     at_step,
-    compile_once,
     crash,
     losses,
-    make_images,
     overrides,
     run,
     start_several,
@@ -33,23 +30,12 @@ from occinv.train import workdir as files
 from occinv.train.records import read_records
 from occinv.train.writers import read_scalars
 
+pytestmark = pytest.mark.usefixtures("compiled")  # runs of one shape compile once
+
 STEPS = ("train.duration.steps=5", "train.checkpoint_every.steps=2")
 KNN = "evals.knn={'every': {'steps': 2}, 'neighbors': 3}"
 EVERY_TWO = {"every": {"steps": 2}}
 RECONSTRUCTIONS = "evals.reconstructions={'num_images': 2}"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Every run compiles the same few programs."""
-    with compile_once(tmp_path_factory.mktemp("compiled")):
-        yield
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of labeled images."""
-    return make_images(tmp_path_factory.mktemp("data") / "images")
 
 
 @pytest.fixture(scope="module")
@@ -154,10 +140,26 @@ def test_a_crash_writes_no_number_twice(
     assert records(tmp_path)["knn"].values == records(measured)["knn"].values
 
 
-class Slow(Evaluator):
-    """Takes a second."""
+class Failing(Evaluator):
+    """Cannot read an image."""
 
-    def measure(self, subject: Any, images: Any, split: Any) -> Result:
+    def measure(self, subject: Any, images: Any) -> Result:
+        raise UserError("cannot read image 3")
+
+
+def test_an_evaluator_that_fails_costs_no_step(arguments: list[str], tmp_path: Path) -> None:
+    rare = "train.checkpoint_every.steps=100"
+    with pytest.raises(UserError, match="cannot read image 3"):
+        run(arguments, tmp_path, rare, f"evals={{'{__name__}:Failing': {EVERY_TWO}}}")
+    assert files.load_run(tmp_path).step == 2
+    run(arguments, tmp_path, rare, "evals={}")
+    assert min(losses(tmp_path)) == 1 and max(losses(tmp_path)) == 5
+
+
+class Slow(Evaluator):
+    """Takes four seconds."""
+
+    def measure(self, subject: Any, images: Any) -> Result:
         time.sleep(4)
         return Result({"steps": 1.0}, "")
 

@@ -13,7 +13,6 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -23,10 +22,8 @@ from tiny_runs import (
     Crash,
     assert_same_end,
     at_step,
-    compile_once,
     crash,
     losses,
-    make_images,
     overrides,
     run,
     start,
@@ -42,20 +39,9 @@ from occinv.train.checkpoints import Checkpoints
 from occinv.train.loop import NonFinite
 from occinv.train.writers import read_scalars
 
+pytestmark = pytest.mark.usefixtures("compiled")  # runs of one shape compile once
+
 OFTEN = ("train.log_every.steps=1", "train.checkpoint_every.steps=2")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The same few programs over and over: each is compiled once. Nothing kills this process."""
-    with compile_once(tmp_path_factory.mktemp("compiled")):
-        yield
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of labeled images."""
-    return make_images(tmp_path_factory.mktemp("data") / "images")
 
 
 @pytest.fixture(scope="module")
@@ -314,6 +300,16 @@ def test_steps_that_are_no_number_may_be_skipped(
 
     with pytest.raises(NonFinite, match=r"in 2 of 6 steps .*max_nonfinite=1.* was step 5"):
         run(arguments, tmp_path / "one", bad, "train.max_nonfinite=1")
+
+
+def test_a_run_without_validation_images_says_so_once(
+    images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = f"{toy_config(tmp_path)}:{images / 'train'}"
+    with caplog.at_level("WARNING", "occinv.train"):
+        run(["--config", spec, *overrides(*OFTEN)], tmp_path / "run")
+    assert caplog.text.count("has no validation images") == 1
+    assert json.loads((tmp_path / "run" / files.RESULT).read_text()) == {"step": 8, "metrics": {}}
 
 
 def test_a_run_that_explodes_stops(arguments: list[str], tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from small_objectives import (
     start,
 )
 from tiny_runs import DECODER as TINY_DECODER
-from tiny_runs import Crash, at_step, compile_once, crash, make_images, state_of, tiny
+from tiny_runs import Crash, at_step, crash, state_of, tiny
 from tiny_runs import run as train
 
 from occinv import schema
@@ -40,6 +39,8 @@ from occinv.schema import UserError
 from occinv.train import workdir
 from occinv.train.prepare import Run, prepare
 from occinv.transforms.view import whole
+
+pytestmark = pytest.mark.usefixtures("compiled")  # runs of one shape compile once
 
 NUM_IDS, WIDTH = 6, 3
 FIELDS = {"num_ids": NUM_IDS, "code_width": WIDTH, **DECODER}
@@ -137,18 +138,6 @@ TOKENIZER = {
     "code_width": 4,
     "encoder": {"name": "micro", "patch_size": 8, "width": 16, "depth": 1, "heads": 2},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Let runs that resume use programs that were compiled before."""
-    with compile_once(tmp_path_factory.mktemp("compiled")):
-        yield
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_images(tmp_path_factory.mktemp("data") / "images")
 
 
 @pytest.fixture(scope="module")
