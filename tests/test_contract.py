@@ -47,12 +47,18 @@ CASES: dict[str, dict[str, Any]] = {
         "symmetric": False,
         **HEADS,
     },
-    "cmae BYOL, dropped patches": {
+    "cmae, dropped patches": {
         "name": "cmae",
-        "tokens": "mean",
+        "mask_token": False,
+        "t2": "identity",
+        "head_norm": "layernorm",
+        **HEADS,
+    },
+    "cmae BYOL, queries": {
+        "name": "cmae",
         "similarity": "byol",
         "mask_token": False,
-        "head_norm": "layernorm",
+        "predictor": "queries",
         "symmetric": False,
         **HEADS,
     },
@@ -131,6 +137,7 @@ COUPLED = {
     "mae, no masking, augmented",
     "cmae",
     "cmae batch, batch norm",
+    "cmae, dropped patches",
     "cmae, no masking, mixed",
     "mocov3",
     "grid, color against dropped patches",
@@ -140,7 +147,7 @@ COUPLED = {
 # What they compute over devices other cases show, of the same class or of the same parts.
 ON_ONE_DEVICE = {
     "rmae",
-    "cmae BYOL, dropped patches",
+    "cmae BYOL, queries",
     "ibot",
     "cae",
     "data2vec",

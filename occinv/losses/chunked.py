@@ -26,6 +26,8 @@ from jax.sharding import Mesh, PartitionSpec
 from occinv.losses.contrastive import Negatives, info_nce, similarities, unit
 from occinv.parallel import IMAGES
 
+ABSENT = -1e9  # finite, so that gradients are
+
 
 def chunked_info_nce(
     queries: jax.Array,
@@ -34,6 +36,7 @@ def chunked_info_nce(
     temperature: float,
     key_chunk: int | None = None,
     mesh: Mesh | None = None,
+    present: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Compute Eq. (9), as `info_nce` of `similarities`, and whether each positive is nearest.
 
@@ -48,11 +51,19 @@ def chunked_info_nce(
       key_chunk: The number of keys that a query meets at once, 1 or more; None: all of them, by the
         plain formula.
       mesh: The devices that share the images equally (`parallel.by_image`); None: one device.
+      present: bool [B, T], the keys that exist; the others are no negatives. A query whose own key
+        does not exist has no meaningful loss. None: all exist.
 
     Returns:
       loss float32 [B, T], and agreement float32 [B, T], 1 where no other key is nearer than the
       positive (of equally near keys the first counts, as in `argmax`) and 0 elsewhere.
     """
+    queries, keys = unit(queries), unit(keys)
+    if present is not None:
+        # One more coordinate lowers the cosine with an absent key so far that its exp is 0.
+        absent = jnp.where(present, 0.0, ABSENT)[..., None]
+        keys = jnp.concatenate([keys, absent.astype(keys.dtype)], axis=-1)
+        queries = jnp.concatenate([queries, jnp.ones_like(queries[..., :1])], axis=-1)
     if key_chunk is None:
         cosines, positive = similarities(queries, keys, negatives)
         agrees = (cosines.argmax(-1) == positive).astype(jnp.float32)
@@ -70,7 +81,7 @@ def chunked_info_nce(
     if devices > 1:
         by_rows = PartitionSpec(IMAGES)
         on_device = jax.shard_map(on_device, mesh=mesh, in_specs=by_rows, out_specs=by_rows)
-    return on_device(unit(queries), unit(keys))
+    return on_device(queries, keys)
 
 
 def to_problems(x: jax.Array, negatives: Negatives) -> jax.Array:

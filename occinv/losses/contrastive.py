@@ -34,15 +34,14 @@ def similarities(
     """Return the cosines in Eq. (9)'s denominator, and the index of the positive among them.
 
     Args:
-      queries: q(p(z1)), float [B, T, D]: T tokens of each image of the global batch.
-      keys: p(z2), float [B, T, D].
+      queries: q(p(z1)) of length 1, float [B, T, D]: T tokens of each image of the global batch.
+      keys: p(z2) of length 1, float [B, T, D].
       negatives: The keys z'_j that a query is contrasted with: the same token of every image
         (`position`), every token of its own image (`image`), or all tokens of all images (`batch`).
 
     Returns:
       cosines [B, T, J] with the J keys of a query, and int32 [B, T], the index of its positive.
     """
-    queries, keys = unit(queries), unit(keys)
     batch, tokens, _ = queries.shape
     image_index = jnp.broadcast_to(jnp.arange(batch)[:, None], (batch, tokens))
     token_index = jnp.broadcast_to(jnp.arange(tokens)[None, :], (batch, tokens))

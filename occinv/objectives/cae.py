@@ -73,10 +73,9 @@ class CAE(BEiT):
     def features(self, net: Any, views: tuple[View, ...], ctx: Context) -> Any:
         """z1: latents and logits of removed patches; z2: their latents by f, without gradient."""
         first, second = views
-        rng = fold(ctx.rng, 0)
-        context = net.encode(first, rng).tokens[:, 1:]
+        context = net.encode(first, fold(ctx.rng, 0)).tokens[:, 1:]
         shown = visible_ids(first.visible, first.kept)
-        predicted = net.regressor(context, shown, removed_ids(first), rng)
+        predicted = net.regressor(context, shown, removed_ids(first), fold(ctx.rng, 2))
         latents = net.encode(second, fold(ctx.rng, 1)).tokens[:, 1:]
         return predicted, jax.lax.stop_gradient(latents)
 

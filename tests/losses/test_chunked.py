@@ -16,7 +16,7 @@ from small_objectives import make, make_batch, rngs_of, start
 from occinv import parallel, schema
 from occinv.config import CONFIGS, load_config
 from occinv.losses.chunked import chunked_info_nce
-from occinv.losses.contrastive import info_nce, similarities
+from occinv.losses.contrastive import info_nce, similarities, unit
 from occinv.objectives import forward
 from occinv.train.prepare import prepare
 
@@ -30,7 +30,7 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def plain(queries: jax.Array, keys: jax.Array, negatives: Any, temperature: float) -> Pair:
-    cosines, positive = similarities(queries, keys, negatives)
+    cosines, positive = similarities(unit(queries), unit(keys), negatives)
     agrees = (cosines.argmax(-1) == positive).astype(jnp.float32)
     return info_nce(cosines, positive, temperature), agrees
 
@@ -74,6 +74,30 @@ def test_chunks_of_any_size_equal_the_plain_formula(negatives: str, key_chunk: i
         lambda q, k: chunked_info_nce(q, k, negatives, 0.2, key_chunk), queries, keys
     )
     assert_same(found, expected, 1e-5)
+
+
+@pytest.mark.parametrize("key_chunk", [None, 3])
+@pytest.mark.parametrize("negatives", NEGATIVES)
+def test_a_key_that_does_not_exist_is_no_negative(negatives: str, key_chunk: int | None) -> None:
+    queries, keys, _ = example(negatives, 0.2, 0.3)
+    present = np.random.default_rng(5).random((BATCH, TOKENS)) < 0.6
+
+    def losses(keys: np.ndarray) -> Any:
+        found = chunked_info_nce(queries, keys, negatives, 0.2, key_chunk, present=present)
+        return np.where(present, found[0], 0), np.where(present, found[1], 0)
+
+    cosines, positive = similarities(unit(queries), unit(keys), negatives)
+    exists = {"position": present.T, "image": present[:, None], "batch": present.reshape(-1)}
+    logits = np.where(exists[negatives], np.asarray(cosines, float) / 0.2, -np.inf)
+    own = np.take_along_axis(logits, np.asarray(positive)[..., None], -1)[..., 0]
+    expected = np.log(np.exp(logits).sum(-1)) - own
+    loss, agrees = losses(keys)
+    np.testing.assert_allclose(loss[present], expected[present], rtol=1e-4)
+    nearest = (logits.argmax(-1) == np.asarray(positive))[present]
+    assert 0 < nearest.mean() < 1
+    np.testing.assert_array_equal(agrees[present], nearest)
+    moved = np.where(present[..., None], keys, 7 * keys[::-1, ::-1])
+    np.testing.assert_allclose(losses(moved)[0], loss, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -153,8 +177,10 @@ def test_memory_for_a_query_does_not_grow_with_its_keys(
 @pytest.mark.parametrize("negatives", [*NEGATIVES, None])
 def test_an_objective_with_chunks_has_the_same_loss(negatives: str | None, devices: int) -> None:
     """C-MAE with these negatives, or MoCo v3, which contrasts class tokens of all images."""
-    name, fields = ("cmae", {"negatives": negatives}) if negatives else ("mocov3", {})
-    fields |= {"head_hidden": 8, "head_out": WIDTH}
+    fields: dict[str, Any] = {"head_hidden": 8, "head_out": WIDTH}
+    name = "cmae" if negatives else "mocov3"
+    if negatives:
+        fields |= {"negatives": negatives, "symmetric": False}
     objective = make(name, **fields)
     z1, z2 = normal(BATCH, TOKENS, WIDTH), normal(BATCH, TOKENS, WIDTH, seed=1)
     z: Any = ((z1, z2),)
@@ -170,7 +196,7 @@ def test_an_objective_with_chunks_has_the_same_loss(negatives: str | None, devic
     def compared(objective: Any, z: Any) -> Any:
         def loss(z: Any) -> Any:
             net, ctx = forward.bind(objective, *inputs)
-            return objective.loss(net, z, (), ctx)
+            return objective.loss(net, z, (None, None), ctx)  # all tokens exist
 
         return jax.jit(loss)(z)
 

@@ -89,7 +89,7 @@ def test_cosine_divides_by_lengths_of_at_least_1e_12(scale: float) -> None:
 def test_info_nce_contrasts_each_query_with_its_keys(negatives: str) -> None:
     batch, tokens, temperature = 3, 4, 0.1
     queries, keys = normal(batch, tokens, 5), normal(batch, tokens, 5)
-    cosines, positive = similarities(jnp.asarray(queries), jnp.asarray(keys), negatives)
+    cosines, positive = similarities(unit(queries), unit(keys), negatives)
     count = {"position": batch, "image": tokens, "batch": batch * tokens}[negatives]
     assert cosines.shape == (batch, tokens, count)
     found = info_nce(cosines, positive, temperature)

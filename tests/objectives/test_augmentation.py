@@ -70,6 +70,27 @@ def test_each_view_of_cmae_has_its_own_box() -> None:
     assert (boxes[0] != boxes[1]).any((1, 2)).sum() >= IMAGES - 2
 
 
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_the_contrast_of_cmae_is_that_of_the_whole_image_or_of_its_rest(order: str) -> None:
+    """Contrast blends with the mean gray of what the jitter sees."""
+    contrast = {"brightness": 0.0, "saturation": 0.0, "hue": 0.0, "probability": 1.0, "gray": 0.0}
+    dim = 0.3 + 0.4 * PIXELS  # so that nothing is clipped
+    objective = make("cmae", color={"contrast": 0.4, **contrast}, color_order=order, **HEADS)
+    for view in objective.views(dim, RNG):
+        seen = (
+            np.asarray(view.visible).reshape(IMAGES, SIDE, SIDE).repeat(PATCH, 1).repeat(PATCH, 2)
+        )
+        for before, after, pixels in zip(
+            np.asarray(dim), np.asarray(view.pixels), seen, strict=True
+        ):
+            shown = before if order == "before" else before * pixels[..., None]
+            gray = (shown @ [0.299, 0.587, 0.114]).mean()
+            factors = (after[pixels] - gray) / (before[pixels] - gray)
+            apart = np.abs(before[pixels] - gray) > 0.02
+            assert factors[apart].std() < 1e-3
+            assert 0.6 <= factors[apart].mean() <= 1.4 and abs(factors[apart].mean() - 1) > 1e-4
+
+
 def test_without_masking_every_patch_is_seen_and_predicted() -> None:
     """The objective is a plain autoencoder: its loss is the mean squared error of all patches."""
     objective = make("mae", mask_ratio=0.0, normalize_target=False, **DECODER)
@@ -98,6 +119,7 @@ def test_without_masking_every_patch_is_seen_and_predicted() -> None:
         ("mae", {"mask_ratio": 0.0}, "identity", "identity"),
         ("mae", {"cutmix": 1.0, "color": {}}, "75% removed, CutMix, color", "the complement"),
         ("cmae", {}, "75% removed, color", "the complement, color"),
+        ("cmae", {"t2": "identity"}, "75% removed, color", "color"),
         ("cmae", {"mask_ratio": 0.0, "cutmix": 1.0}, "CutMix, color", "CutMix, color"),
         ("rmae", {"t2": "identity", "color": {}}, "75% removed, color", "identity"),
     ],

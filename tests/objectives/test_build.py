@@ -28,6 +28,9 @@ def test_every_name_builds_and_describes_its_axes(name: str) -> None:
     assert all(isinstance(text, str) and text for text in objective.axes)
 
 
+QUERIES = {"mask_token": False, "predictor": "queries"}
+
+
 def test_defaults_are_those_of_the_paper() -> None:
     mae, rmae, cmae = (
         make_objective({"name": name}, setting()) for name in ("mae", "rmae", "cmae")
@@ -40,6 +43,7 @@ def test_defaults_are_those_of_the_paper() -> None:
     assert (cmae.temperature, cmae.momentum, cmae.momentum_schedule) == (0.2, 0.996, "constant")
     assert (cmae.head_hidden, cmae.head_out, cmae.head_norm) == (2048, 768, "none")
     assert cmae.mask_token and cmae.symmetric and cmae.similarity == "infonce"
+    assert (cmae.t2, cmae.predictor, cmae.color_order) == ("complement", "mlp", "before")
 
 
 @pytest.mark.parametrize(
@@ -59,6 +63,10 @@ def test_defaults_are_those_of_the_paper() -> None:
             {"name": "cmae", "tokens": "patch+class", "mask_token": False},
             "T1 and T2 share no patch to compare",
         ),
+        ({"name": "cmae", "predictor": "queries"}, "use objective.mask_token=False, objective.tok"),
+        ({"name": "cmae", **QUERIES, "t2": "identity"}, "predicts the patch tokens that T1 lacks"),
+        ({"name": "cmae", **QUERIES, "tokens": "class"}, "predicts the patch tokens that T1 lacks"),
+        ({"name": "cmae", **QUERIES, "head_out": 18}, "head_out=18 with objective.predictor"),
         ({"name": "cmae", "tokens": "class", "negatives": "image"}, "has no negatives"),
         ({"name": "cmae", "tokens": "mean", "negatives": "image"}, "has no negatives"),
         ({"name": "cmae", "color": {"hues": 0.1}}, "(did you mean 'hue'?)"),

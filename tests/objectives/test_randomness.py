@@ -75,8 +75,8 @@ def test_each_view_of_each_image_has_its_own_jitter() -> None:
 
 
 def test_the_jitter_of_a_view_does_not_depend_on_the_patches_that_it_lacks() -> None:
-    """Contrast uses a mean over the image. That of removed patches would leak into the view."""
-    objective = make("cmae", color={"probability": 1.0, "gray": 0.0})
+    """Contrast uses a mean over the image, in which removed patches are black."""
+    objective = make("cmae", color={"probability": 1.0, "gray": 0.0}, color_order="after")
     draw = np.random.default_rng(0)
     pixels = draw.random((MANY, SIZE, SIZE, 3)).astype(np.float32)
     grid = in_pixels(many_views(objective, pixels)[0].visible)[..., None]
