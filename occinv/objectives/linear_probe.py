@@ -27,15 +27,18 @@ EPSILON, MOMENTUM = 1e-6, 0.9
 
 
 class Heads(nn.Module):
-    """Linear layers on the same features, by name. All start with the same weights."""
+    """Linear layers by name. All start with the same weights."""
 
     names: tuple[str, ...]
     num_classes: int
 
     @nn.compact
     def __call__(self, feature: jax.Array) -> dict[str, jax.Array]:
-        """Map [B, D], or [heads, B, D], to logits float32 [B, num_classes] of each head."""
-        features = feature if feature.ndim == 3 else [feature] * len(self.names)
+        """Map features [F, B, D] to logits float32 [B, num_classes] of each head.
+
+        The first of F equal shares of the heads reads the first feature, and so on.
+        """
+        features = jnp.repeat(feature, len(self.names) // len(feature), axis=0)
         start = self.make_rng("params") if self.is_initializing() else None
 
         def same(key: jax.Array, *args: Any) -> jax.Array:
@@ -99,9 +102,12 @@ class LinearProbe(Objective):
     so that one pass over the images probes several learning rates. The best is chosen on the
     evaluation images: `top1` is the highest of these numbers, as with a rate tuned by hand.
 
+    The class and the mean patch token are probed at once, each by heads of its own.
+
     Attributes:
-      pooling: The feature: the `class` token, or the `mean` patch token, after the last norm;
-        `attentive`: a trained query attends to the patch tokens (CAE).
+      pooling: The feature of `top1`: the `class` token or the `mean` patch token, after the last
+        norm; `attentive`: a trained query attends to the patch tokens (CAE), and nothing else is
+        probed.
       lr_factors: The factor of each head.
     """
 
@@ -116,7 +122,7 @@ class LinearProbe(Objective):
                 "data.eval_source, or the training images to measure on them all the same"
             )
         factors = self.lr_factors
-        if not factors or len(self.heads) != len(factors):
+        if not factors or len(self.heads) != len(self.tokens) * len(factors):
             raise schema.UserError(
                 f"objective.lr_factors={factors}, expected one or more different numbers above 0"
             )
@@ -132,9 +138,14 @@ class LinearProbe(Objective):
         return "features" if self.setting.is_training else "nothing"
 
     @property
+    def tokens(self) -> tuple[Any, ...]:
+        """The features that are probed."""
+        return ("attentive",) if self.pooling == "attentive" else ("class", "mean")
+
+    @property
     def heads(self) -> dict[str, float]:
-        """The factor of each head by its name."""
-        return {f"{factor:g}": factor for factor in self.lr_factors}
+        """The factor of each head by its name, such as `class_0.3`."""
+        return {f"{token}_{f:g}": f for token in self.tokens for f in self.lr_factors}
 
     @property
     def param_groups(self) -> dict[tuple[str, ...], ParamGroup]:
@@ -148,9 +159,8 @@ class LinearProbe(Objective):
 
     @property
     def state(self) -> dict[str, Any]:
-        shape: tuple[int, ...] = (self.setting.encoder.width,)
-        if self.pooling == "attentive":
-            shape = (len(self.heads), *shape)
+        features = len(self.heads) if self.pooling == "attentive" else len(self.tokens)
+        shape = features, self.setting.encoder.width
         return {"mean": jnp.zeros(shape), "variance": jnp.ones(shape)}
 
     @property
@@ -167,11 +177,11 @@ class LinearProbe(Objective):
         return (whole(pixels, self.setting.encoder.num_patches),)
 
     def features(self, net: LinearProbeNetworks, views: tuple[View, ...], ctx: Context) -> Any:
-        """z1 without gradient and drop path: [B, D], or the patch tokens [B, N, D]."""
+        """z1 without gradient and drop path: its two tokens [B, 2, D], or its patches [B, N, D]."""
         tokens = jax.lax.stop_gradient(net.encode(views[0]).tokens)
         if self.pooling == "attentive":
             return tokens[:, 1:]
-        return pool(tokens, self.pooling)
+        return jnp.stack([pool(tokens, token) for token in self.tokens], axis=1)
 
     def loss(
         self, net: LinearProbeNetworks, z: Any, views: tuple[View, ...], ctx: Context
@@ -182,8 +192,7 @@ class LinearProbe(Objective):
         gradient that it would have alone.
         """
         z, state = z.astype(jnp.float32), ctx.state
-        if net.pool is not None:
-            z = net.pool(z)
+        z = z.swapaxes(0, 1) if net.pool is None else net.pool(z)
         mean, variance = state["mean"], state["variance"]
         if self.setting.is_training:
             mean, variance, count = z.mean(-2), z.var(-2), z.shape[-2]
@@ -202,10 +211,16 @@ class LinearProbe(Objective):
         return Terms(loss, metrics, state)
 
     def summarize(self, metrics: dict[str, Any]) -> dict[str, float]:
-        """Add `top1`, `top5` and `lr_factor` of the head with the highest top-1 accuracy."""
-        best = max(self.heads, key=lambda name: metrics[f"top1_at_{name}"])
+        """Add the accuracy of the best head of each feature, and `lr_factor` of `pooling`'s."""
+
+        def best_of(token: str) -> str:
+            names = (f"{token}_{factor:g}" for factor in self.lr_factors)
+            return max(names, key=lambda name: metrics[f"top1_at_{name}"])
+
+        best = best_of(self.pooling)
         return {
             **metrics,
+            **{f"top1_{token}": metrics[f"top1_at_{best_of(token)}"] for token in self.tokens},
             "top1": metrics[f"top1_at_{best}"],
             "top5": metrics[f"top5_at_{best}"],
             "lr_factor": self.heads[best],

@@ -94,18 +94,23 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return shifted / shifted.sum()
 
 
-@pytest.mark.parametrize(("pooling", "devices"), [("class", 1), ("class", 8), ("mean", 1)])
-def test_steps_equal_those_of_loops(pooling: str, devices: int) -> None:
-    objective = probe(lr_factors=FACTORS, pooling=pooling)
-    start, state = trained(objective, devices=devices)
+@pytest.mark.parametrize("devices", [1, 8])
+def test_steps_equal_those_of_loops(devices: int) -> None:
+    start, state = trained(probe(lr_factors=FACTORS), devices=devices)
+    for place, token in enumerate(("class", "mean")):
+        check_steps(start, state, place, token)
+
+
+def check_steps(start: TrainState, state: TrainState, place: int, token: str) -> None:
+    """Check the heads and the running statistics of one token after four steps."""
+    objective = probe(lr_factors=FACTORS)
     mean, variance = np.zeros(WIDTH), np.ones(WIDTH)
-    heads = [
-        {k: v.astype("f8") for k, v in start.params["head"][f"{f:g}"].items()} for f in FACTORS
-    ]
+    names = [f"{token}_{factor:g}" for factor in FACTORS]
+    heads = [{k: v.astype("f8") for k, v in start.params["head"][n].items()} for n in names]
     moments = [{k: np.zeros_like(v) for k, v in head.items()} for head in heads]
     for number, rate in enumerate(RATES):
         batch = make_batch(number)
-        found = feature(objective, start.params["encoder"], batch, pooling)
+        found = feature(objective, start.params["encoder"], batch, token)
         normed = np.empty_like(found)
         for d in range(WIDTH):
             m = sum(found[:, d]) / IMAGES
@@ -123,21 +128,23 @@ def test_steps_equal_those_of_loops(pooling: str, devices: int) -> None:
             for name, ratio in (("kernel", trust), ("bias", 1.0)):
                 moment[name] = 0.9 * moment[name] + ratio * slope[name]
                 head[name] = head[name] - factor * rate * moment[name]
-    np.testing.assert_allclose(state.objective_state["mean"], mean, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(state.objective_state["variance"], variance, rtol=1e-4)
-    for factor, head in zip(FACTORS, heads, strict=True):
-        ours = state.params["head"][f"{factor:g}"]
+    np.testing.assert_allclose(state.objective_state["mean"][place], mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(state.objective_state["variance"][place], variance, rtol=1e-4)
+    for name, head in zip(names, heads, strict=True):
+        ours = state.params["head"][name]
         np.testing.assert_allclose(ours["kernel"], head["kernel"], rtol=1e-3, atol=1e-5)
         np.testing.assert_allclose(ours["bias"], head["bias"], rtol=1e-3, atol=1e-5)
 
 
 def test_heads_trained_together_equal_heads_trained_alone() -> None:
     together = trained(probe(lr_factors=FACTORS))[1].params["head"]
-    assert list(together) == ["0.5", "2", "30"]
+    assert list(together) == [f"{token}_{f}" for token in ("class", "mean") for f in (0.5, 2, 30)]
     for factor in FACTORS:
         alone = trained(probe(lr_factors=(factor,)))[1].params["head"]
-        for name, value in alone[f"{factor:g}"].items():
-            np.testing.assert_allclose(together[f"{factor:g}"][name], value, rtol=1e-6, atol=1e-8)
+        assert len(alone) == 2
+        for head, weights in alone.items():
+            for name, value in weights.items():
+                np.testing.assert_allclose(together[head][name], value, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("optimizer", ["lars", "adamw"])
@@ -145,7 +152,8 @@ def test_the_encoder_is_frozen_and_has_no_optimizer_state(optimizer: str) -> Non
     config = dataclasses.replace(LARS, name=optimizer, weight_decay=0.3, decay="all")
     start, state = trained(probe(), config)
     jax.tree.map(np.testing.assert_array_equal, state.params["encoder"], start.params["encoder"])
-    assert (state.params["head"]["1"]["kernel"] != start.params["head"]["1"]["kernel"]).all()
+    for name, head in state.params["head"].items():
+        assert (head["kernel"] != start.params["head"][name]["kernel"]).all()
     shapes = {leaf.shape for leaf in jax.tree.leaves(state.opt_state)}
     assert shapes == {(), (WIDTH, CLASSES), (CLASSES,)}
 
@@ -156,8 +164,8 @@ def test_evaluation_normalizes_by_the_running_statistics() -> None:
     params, _ = forward.init(objective, jax.random.key(0))
     params["head"] = jax.tree.map(lambda x: draw.normal(size=x.shape).astype("f4"), params["head"])
     state = {
-        "mean": draw.normal(size=WIDTH).astype("f4"),
-        "variance": draw.uniform(0.1, 3, WIDTH).astype("f4"),
+        "mean": draw.normal(size=(2, WIDTH)).astype("f4"),
+        "variance": draw.uniform(0.1, 3, (2, WIDTH)).astype("f4"),
     }
     batch = make_batch(0)
     batch = batch.replace(weight=np.array([1, 1, 1, 1, 1, 0, 0, 0], "f4"))  # three are padding
@@ -167,16 +175,19 @@ def test_evaluation_normalizes_by_the_running_statistics() -> None:
     found = evaluated(params, state, batch, rng, jnp.int32(1))
     means = {name: float(value.compute()) for name, value in found.items()}
 
-    normed = feature(objective, params["encoder"], batch) - state["mean"]
-    normed /= np.sqrt(state["variance"] + 1e-6)
-    losses = {}
+    losses = []
     for name, head in params["head"].items():
+        token = name.split("_")[0]
+        place = ("class", "mean").index(token)
+        normed = feature(objective, params["encoder"], batch, token) - state["mean"][place]
+        normed /= np.sqrt(state["variance"][place] + 1e-6)
         chance = np.array([softmax(x) for x in normed @ head["kernel"] + head["bias"]])[:5]
-        losses[name] = -np.log(chance[np.arange(5), batch.label[:5]]).mean()
+        losses.append(-np.log(chance[np.arange(5), batch.label[:5]]).mean())
         right = (chance.argmax(1) == batch.label[:5]).sum()
         assert means[f"top1_at_{name}"] * 5 == pytest.approx(right, rel=1e-6)
         assert means[f"top5_at_{name}"] == 1  # of three classes
-    assert means["loss"] == pytest.approx((losses["1"] + losses["2"]) / 2, rel=1e-4)
+    assert len(losses) == 4
+    assert means["loss"] == pytest.approx(np.mean(losses), rel=1e-4)
     assert {int(value.count) for value in found.values()} == {5}
 
     parts = [jax.tree.map(lambda x, rows=rows: x[rows], batch) for rows in ([0, 4], [2, 1, 3])]
@@ -190,10 +201,18 @@ def test_evaluation_normalizes_by_the_running_statistics() -> None:
 
 
 def test_the_result_is_that_of_the_best_head() -> None:
-    found = {"loss": 1.0, "top1_at_0.5": 0.3, "top1_at_2": 0.6, "top1_at_30": 0.5,
-             "top5_at_0.5": 0.7, "top5_at_2": 0.8, "top5_at_30": 0.9}  # fmt: skip
-    chosen = probe(lr_factors=FACTORS).summarize(found)
-    assert chosen == {**found, "top1": 0.6, "top5": 0.8, "lr_factor": 2.0}
+    found = {
+        "loss": 1.0,
+        **{"top1_at_class_0.5": 0.3, "top1_at_class_2": 0.6, "top1_at_class_30": 0.5},
+        **{"top5_at_class_0.5": 0.7, "top5_at_class_2": 0.8, "top5_at_class_30": 0.9},
+        **{"top1_at_mean_0.5": 0.9, "top1_at_mean_2": 0.2, "top1_at_mean_30": 0.1},
+        **{"top5_at_mean_0.5": 0.95, "top5_at_mean_2": 0.4, "top5_at_mean_30": 0.3},
+    }
+    tokens = {"top1_class": 0.6, "top1_mean": 0.9}
+    best = {"class": (0.6, 0.8, 2.0), "mean": (0.9, 0.95, 0.5)}
+    for pooling, (top1, top5, factor) in best.items():
+        chosen = probe(lr_factors=FACTORS, pooling=pooling).summarize(found)
+        assert chosen == {**found, **tokens, "top1": top1, "top5": top5, "lr_factor": factor}
 
 
 @pytest.mark.parametrize(
@@ -236,9 +255,10 @@ def test_a_run_that_crashes_resumes_from_its_checkpoint(tmp_path: Path) -> None:
     assert any("objective_state" in name and "variance" in name for name in state)
     start, end = (files.load_run(folder).params for folder in (before, whole))
     jax.tree.map(np.testing.assert_array_equal, end["encoder"], start["encoder"])
-    assert (end["head"]["1"]["kernel"] != end["head"]["4"]["kernel"]).all()
+    assert (end["head"]["mean_1"]["kernel"] != end["head"]["mean_4"]["kernel"]).all()
     metrics = json.loads((whole / files.RESULT).read_text())["metrics"]
-    assert metrics["top1"] == max(metrics["top1_at_1"], metrics["top1_at_4"])
+    assert metrics["top1"] == max(metrics["top1_at_class_1"], metrics["top1_at_class_4"])
+    assert metrics["top1_mean"] == max(metrics["top1_at_mean_1"], metrics["top1_at_mean_4"])
     assert metrics["lr_factor"] in (1.0, 4.0)
     # There are 12 validation images, 4 of them in the incomplete last batch.
     assert metrics["top1"] * 12 == pytest.approx(round(metrics["top1"] * 12))
