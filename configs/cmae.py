@@ -4,7 +4,10 @@
     occinv train --config configs/cmae.py --workdir runs/cmae-byol \\
         --config.objective.similarity=byol
     occinv train --config configs/cmae.py --workdir runs/cmae-dropped \\
-        --config.objective.mask_token=False --config.objective.tokens=mean
+        --config.objective.mask_token=False --config.objective.t2=identity
+
+The paper does not say what it compares without a mask token, where complementary views share no
+patch. Candidates: `t2=identity`, `predictor=queries`, `tokens=mean` and `tokens=class`.
 
 Paper: Table 2, 100 epochs: 82.9 % after fine-tuning. Tables 3 and 4 vary `tokens`, `mask_token`
 and `similarity`. Variants: configs/scales.py.

@@ -157,7 +157,8 @@ class Train:
     """The length of training, the batch, and what is logged and saved."""
 
     batch_size: Count = 1024  # global: over all devices of all processes
-    duration: Duration = Duration(epochs=100)
+    duration: Duration = Duration(epochs=100)  # the length of every schedule
+    stop_after: Duration | None = None  # an earlier end, in the middle of the schedules
     accumulate: Count = 1  # number of parts per batch
     fsdp: Count = 1  # devices that share one copy of parameters, EMA and optimizer state
     remat: bool = False  # recompute whole blocks in the backward pass

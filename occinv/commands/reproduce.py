@@ -38,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seeds", type=int, default=1, metavar="N",
         help="Run each row with N seeds (default: %(default)s).")
     add("--length", type=float, default=1.0, metavar="FACTOR",
-        help="Multiply the duration of every training by FACTOR (default: %(default)s).")
+        help="Multiply the duration of every training by FACTOR, and its warm-up if FACTOR is "
+             "below 1 (default: %(default)s).")
     add("--images", type=int, metavar="N",
         help="Pretrain on N images in Tables 7 and 8 (default: depends on --scale).")
     add("--jobs", nargs=3, metavar=("K", "of", "N"),

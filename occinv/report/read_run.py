@@ -62,8 +62,9 @@ def read_stage(
     if experiment is None:
         experiment, _ = read_config(workdir)
     lines = read_scalars(workdir / METRICS) if (workdir / METRICS).exists() else []
+    train = experiment.train
     return StageRecord(
-        duration=None if is_imported(workdir) else str(experiment.train.duration),
+        duration=None if is_imported(workdir) else str(train.stop_after or train.duration),
         command=command,
         config=json.dumps(as_json(experiment), indent=1),
         seconds=seconds,

@@ -27,7 +27,7 @@ from occinv.report.read_run import (
 )
 from occinv.report.results import ENCODERS, Results, Row, Settings
 from occinv.reproduce.run import FAILED, TableRun, Trial
-from occinv.reproduce.specs import COLUMNS, RowSpec
+from occinv.reproduce.specs import COLUMNS, LINEAR, RowSpec
 from occinv.schema import Experiment
 from occinv.train.records import read_records
 from occinv.train.workdir import RESULT
@@ -125,7 +125,13 @@ def read_values(trials: Sequence[Trial]) -> dict[str, list[float]]:
     for name in trials[0].stages:
         if name != "pretrain":
             results = read_json(trial.stages[name].workdir / RESULT for trial in trials)
-            found[name] = [r["metrics"]["top1"] for r in results if "top1" in r["metrics"]]
+            keys = {name: "top1"}
+            if name == "linear":
+                published = f"top1_at_{trials[0].method.pooling}_1"
+                names = "top1", published, "top1_class", "top1_mean"
+                keys = dict(zip(LINEAR, names, strict=True))
+            for column, key in keys.items():
+                found[column] = [r["metrics"][key] for r in results if key in r["metrics"]]
     for name, quantities in (
         ("psnr", QUANTITIES["psnr"]),
         ("occlusion", QUANTITIES["occlusion"]),

@@ -15,8 +15,8 @@ class Method:
       key: The name of its folder. In one workdir, a key always means the same method.
       config: The file in configs/ that pretrains it; None for random initialization.
       overrides: `section.field=value` for that config.
-      length: The factor of the config's duration and warm-up. Without pretraining, it is that of
-        the supervised training.
+      length: The factor of the config's duration; below 1 also of its warm-up. Without
+        pretraining, it is that of the supervised training.
       cost: The time of pretraining in units of one fine-tuning, for the progress bar.
       transformation: One word for T1 and T2.
       reconstructs: Whether it has a decoder, and so a PSNR.
@@ -65,10 +65,17 @@ CMAE_CLASS = CMAE.variant("cmae_class", "objective.tokens=class", pooling="class
 CMAE_MEAN = CMAE.variant("cmae_mean", "objective.tokens=mean")
 CMAE_BOTH = CMAE.variant("cmae_both", "objective.tokens=patch+class", pooling="class")
 CMAE_BYOL = CMAE.variant("cmae_byol", "objective.similarity=byol")
-CMAE_DROPPED = CMAE_MEAN.variant("cmae_dropped", "objective.mask_token=False", cost=6.0)
+# Without a mask token, complementary views share no patch. The paper does not say what it compares.
+DROPPED = "objective.mask_token=False"
+CMAE_DROPPED = CMAE.variant("cmae_dropped", DROPPED, "objective.t2=identity")
 CMAE_DROPPED_BYOL = CMAE_DROPPED.variant("cmae_dropped_byol", "objective.similarity=byol")
+CMAE_DROPPED_QUERIES = CMAE.variant(
+    "cmae_dropped_queries", DROPPED, "objective.predictor=queries", cost=6.0
+)
+CMAE_DROPPED_MEAN = CMAE_MEAN.variant("cmae_dropped_mean", DROPPED, cost=6.0)
+CMAE_DROPPED_CLASS = CMAE_CLASS.variant("cmae_dropped_class", DROPPED, cost=6.0)
 # The quickstart has no time for both directions.
-CMAE_ONE_WAY = CMAE_DROPPED.variant("cmae_one_way", "objective.symmetric=False", cost=4.4)
+CMAE_ONE_WAY = CMAE_DROPPED_MEAN.variant("cmae_one_way", "objective.symmetric=False", cost=4.4)
 
 # Table 6: crops of at least 8 % of the image, RandAugment, and color jitter of the whole image.
 STRONGER = (
@@ -76,6 +83,14 @@ STRONGER = (
     "data.rand_augment=True",
     "objective.color={}",
     "objective.augmented=image",
+)
+
+
+# Table 8 pretrains every objective for 100 epochs. The official MoCo v3 trains 300 at batch 4096.
+AS_LONG_AS_MAE = (
+    "train.batch_size=1024",
+    "train.duration.epochs=100",
+    "optimizer.warmup.epochs=20",
 )
 
 

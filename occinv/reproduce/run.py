@@ -32,7 +32,7 @@ class TableRun:
       workdir: The folder of all runs and tables.
       scale: A key of `SCALES`.
       seeds: Each row runs with seeds 0 to `seeds` - 1.
-      length: The factor of every duration and warm-up.
+      length: The factor of every duration. A factor below 1 shortens the warm-up, too.
       overrides: `section.field=value` by stage (`pretrain`, `finetune`, `linear`, `tenth`), or for
         every stage (`config`).
       command: The typed command, for the report.
@@ -142,7 +142,7 @@ class Trial:
         spec = f"{CONFIGS.name}/{config}.py:{SCALES[run.scale].variant}"
         fields = (
             *fields,
-            *scale_durations(spec, length * run.length),
+            *scale_durations(spec, length * run.length, min(1, length) * min(1, run.length)),
             *run.table.overrides,
             *run.overrides.get("config", ()),
             *run.overrides.get(name, ()),
@@ -206,20 +206,20 @@ def load_experiment(config: str, overrides: tuple[str, ...] = ()) -> schema.Expe
     return schema.resolve(load_config(str(CONFIGS.parent / config), overrides))
 
 
-def scale_durations(config: str, length: float) -> tuple[str, ...]:
-    """The overrides that multiply the duration and the warm-up of a config by `length`."""
-    if length == 1:
+def scale_durations(config: str, length: float, warmup: float) -> tuple[str, ...]:
+    """The overrides that multiply the duration of a config by `length`, its warm-up by `warmup`."""
+    if length == warmup == 1:
         return ()
     experiment = load_experiment(config)
     durations = {
-        "train.duration": experiment.train.duration,
-        "optimizer.warmup": experiment.optimizer.warmup,
+        "train.duration": (experiment.train.duration, length),
+        "optimizer.warmup": (experiment.optimizer.warmup, warmup),
     }
     found = []
-    for path, duration in durations.items():
+    for path, (duration, factor) in durations.items():
         for unit, value in dataclasses.asdict(duration).items():
-            if value is not None:
-                scaled = value * length
+            if value is not None and factor != 1:
+                scaled = value * factor
                 if unit != "epochs":
                     scaled = max(int(path == "train.duration"), round(scaled))
                 found.append(f"{path}.{unit}={scaled:.6g}")

@@ -41,7 +41,7 @@ class Assembly:
       experiment: The config.
       mesh: The devices.
       objective, optimizer, schedule: As configured; the schedule is the learning rate by step.
-      steps: The length of the run.
+      steps: The length of the run, which `train.stop_after` may make shorter than the schedules.
       epoch: The number of images in an epoch.
     """
 
@@ -77,6 +77,14 @@ def assemble(
             f"train.duration={train.duration} is less than one step of {train.batch_size} images "
             f"over {epoch} images of data; use a longer duration or a smaller batch"
         )
+    end = steps
+    if train.stop_after is not None:
+        end = train.stop_after.in_steps(train.batch_size, epoch)
+        if not 1 <= end <= steps:
+            raise UserError(
+                f"train.stop_after={train.stop_after} is {end} steps, expected 1 to {steps}, which "
+                f"is train.duration={train.duration}"
+            )
     if warmup > steps:
         raise UserError(
             f"optimizer.warmup={experiment.optimizer.warmup} is longer than "
@@ -103,7 +111,7 @@ def assemble(
         )
     schedule = learning_rate(experiment.optimizer, train.batch_size, warmup, steps)
     optimizer = make_optimizer(experiment.optimizer, schedule, steps, objective.param_groups)
-    return Assembly(experiment, mesh, objective, optimizer, schedule, steps, epoch)
+    return Assembly(experiment, mesh, objective, optimizer, schedule, end, epoch)
 
 
 @struct.dataclass

@@ -203,7 +203,7 @@ def test_workdirs_are_different() -> None:
         for trial in trials(table_run("table4"), seed)
         for stage in trial.stages.values()
     ]
-    assert len(set(found)) == len(found) == 2 * 7 * 4
+    assert len(set(found)) == len(found) == 2 * 11 * 4
 
 
 def test_rows_are_chosen_in_the_order_of_the_table() -> None:
@@ -268,15 +268,20 @@ def test_images_sets_the_number_of_images() -> None:
 
 def test_length_multiplies_every_duration() -> None:
     spec = "configs/mae.py:quickstart"
-    assert scale_durations(spec, 1) == ()
-    assert scale_durations(spec, 0.5) == ("train.duration.epochs=8", "optimizer.warmup.epochs=1.5")
-    steps = scale_durations("configs/mae.py:smoke", 0.01)
+    assert scale_durations(spec, 1, 1) == ()
+    halved = scale_durations(spec, 0.5, 0.5)
+    assert halved == ("train.duration.epochs=8", "optimizer.warmup.epochs=1.5")
+    assert scale_durations(spec, 4, 1) == ("train.duration.epochs=64",)
+    steps = scale_durations("configs/mae.py:smoke", 0.01, 0.01)
     assert steps == ("train.duration.steps=1", "optimizer.warmup.steps=0")
     longer = Method("longer", "mae", length=4.0)
     for length, epochs in ((1.0, 64), (0.25, 16)):
         trial = Trial(longer, 0, table_run("quickstart", "quickstart", length=length))
         assert trial.stage("pretrain").experiment.train.duration.epochs == epochs
         assert trial.stage("finetune").experiment.train.duration.epochs == 8 * length
+        warmup = trial.stage("pretrain").experiment.optimizer.warmup.epochs
+        assert warmup == 3 * length  # 64 epochs have the warm-up of 16
+        assert trial.stage("finetune").experiment.optimizer.warmup.epochs == length
     with pytest.raises(UserError, match="--length 0, expected a factor above 0"):
         table_run("quickstart", length=0)
     random = Trial(Method("random_3", None, length=3.0), 0, table_run("quickstart", "quickstart"))

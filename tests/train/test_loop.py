@@ -32,7 +32,7 @@ from tiny_runs import (
     toy_config,
 )
 
-from occinv import cli, parallel
+from occinv import cli, parallel, schema
 from occinv.progress import Progress
 from occinv.train import workdir as files
 from occinv.train.checkpoints import Checkpoints
@@ -355,3 +355,33 @@ def test_killed_processes_end_as_one_that_was_not(images: Path, tmp_path: Path) 
 
 def _text(path: Path) -> str:
     return path.read_text() if path.exists() else ""
+
+
+def test_a_run_that_stops_early_is_the_start_of_a_longer_one(
+    arguments: list[str], whole: Path, tmp_path: Path
+) -> None:
+    """The schedules are those of the whole duration."""
+    workdir = tmp_path / "stopped"
+    outcome = run([*arguments, *overrides("train.stop_after.steps=5")], workdir)
+    assert (outcome.step, outcome.steps) == (5, 5)
+    start_of_whole = [
+        (line["step"], line["loss"], line["learning_rate"])
+        for line in read_scalars(whole / files.METRICS)
+        if "loss" in line and line["step"] <= 5
+    ]
+    found = [
+        (line["step"], line["loss"], line["learning_rate"])
+        for line in read_scalars(workdir / files.METRICS)
+        if "loss" in line
+    ]
+    assert found == start_of_whole and len(found) == 5
+    assert (workdir / files.RESULT).exists()
+
+
+@pytest.mark.parametrize("steps", [0, 9])
+def test_an_end_outside_the_run_is_refused(
+    arguments: list[str], tmp_path: Path, steps: int
+) -> None:
+    message = rf"train.stop_after={steps} steps is {steps} steps, expected 1 to 8"
+    with pytest.raises(schema.UserError, match=message):
+        run([*arguments, *overrides(f"train.stop_after.steps={steps}")], tmp_path / "run")
