@@ -3,8 +3,9 @@
     occinv train --config configs/supervised.py --workdir runs/supervised
 
 The settings are those of configs/finetune.py, as in the paper (Table 1, "Random Init": 80.9 % after
-100 epochs, 82.1 % after 300), but without layer-wise learning-rate decay. Variants:
-configs/scales.py.
+100 epochs, 82.1 % after 300), but without layer-wise learning-rate decay: at 0.65 a block, the
+first block would hardly move from its random start. The paper does not say whether it has it;
+`--config.optimizer.layer_decay=0.65` does. Variants: configs/scales.py.
 """
 
 from ml_collections import ConfigDict

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -123,14 +124,16 @@ def test_section_3_heads_of_cmae() -> None:
     "For projector and predictor heads, we set 2048-d for hidden layers, and 768-d for output
     layers." "We use 2-layer projector and 2-layer predictor, and use GELU" "an online model and a
     target model whose parameters are EMA updated" "The detailed color jittering strategy follows
-    SimSiam." "we adopt learnable mask tokens"
+    SimSiam." "we adopt learnable mask tokens" "the momentum to update the teacher model is set to
+    0.996, and the temperature to compute contrastive loss is set to 0.2"
     """
     for trial, experiment in pretrained("cmae"):
         assert experiment.objective["head_hidden"] == 2048
         assert experiment.objective["head_out"] == 768
-        cmae = objective(trial)
+        cmae: Any = objective(trial)
+        assert (cmae.momentum, cmae.momentum_schedule, cmae.temperature) == (0.996, "constant", 0.2)
         if "color=None" not in str(trial.method.overrides):
-            assert cmae.color == ColorJitter(0.4, 0.4, 0.4, 0.1, 0.8, 0.2)  # type: ignore[attr-defined]
+            assert cmae.color == ColorJitter(0.4, 0.4, 0.4, 0.1, 0.8, 0.2)
     assert objective(trials("table2")["cmae"]).networks.encoder.mask_token
 
 
