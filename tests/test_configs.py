@@ -17,7 +17,18 @@ from occinv.transforms.masking import kept_patches
 
 PRETRAINING = ("mae", "rmae", "cmae")
 # With the settings of their own papers.
-THEIRS = ("mocov3", "dino", "ibot", "beit", "cae", "data2vec", "ijepa", "tokenizer")
+THEIRS = (
+    "mocov3",
+    "dino",
+    "ibot",
+    "beit",
+    "cae",
+    "simmim",
+    "maskfeat",
+    "data2vec",
+    "ijepa",
+    "tokenizer",
+)
 NAMES = (*PRETRAINING, "grid", "finetune", "supervised", "linear", *THEIRS)
 VARIANTS = ("imagenet", "tiny_imagenet", "quickstart", "smoke")
 
@@ -147,6 +158,38 @@ def test_beit_and_cae_are_the_published_recipes(name: str) -> None:
         assert (objective.align_weight, objective.color) == (2.0, None)
     else:
         assert dataclasses.astuple(objective.color) == (0.4, 0.4, 0.4, 0.0, 1.0, 0.0)
+
+
+def test_simmim_is_the_published_recipe() -> None:
+    experiment = resolve("simmim")
+    train, optimizer, encoder = experiment.train, experiment.optimizer, experiment.encoder
+    assert (train.batch_size, train.duration) == (2048, Duration(epochs=800))
+    assert optimizer.base_lr * 512 / 256 == pytest.approx(1e-4)
+    assert (optimizer.warmup, optimizer.betas) == (Duration(epochs=10), (0.9, 0.999))
+    assert (optimizer.weight_decay, optimizer.clip_norm) == (0.05, 5.0)
+    assert experiment.data.crop_scale == (0.67, 1.0)
+    assert (encoder.layer_scale, encoder.drop_path) == (0.1, 0.1)
+    assert encoder.relative_position == "shared"
+    objective: Any = objective_of(experiment)
+    assert objective.mask_unit * encoder.patch_size == 32
+    assert (49 - objective.kept_squares, objective.mask_ratio) == (30, 0.6)
+    assert objective.networks.decoder.features == 16 * 16 * 3
+
+
+def test_maskfeat_is_the_published_recipe() -> None:
+    experiment = resolve("maskfeat")
+    train, optimizer, encoder = experiment.train, experiment.optimizer, experiment.encoder
+    assert (train.batch_size, train.duration) == (2048, Duration(epochs=300))
+    assert (optimizer.base_lr, optimizer.min_lr) == (2e-4, 1e-6)
+    assert (optimizer.warmup, optimizer.betas) == (Duration(epochs=30), (0.9, 0.999))
+    assert (optimizer.weight_decay, optimizer.decay) == (0.05, "positions")
+    assert (optimizer.clip_norm, optimizer.clip_each) == (0.02, False)
+    assert (experiment.data.crop_scale, encoder.drop_path) == ((0.5, 1.0), 0.0)
+    assert encoder.train_position
+    objective: Any = objective_of(experiment)
+    assert (196 - objective.kept, objective.min_rectangle) == (78, 15)
+    assert (objective.cell, objective.color) == (8, None)
+    assert objective.networks.head.features == 108
 
 
 def test_data2vec_is_the_published_recipe() -> None:

@@ -96,6 +96,8 @@ CASES: dict[str, dict[str, Any]] = {
         "regressor_depth": 1,
         "decoder_depth": 1,
     },
+    "simmim": {"name": "simmim"},
+    "maskfeat": {"name": "maskfeat", "min_rectangle": 2},
     "data2vec": {"name": "data2vec", "min_rectangle": 2, "average_top_k": 1, "color": None},
     "ijepa": {
         "name": "ijepa",
@@ -150,6 +152,8 @@ ON_ONE_DEVICE = {
     "cmae BYOL, queries",
     "ibot",
     "cae",
+    "simmim",
+    "maskfeat",
     "data2vec",
     "ijepa",
     "grid, color against dropped patches",

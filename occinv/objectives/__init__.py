@@ -13,6 +13,8 @@ OBJECTIVES = {
     "ibot": "occinv.objectives.ibot:IBOT",
     "beit": "occinv.objectives.beit:BEiT",
     "cae": "occinv.objectives.cae:CAE",
+    "simmim": "occinv.objectives.simmim:SimMIM",
+    "maskfeat": "occinv.objectives.maskfeat:MaskFeat",
     "data2vec": "occinv.objectives.data2vec:Data2Vec",
     "ijepa": "occinv.objectives.ijepa:IJEPA",
     "grid": "occinv.objectives.grid:Grid",

@@ -129,14 +129,28 @@ class MAE(Objective):
         if self.normalize_target:
             mean, deviation = patch_statistics(patchify(normalize(pixels), size))
             predicted = predicted * deviation + mean
-        predicted = patchify(denormalize(unpatchify(predicted, size)), size)
-        original = patchify(pixels, size)
-        seen = visible[..., None]
-        return Reconstruction(
-            original=pixels,
-            masked=unpatchify(jnp.where(seen, original, 0.5), size),
-            reconstructed=unpatchify(jnp.where(seen, original, jnp.clip(predicted, 0, 1)), size),
-        )
+        return pasted(predicted, pixels, visible, size)
+
+
+def pasted(
+    predicted: jax.Array, pixels: jax.Array, visible: jax.Array, patch_size: int
+) -> Reconstruction:
+    """Replace the patches of images that are not visible by predicted ones.
+
+    Args:
+      predicted: float [B, N, P], patches of normalized pixels, as `patchify` orders them.
+      pixels: float32 [B, H, W, 3] in [0, 1].
+      visible: bool [B, N].
+      patch_size: Pixels a side.
+    """
+    predicted = patchify(denormalize(unpatchify(predicted, patch_size)), patch_size)
+    original, seen = patchify(pixels, patch_size), visible[..., None]
+    shown = jnp.where(seen, original, jnp.clip(predicted, 0, 1))
+    return Reconstruction(
+        original=pixels,
+        masked=unpatchify(jnp.where(seen, original, 0.5), patch_size),
+        reconstructed=unpatchify(shown, patch_size),
+    )
 
 
 def describe(mask_ratio: float, cutmix: float, color: ColorJitter | None) -> str:

@@ -50,6 +50,22 @@ def random_visible(rng: jax.Array, num_patches: int, kept: int) -> jax.Array:
     return lowest(noise, kept)
 
 
+def squares_visible(rng: jax.Array, num_patches: int, kept: int, unit: int) -> jax.Array:
+    """Draw bool [B, N]: squares of patches are visible or removed as a whole (SimMIM).
+
+    `MaskGenerator` of the official data_simmim.py draws in the same way.
+
+    Args:
+      rng: key array [B].
+      num_patches: N, a square number.
+      kept: The number of visible squares in each image.
+      unit: Patches a side of a square, a divisor of √N.
+    """
+    side = math.isqrt(num_patches) // unit
+    squares = random_visible(rng, side**2, kept).reshape(-1, side, side)
+    return squares.repeat(unit, 1).repeat(unit, 2).reshape(-1, num_patches)
+
+
 def rectangles_visible(
     rng: jax.Array, num_patches: int, kept: int | jax.Array, min_rectangle: int
 ) -> jax.Array:
