@@ -59,6 +59,16 @@ def test_edges_fall_in_the_bin_of_their_orientation(edge: str) -> None:
         assert not found[0].any() and not found[2].any()  # channels of one color
 
 
+def test_a_horizontal_edge_stays_in_the_first_bin_where_arctan2_rounds_down(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An accelerator's arctan2 may give less than 180°, which would be the last bin."""
+    exact = jnp.arctan2
+    monkeypatch.setattr(jnp, "arctan2", lambda a, b: exact(a, b) * (1 - 1e-6))
+    found = hog(jnp.asarray(picture(200 * (y < 6)), jnp.float32)[None] / 255, 4)
+    np.testing.assert_allclose(found[0, 1, 1, BINS : 2 * BINS], np.eye(BINS)[0], atol=1e-6)
+
+
 def test_orientations_are_those_of_scikit_image() -> None:
     """Its filters have no smoothing, which on a quadratic picture is a factor of four.
 
