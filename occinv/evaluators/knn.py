@@ -2,8 +2,9 @@
 
 The protocol of the official DINO (`eval_knn.py`): features of the training images under the central
 crop, scaled to length 1. Each of the k nearest neighbors of an image votes for its own label with
-weight exp(cosine / τ). An image is never its own neighbor: where there are no validation images,
-this is leave-one-out on the training images.
+weight exp(cosine / τ). The feature is that of the token that the objective trains, which for DINO
+is the class token, as in its protocol. An image is never its own neighbor: where there are no
+validation images, this is leave-one-out on the training images.
 """
 
 from __future__ import annotations
