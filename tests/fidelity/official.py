@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ PLACES = {  # regular expressions of official names -> our path
     r"patch_embed\.proj": "encoder patch_embed",
     r"norm": "encoder norm",
     r"mask_token": "decoder mask_token",
+    r"(encoder|regressor|predictor)\.mask_token": r"\1 mask_token",
     r"decoder_pos_embed": "decoder position",
     r"decoder_embed": "decoder embed",
     r"decoder_norm": "decoder norm",
@@ -37,8 +39,26 @@ PLACES = {  # regular expressions of official names -> our path
     r"predictor\.(\d)": r"predictor \1",
     r"blocks\.\d+\.(.*)": r"encoder blocks scan \1",
     r"decoder_blocks\.\d+\.(.*)": r"decoder blocks scan \1",
+    r"lm_head": "head",  # BEiT
+    r"pretext_neck\.regressor_blocks\.\d+\.(.*)": r"regressor scan \1",  # CAE
+    r"pretext_neck\.decoder_blocks\.\d+\.(.*)": r"regressor decoder scan \1",
+    r"pretext_neck\.(norm|head)": r"regressor \1",
+    r"pretext_neck\.norm2": "regressor decoder_norm",
+    r"predictor_(embed|norm)": r"predictor \1",  # I-JEPA
+    r"predictor_proj": "predictor predict",
+    r"predictor_blocks\.\d+\.(.*)": r"predictor blocks scan \1",
 }
-INSIDE_A_BLOCK = {
+INSIDE_A_BLOCK = {  # replaced one after the other
+    "cross_attn.proj": "attention out",
+    "cross_attn.": "attention ",
+    "mlp_cross.fc1": "mlp in",
+    "mlp_cross.fc2": "mlp out",
+    "norm1_": "norm_",
+    "norm2_cross": "norm_mlp",
+    "gamma_1_cross": "scale_attention scale",
+    "gamma_2_cross": "scale_mlp scale",
+    "gamma_1": "scale1 scale",
+    "gamma_2": "scale2 scale",
     "attn.qkv": "attention qkv",
     "attn.proj": "attention out",
     "mlp.fc1": "mlp in",
@@ -79,7 +99,7 @@ def converted(value: np.ndarray) -> np.ndarray:
 def group(file: Any, prefix: str) -> dict[str, np.ndarray]:
     """Return the arrays of a file whose names start with `prefix`/, by the rest of the name."""
     start = prefix + "/"
-    return {k.removeprefix(start): file[k] for k in file.files if k.startswith(start)}
+    return {k.removeprefix(start): file[k] for k in file if k.startswith(start)}
 
 
 def ours(weights: dict[str, np.ndarray]) -> Any:
@@ -93,7 +113,7 @@ def ours(weights: dict[str, np.ndarray]) -> Any:
         node = tree
         for key in path[:-1]:
             node = node.setdefault(key, {})
-        node[path[-1]] = np.stack(values) if "blocks" in path else values[0]
+        node[path[-1]] = np.stack(values) if "scan" in path else values[0]
     return tree
 
 
@@ -126,6 +146,27 @@ PIECES = {
     "DINO: loss": "`DINOLoss.forward`, main_dino.py",
     "DINO: center": "`DINOLoss.update_center`, main_dino.py",
     "DINO: every gradient": "its backward pass",
+    "BEiT: loss": "`forward`, modeling_pretrain.py, and cross-entropy",
+    "BEiT: every gradient": "its backward pass",
+    "CAE: cross-entropy": "`forward`, modeling_cae.py, and cross-entropy",
+    "CAE: alignment": "`forward`, modeling_cae.py, and mean square",
+    "CAE: position embedding": "that of modeling_cae.py",
+    "CAE: every gradient": "their backward pass",
+    "data2vec: loss": "modeling_cyclical.py and `train_one_epoch`, engine_for_cyclical.py",
+    "data2vec: every gradient": "its backward pass",
+    "iBOT: loss of the class token": "`iBOTLoss.forward`, main_ibot.py",
+    "iBOT: loss of the patches": "`iBOTLoss.forward`, main_ibot.py",
+    "iBOT: gradients of the student's three outputs": "its backward pass",
+    "iBOT: both centers": "`iBOTLoss.update_center`, main_ibot.py",
+    "iBOT: teacher temperature": "`iBOTLoss.__init__`, main_ibot.py",
+    "I-JEPA: loss": "`VisionTransformerPredictor`, vision_transformer.py, and smoothed L1",
+    "I-JEPA: every gradient of the predictor": "its backward pass",
+    "I-JEPA: gradient of the context tokens": "its backward pass",
+    "I-JEPA: position embedding": "`get_2d_sincos_pos_embed`, vision_transformer.py",
+    "I-JEPA: learning rate after the warm-up": "`WarmupCosineSchedule`, schedulers.py",
+    "I-JEPA: weight decay": "`CosineWDSchedule`, schedulers.py",
+    "DALL·E: logits of the encoder": "`Encoder`, dall_e/encoder.py in the code of BEiT",
+    "RandAugment: the 15 operations": "timm's auto_augment.py, with Pillow",
     "Sine-cosine position embedding": "`get_2d_sincos_pos_embed`, pos_embed.py",
     "Interpolated position embedding": "`interpolate_pos_embed`, pos_embed.py",
     "Learning-rate schedule": "`adjust_learning_rate`, lr_sched.py",
@@ -171,13 +212,15 @@ def pixels_of(images: np.ndarray) -> jax.Array:
     return jnp.asarray(pixels, jnp.float32)
 
 
-def with_views(objective: Any, *views: View) -> Any:
-    """Return the same objective with these views instead of random ones."""
+def with_views(objective: Any, *views: View, **members: Any) -> Any:
+    """Return the same objective with these views instead of random ones, and other members."""
 
     class Given(type(objective)):  # type: ignore[misc]
         def views(self, pixels: Any, rng: Any) -> Any:
             return views
 
+    for name, member in members.items():
+        setattr(Given, name, member)
     fields = {f.name: getattr(objective, f.name) for f in dataclasses.fields(objective)}
     return Given(**fields)
 
@@ -204,6 +247,39 @@ def loss_and_features(
 def differentiated(function: Any, params: Any) -> Any:
     """Return ((value, other results), gradient) of `function(params)` as NumPy arrays."""
     return jax.device_get(jax.jit(jax.value_and_grad(function, has_aux=True))(params))
+
+
+def fitting(
+    compute: Callable[[Any], Any],
+    candidates: Iterable[Any],
+    official: Any,
+    found: Callable[[Any], Any] = lambda outcome: outcome[0][0],
+) -> Any:
+    """Return `compute(x)` of the candidate x whose losses are the official ones.
+
+    It is for a number that the file does not have, such as that of the attention heads.
+
+    Args:
+      compute: From a candidate to an outcome.
+      candidates: The likeliest first: the search ends at the first that agrees to 2e-6. If none
+        does, the nearest is returned.
+      official: The official loss or losses.
+      found: From an outcome to the same losses; by default the value that was differentiated.
+    """
+    outcomes = []
+    for candidate in candidates:
+        outcome = compute(candidate)
+        error = np.abs(np.divide(found(outcome), official) - 1).max()
+        outcomes.append((error, outcome))
+        if error < 2e-6:
+            break
+    return min(outcomes, key=lambda pair: pair[0])[1]
+
+
+def heads_for(width: int) -> list[int]:
+    """Return every possible number of heads; first the one with 8 channels a head."""
+    divisors = [heads for heads in range(1, width + 1) if width % heads == 0]
+    return sorted(divisors, key=lambda heads: abs(width / heads - 8))
 
 
 def objective_of(

@@ -39,6 +39,7 @@ def mae(reference: Path) -> Any:
 
 def mae_loss(file: Any, **fields: Any) -> Any:
     """Return a function (params, noise) -> loss, (latent, prediction, visible)."""
+    fields = {"mask_ratio": float(file["removed"].mean()), **fields}
     objective = objective_of(file, {"name": "mae", **fields})
     count = objective.setting.encoder.num_patches
     kept = kept_patches(count, objective.mask_ratio)
@@ -103,12 +104,13 @@ def test_every_gradient(mae: Any, mae_outcome: Any) -> None:
     assert {path[-1] for path in set(paths(gradient)) - compared} == {"position"}
 
 
-@pytest.mark.parametrize("ratio", [0.25, 0.5, 0.9])
-def test_loss_at_other_mask_ratios(mae: Any, ratio: float) -> None:
-    loss = jax.jit(mae_loss(mae, mask_ratio=ratio))
-    found, _ = loss(ours(group(mae, "state")), mae["noise"][0])
-    expected = mae[f"loss_ratio_{ratio}"]
-    agrees("MAE: loss, normalized pixels, four mask ratios", found, expected, 1e-5)
+def test_loss_at_other_mask_ratios(mae: Any) -> None:
+    names = [name for name in mae.files if name.startswith("loss_ratio_")]
+    assert names
+    for name in names:
+        loss = jax.jit(mae_loss(mae, mask_ratio=float(name.removeprefix("loss_ratio_"))))
+        found, _ = loss(ours(group(mae, "state")), mae["noise"][0])
+        agrees("MAE: loss, normalized pixels, four mask ratios", found, mae[name], 1e-5)
 
 
 def test_loss_of_raw_pixels(mae: Any) -> None:

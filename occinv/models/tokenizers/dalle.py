@@ -74,10 +74,14 @@ class Dalle(PretrainedTokenizer):
         pixels = jnp.zeros((1, SHRINKS, SHRINKS, 3))
         return {"dalle": jax.eval_shape(self.module.init, jax.random.key(0), pixels)["params"]}
 
-    def ids(self, params: Params, pixels: jax.Array) -> jax.Array:
+    def logits(self, params: Params, pixels: jax.Array) -> jax.Array:
+        """Return float32 [B, side², num_ids] of `pixels` float32 [B, H, W, 3] in [0, 1]."""
         size = SHRINKS * self.side
         small = jax.image.resize(pixels, (len(pixels), size, size, 3), "lanczos3")
         # Pillow clips overshoot. 0.1 + 0.8 x: `map_pixels` of dall_e/utils.py.
         mapped = 0.1 + 0.8 * jnp.clip(small, 0, 1)
         logits: Any = self.module.apply({"params": params["dalle"]}, mapped)
-        return logits.reshape(len(pixels), self.side**2, -1).argmax(-1).astype(jnp.int32)
+        return logits.reshape(len(pixels), self.side**2, self.num_ids)
+
+    def ids(self, params: Params, pixels: jax.Array) -> jax.Array:
+        return self.logits(params, pixels).argmax(-1).astype(jnp.int32)
