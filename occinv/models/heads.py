@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -84,14 +85,64 @@ class PrototypeHead(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map [..., D] to float32 [..., prototypes]."""
-        init = nn.initializers.truncated_normal(0.02)
-        for layer, width in enumerate((self.hidden, self.hidden, self.bottleneck)):
-            dense = nn.Dense(width, kernel_init=init, dtype=self.dtype, name=f"linear{layer}")
-            x = dense(x)
-            x = x if layer == 2 else exact_gelu(x)
+        x = three_layers(x, self.hidden, self.bottleneck, self.dtype)
         return Prototypes(self.prototypes, self.unit_prototypes, name="last")(
             unit(x.astype(jnp.float32))
         )
+
+
+class ProjectionHead(nn.Module):
+    """The projector of MSN: a three-layer MLP with batch norm (`init_model` of msn_train.py)."""
+
+    hidden: int
+    out: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, weight: jax.Array) -> jax.Array:
+        """Map [B, ..., D] to float32 [B, ..., out]; images of `weight` [B] 0 do not count."""
+
+        def norm(x: jax.Array, layer: int) -> jax.Array:
+            return BatchNorm(name=f"norm{layer}")(x, weight)
+
+        return three_layers(x, self.hidden, self.out, self.dtype, norm).astype(jnp.float32)
+
+
+def three_layers(
+    x: jax.Array,
+    hidden: int,
+    out: int,
+    dtype: Any,
+    norm: Callable[[jax.Array, int], jax.Array] | None = None,
+) -> jax.Array:
+    """Map [..., D] to [..., out] by linear layers with GELU, in the compact method of a head.
+
+    `norm` of a hidden layer and its index precedes each GELU. Batch norm would cancel a bias, so
+    that the layer before it has none.
+    """
+    init = nn.initializers.truncated_normal(0.02)
+    for layer, width in enumerate((hidden, hidden, out)):
+        is_last = layer == 2
+        bias, name = is_last or norm is None, f"linear{layer}"
+        x = nn.Dense(width, use_bias=bias, kernel_init=init, dtype=dtype, name=name)(x)
+        if not is_last:
+            x = exact_gelu(x if norm is None else norm(x, layer))
+    return x
+
+
+class PrototypeCosines(nn.Module):
+    """The cosines of vectors and trained prototypes (MSN), in float32.
+
+    The parameter is not named `kernel`, so that weight decay does not change it.
+    """
+
+    count: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map [..., D] to [..., count]."""
+        prototypes = self.param("prototypes", TORCH_LINEAR, (x.shape[-1], self.count))
+        return unit(x) @ unit(prototypes.T).T
 
 
 class Prototypes(nn.Module):
@@ -116,11 +167,19 @@ class BatchNorm(nn.Module):
     affine: bool = True
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalize [..., D]; statistics are float32."""
+    def __call__(self, x: jax.Array, weight: jax.Array | None = None) -> jax.Array:
+        """Normalize [B, ..., D]; statistics are float32, and images count by `weight` [B], if any.
+
+        Without weights, the first axis may have another meaning.
+        """
         values = x.astype(jnp.float32)
         axes = tuple(range(x.ndim - 1))
-        mean, variance = values.mean(axes), values.var(axes)
+        if weight is None:
+            mean, variance = values.mean(axes), values.var(axes)
+        else:
+            share = (weight / weight.sum())[:, None]
+            mean = (share * values.mean(axes[1:])).sum(0)
+            variance = (share * jnp.square(values - mean).mean(axes[1:])).sum(0)
         values = (values - mean) * jax.lax.rsqrt(variance + 1e-5)
         if self.affine:
             scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))

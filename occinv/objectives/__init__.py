@@ -11,6 +11,7 @@ OBJECTIVES = {
     "mocov3": "occinv.objectives.mocov3:MoCoV3",
     "dino": "occinv.objectives.dino:DINO",
     "ibot": "occinv.objectives.ibot:IBOT",
+    "msn": "occinv.objectives.msn:MSN",
     "beit": "occinv.objectives.beit:BEiT",
     "cae": "occinv.objectives.cae:CAE",
     "simmim": "occinv.objectives.simmim:SimMIM",

@@ -74,11 +74,7 @@ class DINO(Objective):
     local: Appearance = Appearance(blur=0.5)
 
     def __post_init__(self) -> None:
-        if self.local_size % self.setting.encoder.patch_size:
-            raise UserError(
-                f"objective.local_size={self.local_size} is not divisible by "
-                f"encoder.patch_size={self.setting.encoder.patch_size}"
-            )
+        check_size("local_size", self.local_size, self.setting.encoder.patch_size)
 
     @property
     def axes(self) -> Axes:
@@ -152,6 +148,14 @@ class DINO(Objective):
         loss = optax.softmax_cross_entropy(s / self.student_temperature, teacher)
         entropy = optax.softmax_cross_entropy(jnp.log(jnp.maximum(teacher, 1e-30)), teacher)
         return Terms(loss, {"teacher_entropy": entropy})  # 0 or log(prototypes): collapse
+
+
+def check_size(field: str, size: int, patch_size: int) -> None:
+    """Raise UserError unless crops of `size` pixels, set by a field, consist of whole patches."""
+    if size % patch_size:
+        raise UserError(
+            f"objective.{field}={size} is not divisible by encoder.patch_size={patch_size}"
+        )
 
 
 def augmented_views(
