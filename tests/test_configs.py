@@ -21,6 +21,7 @@ THEIRS = (
     "mocov3",
     "dino",
     "ibot",
+    "msn",
     "beit",
     "cae",
     "simmim",
@@ -134,6 +135,29 @@ def test_ibot_is_the_published_recipe() -> None:
     assert (objective.first_teacher_temperature, objective.warmup) == (0.04, Duration(epochs=30))
     assert objective.freeze_last_layer == Duration(epochs=1)
     assert objective.min_rectangle == (14 // 3) ** 2
+
+
+def test_msn_is_the_published_recipe() -> None:
+    experiment = resolve("msn")
+    train, optimizer = experiment.train, experiment.optimizer
+    assert (train.batch_size, train.duration) == (1024, Duration(epochs=600))
+    assert optimizer.base_lr * 1024 / 256 == pytest.approx(1e-3)
+    assert (optimizer.min_lr, optimizer.betas) == (1e-6, (0.9, 0.999))
+    assert (optimizer.warmup, optimizer.decay) == (Duration(epochs=15), "positions")
+    assert (optimizer.weight_decay, optimizer.final_weight_decay) == (0.04, 0.4)
+    assert (optimizer.clip_norm, optimizer.clip_each) == (3.0, False)
+    assert (experiment.encoder.drop_path, experiment.encoder.train_position) == (0.0, True)
+    assert (experiment.data.crop_scale, experiment.data.flip) == ((0.3, 1.0), True)
+    objective: Any = objective_of(experiment)
+    assert [crop.size for crop in objective.crops] == [*[96] * 10, 224]
+    assert (objective.focal_scale, objective.mask_ratio) == ((0.05, 0.3), 0.3)
+    networks = objective.networks
+    assert (networks.head.hidden, networks.head.out, networks.prototypes.count) == (2048, 256, 1024)
+    assert (objective.temperature, objective.sharpening) == (0.1, 0.25)
+    assert (objective.sinkhorn, objective.me_max_weight) == (True, 1.0)
+    target = objective.state["target"]
+    assert (target.networks, target.momentum) == (("encoder", "head"), 0.996)
+    assert (target.schedule, target.lag) == ("linear", 1)
 
 
 @pytest.mark.parametrize("name", ["beit", "cae"])

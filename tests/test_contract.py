@@ -88,6 +88,14 @@ CASES: dict[str, dict[str, Any]] = {
         "local_size": 8,
         "min_rectangle": 2,
     },
+    "msn": {
+        "name": "msn",
+        "num_prototypes": 12,
+        "head_hidden": 24,
+        "head_out": 8,
+        "focal_crops": 1,
+        "focal_size": 8,
+    },
     "beit": {"name": "beit", "tokenizer": KMEANS, "min_rectangle": 2, "color": None},
     "cae": {
         "name": "cae",
@@ -142,10 +150,13 @@ COUPLED = {
     "cmae, dropped patches",
     "cmae, no masking, mixed",
     "mocov3",
+    "msn",
     "grid, color against dropped patches",
     "classification, mixed",
     "linear_probe",
 }
+# Statistics of the batch leave out images of weight 0, so that the others' loss depends on weights.
+WEIGHTED = {"msn"}
 # What they compute over devices other cases show, of the same class or of the same parts.
 ON_ONE_DEVICE = {
     "rmae",
@@ -190,7 +201,15 @@ def started() -> Callable[[Any, jax.ShapeDtypeStruct], np.ndarray]:
         name = getattr(path[-1], "key", "")
         if name == "scale":
             return np.ones(leaf.shape, leaf.dtype)
-        if name in ("kernel", "position", "class_token", "mask_token", "means", "codes"):
+        if name in (
+            "kernel",
+            "position",
+            "class_token",
+            "mask_token",
+            "means",
+            "codes",
+            "prototypes",
+        ):
             deviation = {"kernel": leaf.shape[-2:][0] ** -0.5, "position": 0.7}.get(name, 0.02)
             return (deviation * rng.standard_normal(leaf.shape)).astype(leaf.dtype)
         return np.zeros(leaf.shape, leaf.dtype)
@@ -377,6 +396,11 @@ def test_padding_counts_for_nothing_unless_the_batch_is_coupled(run: Run) -> Non
 
     is_real = np.arange(BATCH) < real
     padded = np.where(is_real[:, None, None, None], batch.image, np.uint8(0))
+    if run.case in WEIGHTED:
+        found = loss(padded, is_real)
+        assert found == pytest.approx(loss(batch.image, is_real), rel=1e-5)
+        assert found != pytest.approx(loss(batch.image, is_real | ~is_real), rel=1e-3)
+        return
     alone = [loss(batch.image, np.arange(BATCH) == i) for i in range(real)]
     assert len(set(alone)) == real
     matches = [

@@ -275,6 +275,7 @@ def test_ibot_refuses_impossible_fields(fields: dict[str, Any], complaint: str) 
     ("name", "fields"),
     [
         ("ibot", IBOT),
+        ("msn", {"num_prototypes": 6, "focal_crops": 1, "focal_size": 8}),
         ("data2vec", {"min_rectangle": 2, "average_top_k": 1}),
         ("ijepa", {"num_targets": 2, "predictor_width": 8, "predictor_heads": HEADS}),
     ],

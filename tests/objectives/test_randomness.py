@@ -109,6 +109,7 @@ TOKENIZER = {"tokenizer": {"name": "kmeans", "num_ids": 5}, "min_rectangle": 2}
         ("mocov3", HEADS, 2),
         ("dino", {**PROTOTYPES, **CROPS}, 3),
         ("ibot", {**PROTOTYPES, **CROPS, "min_rectangle": 2}, 3),
+        ("msn", {"num_prototypes": 6, **HEADS, "focal_crops": 1, "focal_size": 8}, 2),
         ("cae", {**TOKENIZER, "regressor_depth": 1, "decoder_depth": 1}, 2),
         ("grid", {"similarity": "decoder_distance", **DECODER}, 2),
     ],

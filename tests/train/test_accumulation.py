@@ -25,6 +25,7 @@ from occinv.objectives.base import (
 )
 from occinv.objectives.ema import EMA
 from occinv.objectives.mocov3 import MoCoV3
+from occinv.objectives.msn import MSN
 from occinv.train.accumulation import join_parts, split_batch
 from occinv.train.step import TrainState, init_state, make_step
 from occinv.transforms.view import View, whole
@@ -96,6 +97,14 @@ class PlainMoco(MoCoV3):
         return tuple(whole(crop, self.setting.encoder.num_patches) for crop in pixels)
 
 
+class PlainMSN(MSN):
+    """Without its colors, which take long to compile, and without masking."""
+
+    def views(self, pixels: Any, rng: jax.Array) -> tuple[View, ...]:
+        size = self.setting.encoder.patch_size
+        return tuple(whole(crop, (crop.shape[1] // size) ** 2) for crop in pixels)
+
+
 def make(section: dict[str, Any], devices: int = 1) -> Any:
     encoder = schema.Encoder(name="micro", patch_size=4, width=8, depth=1, heads=2, drop_path=0.3)
     mesh = parallel.make_mesh(jax.devices()[:devices])
@@ -139,6 +148,7 @@ CASES: dict[str, dict[str, Any]] = {
     "cmae image": {**CMAE, "negatives": "image"},
     "cmae batch": {**CMAE, "negatives": "batch", "key_chunk": 3},
     "mocov3": {"name": f"{__name__}:PlainMoco", **HEADS},
+    "msn": {"name": f"{__name__}:PlainMSN", "focal_crops": 1, "focal_size": 8, **HEADS},
 }
 
 
@@ -152,6 +162,7 @@ CASES: dict[str, dict[str, Any]] = {
         ("cmae image", 4, 1),
         ("cmae batch", 2, 2),
         ("mocov3", 2, 1),
+        ("msn", 2, 2),
     ],
 )
 def test_parts_are_the_whole_batch(case: str, accumulate: int, devices: int) -> None:
@@ -189,6 +200,7 @@ def test_split_is_inverted() -> None:
         ({"name": "cmae", "head_norm": "batchnorm"}, True),
         ({"name": "cmae", "cutmix": 1.0}, True),
         ({"name": "mocov3"}, False),
+        ({"name": "msn"}, False),
         ({"name": "classification", "mixup": 0.8}, True),
         ({"name": "linear_probe"}, True),
         ({"name": "mae", "cutmix": 1.0}, True),
