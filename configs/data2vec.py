@@ -3,7 +3,7 @@
     occinv train --config configs/data2vec.py --workdir runs/data2vec
     occinv train --config configs/finetune.py --workdir runs/data2vec-finetuned \\
         --config.init_from=runs/data2vec --config.encoder.layer_scale=1e-4 \\
-        --config.encoder.relative_position=block
+        --config.encoder.relative_position=shared
 
 The official command for ViT-B/16 on ImageNet-1k: batch 2048, lr 2e-3, 800 epochs (84.2 % after
 fine-tuning in the paper), 120 of 196 patches, drop path 0.25, clip 3.0. The small variants run for

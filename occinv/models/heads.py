@@ -12,6 +12,7 @@ from flax import linen as nn
 from occinv.losses.contrastive import unit
 from occinv.models.attention import XAVIER
 from occinv.models.blocks import exact_gelu, layer_norm
+from occinv.models.vit import TOKEN_INIT
 
 # PyTorch's default for linear layers: uniform within ±1 / sqrt(fan in).
 TORCH_LINEAR = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -120,11 +121,10 @@ def three_layers(
     `norm` of a hidden layer and its index precedes each GELU. Batch norm would cancel a bias, so
     that the layer before it has none.
     """
-    init = nn.initializers.truncated_normal(0.02)
     for layer, width in enumerate((hidden, hidden, out)):
         is_last = layer == 2
         bias, name = is_last or norm is None, f"linear{layer}"
-        x = nn.Dense(width, use_bias=bias, kernel_init=init, dtype=dtype, name=name)(x)
+        x = nn.Dense(width, use_bias=bias, kernel_init=TOKEN_INIT, dtype=dtype, name=name)(x)
         if not is_last:
             x = exact_gelu(x if norm is None else norm(x, layer))
     return x

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from occinv.models.attention import CrossAttention
+from occinv.models.attention import XAVIER, CrossAttention
 from occinv.models.blocks import (
     Blocks,
     LayerScale,
@@ -19,7 +19,7 @@ from occinv.models.blocks import (
     layer_norm,
 )
 from occinv.models.position import sincos
-from occinv.models.vit import TOKEN_INIT
+from occinv.models.vit import BEIT_INIT
 from occinv.parallel import STACK
 from occinv.rng import fold
 
@@ -117,7 +117,7 @@ class Regressor(nn.Module):
         width = context.shape[-1]
         table = jnp.asarray(sincos(int(self.num_patches**0.5), width)[1:], self.dtype)
         positions = table[visible], table[removed]
-        token = self.param("mask_token", TOKEN_INIT, (width,)).astype(self.dtype)
+        token = self.param("mask_token", BEIT_INIT, (width,)).astype(self.dtype)
         x = jnp.broadcast_to(token, positions[1].shape)
         regressor_rng = decoder_rng = None
         if rng is not None and self.drop_path:
@@ -142,5 +142,5 @@ class Regressor(nn.Module):
             name="decoder",
         )(latents + positions[1], decoder_rng)
         x = layer_norm("decoder_norm", self.dtype)(x)
-        head = nn.Dense(self.num_ids, kernel_init=TOKEN_INIT, dtype=self.dtype, name="head")
+        head = nn.Dense(self.num_ids, kernel_init=XAVIER, dtype=self.dtype, name="head")
         return Prediction(latents.astype(jnp.float32), head(x).astype(jnp.float32))

@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from occinv.losses.classification import cross_entropy
 from occinv.models.tokenizers.base import Tokenizer, make_tokenizer
-from occinv.models.vit import TOKEN_INIT
+from occinv.models.vit import BEIT_INIT
 from occinv.objectives.base import Axes, Context, Networks, Terms
 from occinv.objectives.rectangle_masking import RectangleMasking, removed_ids, removed_tokens
 from occinv.rng import fold
@@ -56,9 +56,9 @@ class BEiT(RectangleMasking):
 
     @property
     def networks(self) -> Networks:
-        encoder = self.setting.encoder.clone(mask_token=True)
+        encoder = self.setting.encoder.clone(mask_token=True, mask_token_init=BEIT_INIT)
         ids, dtype = self.codebook.num_ids, self.setting.dtype
-        return BEiTNetworks(encoder, nn.Dense(ids, kernel_init=TOKEN_INIT, dtype=dtype))
+        return BEiTNetworks(encoder, nn.Dense(ids, kernel_init=BEIT_INIT, dtype=dtype))
 
     def features(self, net: Any, views: tuple[View, ...], ctx: Context) -> Any:
         """z1: the patch tokens of f(T1 x). Ids are not floats; the loss computes them."""

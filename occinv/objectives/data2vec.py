@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from occinv.losses.contrastive import cosine
 from occinv.losses.distillation import smooth_l1
-from occinv.models.vit import TOKEN_INIT
+from occinv.models.vit import BEIT_INIT
 from occinv.objectives.base import Axes, Context, Networks, Terms
 from occinv.objectives.ema import EMA
 from occinv.objectives.rectangle_masking import RectangleMasking, removed_tokens
@@ -64,8 +64,8 @@ class Data2Vec(RectangleMasking):
 
     @property
     def networks(self) -> Networks:
-        encoder, dtype = self.setting.encoder.clone(mask_token=True), self.setting.dtype
-        predictor = nn.Dense(encoder.width, kernel_init=TOKEN_INIT, dtype=dtype)
+        encoder = self.setting.encoder.clone(mask_token=True, mask_token_init=BEIT_INIT)
+        predictor = nn.Dense(encoder.width, kernel_init=BEIT_INIT, dtype=self.setting.dtype)
         return Data2VecNetworks(encoder, predictor)
 
     def features(self, net: Any, views: tuple[View, ...], ctx: Context) -> Any:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from occinv.losses.reconstruction import mean_over
 from occinv.objectives.base import Axes, Context, Terms, mean_terms
@@ -69,7 +70,8 @@ class IBOT(DINO):
     @property
     def networks(self) -> DINONetworks:
         dino = super().networks
-        return dino.clone(encoder=dino.encoder.clone(mask_token=True))
+        encoder = dino.encoder.clone(mask_token=True, mask_token_init=nn.initializers.zeros)
+        return dino.clone(encoder=encoder)
 
     def views(self, pixels: Any, rng: jax.Array) -> tuple[View, ...]:
         """DINO's crops; rectangles of patches are removed from the large ones."""

@@ -18,7 +18,7 @@ from occinv.objectives.ema import EMA
 from occinv.rng import fold
 from occinv.schema import Count, Positive, UserError
 from occinv.transforms.masking import visible_ids
-from occinv.transforms.multiblock import multiblock, rectangle_size
+from occinv.transforms.multiblock import Choice, multiblock, rectangle_size
 from occinv.transforms.view import View, whole
 
 
@@ -50,6 +50,8 @@ class IJEPA(Objective):
       num_targets: T, the rectangles that are predicted, each by itself; they may overlap.
       target_scale, target_aspect: A target's share of the image, and its height by width.
       context_scale: The share of the square that f sees, before the targets are removed from it.
+      context_choice: Which of the remaining patches f sees, if targets overlap and more remain than
+        `kept`: the `first` in raster order, as in the official code, or a `random` choice.
       predictor_width, predictor_depth, predictor_heads: The size of q.
       momentum: The momentum of the EMA at the start; it grows linearly to 1.
     """
@@ -58,6 +60,7 @@ class IJEPA(Objective):
     target_scale: Positive = 0.175
     target_aspect: Positive = 1.125
     context_scale: Positive = 0.925
+    context_choice: Choice = "first"
     predictor_width: Count = 384
     predictor_depth: Count = 6
     predictor_heads: Count = 12
@@ -125,7 +128,7 @@ class IJEPA(Objective):
         """The context, and the whole image."""
         count = self.setting.encoder.num_patches
         sizes = self.context_size, self.target_size
-        visible, targets = multiblock(rng, count, *sizes, self.num_targets)
+        visible, targets = multiblock(rng, count, *sizes, self.num_targets, self.context_choice)
         return ContextView(pixels, visible, self.kept, targets=targets), whole(pixels, count)
 
     def features(self, net: Any, views: Any, ctx: Context) -> Any:

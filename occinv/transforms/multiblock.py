@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from occinv.transforms.masking import lowest
+
+Choice = Literal["first", "random"]
 
 
 def rectangle_size(num_patches: int, scale: float, aspect: float) -> tuple[int, int]:
@@ -27,6 +30,7 @@ def multiblock(
     context: tuple[int, int],
     target: tuple[int, int],
     num_targets: int,
+    choice: Choice = "first",
 ) -> tuple[jax.Array, jax.Array]:
     """Draw a context rectangle and target rectangles, each anywhere in the image.
 
@@ -35,10 +39,12 @@ def multiblock(
       num_patches: N, a square number.
       context, target: Rows and columns of either kind of rectangle.
       num_targets: T, target rectangles of an image, which may overlap each other.
+      choice: Which patches of the context are kept if targets overlap and more remain: the `first`
+        in raster order, as in the official `MaskCollator`, or a `random` choice.
 
     Returns:
-      bool [B, N], True for patches of the context that are in no target. Their number is what
-      remains where no targets overlap; if more remain, this many are drawn at random.
+      bool [B, N], True for the kept patches of the context, which are in no target. Their number is
+      what remains where no targets overlap.
       int32 [B, T, R], the patches of each target in raster order.
     """
     side = math.isqrt(num_patches)
@@ -55,8 +61,10 @@ def multiblock(
         context_key, target_key, noise_key = jax.random.split(key, 3)
         targets = place(target_key, target, num_targets)
         seen = jnp.zeros(num_patches, bool).at[place(context_key, context, 1)].set(True)
-        noise = jax.random.uniform(noise_key, (num_patches,))
-        return jnp.where(seen.at[targets].set(False), noise, jnp.inf), targets
+        order = jnp.arange(num_patches, dtype=jnp.float32)
+        if choice == "random":
+            order = jax.random.uniform(noise_key, (num_patches,))
+        return jnp.where(seen.at[targets].set(False), order, jnp.inf), targets
 
-    noise, targets = jax.vmap(one)(rng)
-    return lowest(noise, kept), targets
+    order, targets = jax.vmap(one)(rng)
+    return lowest(order, kept), targets

@@ -19,7 +19,7 @@ IMAGES = 400
 @pytest.fixture(scope="module")
 def draw() -> Any:
     """Return a function that draws for the images in a given order."""
-    compiled = jax.jit(lambda rng: multiblock(rng, SIDE**2, CONTEXT, TARGET, COUNT))
+    compiled = jax.jit(lambda rng: multiblock(rng, SIDE**2, CONTEXT, TARGET, COUNT, "random"))
     rng = image_rngs(jax.random.key(0), jnp.int32(0), IMAGES)
     return lambda order: jax.device_get(compiled(rng[order]))
 
@@ -56,6 +56,30 @@ def test_a_context_is_a_rectangle_without_the_targets(drawn: tuple[np.ndarray, n
     assert len(places) == 3 * 6  # the context does not depend on a target
     share = drawn[0].mean(0)
     np.testing.assert_allclose(share, share[::-1], atol=0.1)  # no side is more likely
+
+
+def test_the_first_remaining_patches_are_kept_by_default(
+    drawn: tuple[np.ndarray, np.ndarray],
+) -> None:
+    rng = image_rngs(jax.random.key(0), jnp.int32(0), IMAGES)
+    first, same_targets = jax.jit(lambda rng: multiblock(rng, SIDE**2, CONTEXT, TARGET, COUNT))(rng)
+    np.testing.assert_array_equal(same_targets, drawn[1])
+    differing = 0
+    for visible, chosen, targets in zip(np.asarray(first), *drawn, strict=True):
+        last = np.flatnonzero(visible)[-1]
+        places = []  # of contexts whose first remaining patches are the visible ones
+        for row in range(SIDE - CONTEXT[0] + 1):
+            for column in range(SIDE - CONTEXT[1] + 1):
+                rest = np.zeros((SIDE, SIDE), bool)
+                rest[row : row + CONTEXT[0], column : column + CONTEXT[1]] = True
+                rest = rest.reshape(-1)
+                rest[targets] = False
+                kept = (rest[: last + 1] == visible[: last + 1]).all()
+                if kept and not (chosen & ~rest).any():  # the random choice is of the same context
+                    places.append((row, column))
+        assert visible.sum() == 5 * 4 - 3 * 2 and places
+        differing += (visible != chosen).any()
+    assert differing > IMAGES / 4
 
 
 def test_each_image_draws_by_its_own_key(draw: Any, drawn: Any) -> None:
