@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from occinv.models.patches import patchify
-from occinv.models.vit import TOKEN_INIT
+from occinv.models.vit import BEIT_INIT, TOKEN_INIT
 from occinv.objectives.base import Axes, Context, Networks, Objective, Params, Reconstruction, Terms
 from occinv.objectives.mae import pasted
 from occinv.objectives.rectangle_masking import removed_tokens
@@ -69,7 +69,7 @@ class SimMIM(Objective):
 
     @property
     def networks(self) -> SimMIMNetworks:
-        encoder = self.setting.encoder.clone(mask_token=True)
+        encoder = self.setting.encoder.clone(mask_token=True, mask_token_init=BEIT_INIT)
         values = encoder.patch_size**2 * 3
         decoder = nn.Dense(values, kernel_init=TOKEN_INIT, dtype=self.setting.dtype)
         return SimMIMNetworks(encoder, decoder)

@@ -39,6 +39,7 @@ def check(values: np.ndarray, deviation: float, largest: float) -> None:
     [
         ("beit", "head/kernel", {"tokenizer": KMEANS}),
         ("beit", "encoder/mask_token", {"tokenizer": KMEANS}),
+        ("simmim", "encoder/mask_token", {}),
         ("data2vec", "predictor/kernel", {"average_top_k": 1}),
         ("data2vec", "encoder/mask_token", {"average_top_k": 1}),
         (
