@@ -10,7 +10,9 @@ The paper does not say what it compares without a mask token, where complementar
 patch. Candidates: `t2=identity`, `predictor=queries`, `tokens=mean` and `tokens=class`.
 
 Paper: Table 2, 100 epochs: 82.9 % after fine-tuning. Tables 3 and 4 vary `tokens`, `mask_token`
-and `similarity`. Variants: configs/scales.py.
+and `similarity`. Variants: configs/scales.py. The small ones keep the paper's momentum: on
+quickstart (`mask_token=False`, `tokens=mean`, `symmetric=False`, two seeds), 0.97 has 87.2 % after
+fine-tuning, 0.99 88.0 %, 0.996 88.7 %.
 """
 
 from ml_collections import ConfigDict
