@@ -225,6 +225,10 @@ def from_mapping(cls: type[T], section: Any, path: str, **given: Any) -> T:
     Raises:
       UserError: An unknown or missing field, or a value of the wrong type or out of range.
     """
+    if not isinstance(section, Mapping) and cls is Duration:
+        raise UserError(
+            f"{path}={section!r}, expected a length; set {path}.steps, .examples or .epochs"
+        )
     if not isinstance(section, Mapping):
         raise UserError(f"{path}={section!r}, expected a section with fields of {cls.__name__}")
     hints = typing.get_type_hints(cls, include_extras=True)

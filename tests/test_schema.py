@@ -85,7 +85,11 @@ def test_an_experiment_survives_its_own_fields() -> None:
             "float16",
             "expected 'auto', 'float32' or 'bfloat16' (did",
         ),
-        ("train.duration", 8, "train.duration=8, expected a section with fields of Duration"),
+        (
+            "train.duration",
+            8,
+            "train.duration=8, expected a length; set train.duration.steps, .exam",
+        ),
         ("train.duration", {"steps": 8, "epochs": 2.0}, "train.duration.steps=8 and"),
         ("train.duration", {}, "train.duration has no length; set one of train.duration.steps"),
         ("train.duration", {"steps": -8}, "-8 steps, expected a length of 0 or more"),
