@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shlex
 from pathlib import Path
 
@@ -13,12 +14,14 @@ from occinv.cli import make_parser
 from occinv.config import CONFIGS, load_config
 from occinv.objectives.base import objective_of
 from occinv.objectives.grid_axes import valid_combinations
+from occinv.reproduce.collect import read_values
 from occinv.reproduce.methods import BEIT, CAE, CMAE, MAE, RANDOM, RMAE, Method
 from occinv.reproduce.options import parse_overrides
 from occinv.reproduce.run import Stage, TableRun, Trial, scale_durations
-from occinv.reproduce.specs import COLUMNS, SCALES, RowSpec, TableSpec
+from occinv.reproduce.specs import COLUMNS, LINEAR, SCALES, RowSpec, TableSpec
 from occinv.reproduce.tables import TABLES, choose, make_table
 from occinv.schema import UserError
+from occinv.train.workdir import RESULT
 
 EVERY = [(key, scale) for key in TABLES for scale in SCALES]
 QUICKSTART = ["random", "mae", "rmae", "rmae_independent", "rmae_identity", "cmae"]
@@ -318,3 +321,24 @@ def test_a_published_number_runs_nothing() -> None:
     rows = {row.key: row for row in make_table("table1", "smoke").rows}
     assert rows["mae_published"].method is None
     assert isinstance(rows["mae"], RowSpec) and rows["mae"].method is MAE
+
+
+@pytest.mark.parametrize(("method", "token"), [(MAE, "class"), (CMAE, "mean")])
+def test_a_probe_has_a_value_for_each_token_and_for_the_published_rate(
+    tmp_path: Path, method: Method, token: str
+) -> None:
+    table = make_table("table4", "smoke")
+    trial = Trial(method, 0, TableRun(table, table.rows, tmp_path, "smoke"))
+    metrics = {"top1": 0.5, "top1_class": 0.4, "top1_mean": 0.3}
+    metrics |= {f"top1_at_{token}_1": 0.2, f"top1_at_{token}_3": 0.1}
+    folder = trial.stages["linear"].workdir
+    folder.mkdir(parents=True)
+    (folder / RESULT).write_text(json.dumps({"step": 8, "metrics": metrics}))
+    values = read_values([trial])
+    found = {key: values[key] for key in LINEAR}
+    assert found == {
+        "linear": [0.5],
+        "linear_published": [0.2],
+        "linear_class": [0.4],
+        "linear_mean": [0.3],
+    }
