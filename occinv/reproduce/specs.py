@@ -36,9 +36,13 @@ COLUMNS = {
             "top-1 of a linear probe of the frozen encoder, of the token that the objective "
             "trains, at the best of four learning rates",
         ),
-        Column("linear_published", "at its rate %", "%", "the same at the published rate"),
-        Column("linear_class", "Class %", "%", "linear probe of the class token, at its best rate"),
-        Column("linear_mean", "Mean %", "%", "linear probe of the mean token, at its best rate"),
+        Column("linear_published", "Publ. rate %", "%", "the same at the published rate"),
+        Column(
+            "linear_class", "Lin. class %", "%", "linear probe of the class token, at its best rate"
+        ),
+        Column(
+            "linear_mean", "Lin. mean %", "%", "linear probe of the mean token, at its best rate"
+        ),
         Column("finetune", "FT %", "%", "top-1 after fine-tuning on all labels"),
         Column("tenth", "10 % FT %", "%", "top-1 after fine-tuning on 10 % of the labels"),
         PSNR,
