@@ -225,12 +225,11 @@ def from_mapping(cls: type[T], section: Any, path: str, **given: Any) -> T:
     Raises:
       UserError: An unknown or missing field, or a value of the wrong type or out of range.
     """
-    if not isinstance(section, Mapping) and cls is Duration:
-        raise UserError(
-            f"{path}={section!r}, expected a length; set {path}.steps, .examples or .epochs"
-        )
     if not isinstance(section, Mapping):
-        raise UserError(f"{path}={section!r}, expected a section with fields of {cls.__name__}")
+        expected = f"a section with fields of {cls.__name__}"
+        if cls is Duration:
+            expected = f"a length; set {path}.steps, .examples or .epochs"
+        raise UserError(f"{path}={section!r}, expected {expected}")
     hints = typing.get_type_hints(cls, include_extras=True)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init and f.name not in given}  # type: ignore[arg-type]
     dot = f"{path}." if path else ""

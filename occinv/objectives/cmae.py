@@ -240,7 +240,8 @@ class CMAE(Objective):
         if self.has_gaps:
             given, keys = self.tokens_of(first), self.tokens_of(second)
             given = ~given if self.predictor == "queries" else given
-            z1, z2, compared = fill(z1, given), fill(z2, keys), given & keys
+            z1, z2 = restore(z1, given, jnp.float32(0)), restore(z2, keys, jnp.float32(0))
+            compared = given & keys
         metrics = {"similarity": cosine(z1, z2)}
         if self.similarity == "byol":
             loss = byol(z1, z2)
@@ -255,8 +256,3 @@ class CMAE(Objective):
         """Return bool [B, T]: the tokens of a view whose removed patches were dropped."""
         start = int(self.tokens == "patch+class")  # the class token, which every view has
         return jnp.pad(view.visible, ((0, 0), (start, 0)), constant_values=True)
-
-
-def fill(tokens: jax.Array, given: jax.Array) -> jax.Array:
-    """Put tokens [B, n, D] at the n places `given` in bool [B, T], zeros elsewhere: [B, T, D]."""
-    return tokens if tokens.shape[1] == given.shape[1] else restore(tokens, given, jnp.float32(0))

@@ -34,7 +34,7 @@ COLUMNS = {
             "Linear %",
             "%",
             "top-1 of a linear probe of the frozen encoder, of the token that the objective "
-            "trains, at the best of four learning rates",
+            "trains, at the best of its learning rates",
         ),
         Column("linear_published", "Publ. rate %", "%", "the same at the published rate"),
         Column(

@@ -18,9 +18,8 @@ CMAE_NOTE = (
     "tokens in one direction."
 )
 PROBE_NOTE = (
-    "“Linear %” is that of the class token, as in the official MAE code, or of the mean patch "
-    "token for C-MAE and supervised encoders, which do not train the class token. The best of "
-    "several learning rates is chosen on the evaluation images, so the number is optimistic."
+    "C-MAE and supervised encoders do not train the class token, so their “Linear %” is of the "
+    "mean patch token. The best rate is chosen on the evaluation images, which is optimistic."
 )
 DROPPED_NOTE = (
     "Without a mask token, the complementary views of Eq. (6) share no patch, and the paper does "
@@ -206,7 +205,7 @@ TABLE4 = TableSpec(
             methods.CMAE_DROPPED_BYOL,
             _three(55.2, 82.5, 66.1),
         ),
-        RowSpec("C-MAE w/o mask token (queries)", methods.CMAE_DROPPED_QUERIES, by_default=False),
+        RowSpec("C-MAE w/o mask token, queries", methods.CMAE_DROPPED_QUERIES, by_default=False),
         RowSpec("C-MAE w/o mask token, mean", methods.CMAE_DROPPED_MEAN, by_default=False),
         RowSpec("C-MAE w/o mask token, class", methods.CMAE_DROPPED_CLASS, by_default=False),
     ),

@@ -249,6 +249,11 @@ def differentiated(function: Any, params: Any) -> Any:
     return jax.device_get(jax.jit(jax.value_and_grad(function, has_aux=True))(params))
 
 
+def outcome_of(objective: Any, params: Any, state: Any, count: int) -> Any:
+    """Return ((loss, (terms, features)), gradient) of `count` images as NumPy arrays."""
+    return differentiated(lambda p: loss_and_features(objective, p, state, count), params)
+
+
 def fitting(
     compute: Callable[[Any], Any],
     candidates: Iterable[Any],

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from official import agrees, differentiated, group, loss_and_features
+from official import agrees, group, outcome_of
 from official_beit import arrays_of, beit_objective, beit_weights, with_images
 
 from occinv.objectives import forward
@@ -30,12 +30,8 @@ def beit_model(beit: Any) -> Any:
 @pytest.fixture(scope="module")
 def beit_outcome(beit: Any, beit_model: Any) -> Any:
     objective = with_images(beit_model, beit["x"], beit["mask"], beit_model.codebook.num_ids)
-    state = {"tokenizer": beit["ids"]}
-
-    def loss(params: Any) -> Any:
-        return loss_and_features(objective, params, state, len(beit["x"]))[0], ()
-
-    return differentiated(loss, beit_weights(group(beit, "W"), "head"))
+    params, state = beit_weights(group(beit, "W"), "head"), {"tokenizer": beit["ids"]}
+    return outcome_of(objective, params, state, len(beit["x"]))
 
 
 def test_beits_parameters_are_the_official_ones(beit: Any, beit_model: Any) -> None:

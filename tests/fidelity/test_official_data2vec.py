@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from official import agrees, differentiated, fitting, group, loss_and_features
+from official import agrees, fitting, group, outcome_of
 from official_beit import arrays_of, beit_objective, beit_weights, with_images
 
 from occinv.objectives import forward
@@ -36,11 +36,8 @@ def data2vec_outcome(data2vec: Any) -> Any:
     def compute(last_blocks: int) -> Any:
         objective = data2vec_objective(data2vec, last_blocks)
         objective = with_images(objective, data2vec["x"], data2vec["mask"])
-
-        def loss(params: Any) -> Any:
-            return loss_and_features(objective, params, state, len(data2vec["x"]))[0], ()
-
-        return differentiated(loss, beit_weights(group(data2vec, "W"), "predictor"))
+        params = beit_weights(group(data2vec, "W"), "predictor")
+        return outcome_of(objective, params, state, len(data2vec["x"]))
 
     depth = len(teacher["encoder"]["blocks"]["scan"]["norm1"]["scale"])
     numbers = sorted(range(1, depth + 1), key=lambda number: abs(number - 2))

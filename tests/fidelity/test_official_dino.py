@@ -12,11 +12,10 @@ import pytest
 from jax.tree_util import DictKey
 from official import (
     agrees,
-    differentiated,
     group,
-    loss_and_features,
     objective_of,
     ours,
+    outcome_of,
     path_of,
     pixels_of,
     with_views,
@@ -77,11 +76,8 @@ def dino_outcome(dino: Any) -> Any:
         "target": dino_weights(group(dino, "teacher")),
         "center": jnp.asarray(dino["center_before"][0]),
     }
-
-    def loss(params: Any) -> Any:
-        return loss_and_features(objective, params, state, len(views[0].pixels))
-
-    return differentiated(loss, dino_weights(group(dino, "student")))
+    params = dino_weights(group(dino, "student"))
+    return outcome_of(objective, params, state, len(views[0].pixels))
 
 
 def test_the_output_for_every_crop(dino: Any, dino_outcome: Any) -> None:

@@ -21,8 +21,11 @@ from small_objectives import (
     start,
 )
 
-from occinv.objectives import forward
+from occinv.objectives import cae, cmae, forward
 from occinv.objectives.base import Networks, Objective
+from occinv.rng import fold, split
+from occinv.transforms.color import ColorJitter
+from occinv.transforms.mixing import mix
 
 MANY = 64
 
@@ -147,3 +150,36 @@ def test_views_and_forward_passes_have_their_own_rngs(
     keys = [np.asarray(jax.random.key_data(rng)) for rng in jax.jit(draw)(params, state)]
     assert len(keys) == 1 + 2 + passes
     assert len(np.unique(np.concatenate(keys), axis=0)) == len(keys) * IMAGES
+
+
+def test_cutmix_and_jitter_of_cmae_share_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each splits its key in four, so none of those may be the other's key, either."""
+    seen: list[jax.Array] = []
+
+    def recorded_mix(rng: jax.Array, *args: Any, **options: Any) -> Any:
+        seen.append(rng)
+        return mix(rng, *args, **options)
+
+    def recorded_jitter(self: ColorJitter, rng: jax.Array, pixels: jax.Array) -> jax.Array:
+        seen.append(rng)
+        return pixels
+
+    monkeypatch.setattr(cmae, "mix", recorded_mix)
+    monkeypatch.setattr(ColorJitter, "__call__", recorded_jitter)
+    make("cmae", cutmix=1.0, **HEADS).views(jnp.zeros((1, SIZE, SIZE, 3)), rngs_of(0, 1))
+    assert len(seen) == 4  # two views
+    keys = [key for rng in seen for key in (rng, *split(rng, 4))]
+    assert len({np.asarray(jax.random.key_data(key)).tobytes() for key in keys}) == len(keys)
+
+
+def test_every_pass_of_cae_folds_its_own_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = []
+
+    def recorded(rng: jax.Array, number: int) -> jax.Array:
+        numbers.append(number)
+        return fold(rng, number)
+
+    monkeypatch.setattr(cae, "fold", recorded)
+    objective = make("cae", **TOKENIZER, regressor_depth=1, decoder_depth=1)
+    jax.eval_shape(lambda: forward.init(objective, jax.random.key(0)))
+    assert len(numbers) == len(set(numbers)) == 3
