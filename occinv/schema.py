@@ -21,6 +21,7 @@ from annotated_types import Ge, Gt, Le, Lt
 T = TypeVar("T")
 Choice = Literal["random", "one_class", "one_per_class"]
 RelativePosition = Literal["shared", "block"]
+Attention = Literal["auto", "xla", "pallas", "cudnn"]
 
 Count = Annotated[int, Ge(1)]
 Natural = Annotated[int, Ge(0)]
@@ -162,6 +163,9 @@ class Train:
     accumulate: Count = 1  # number of parts per batch
     fsdp: Count = 1  # devices that share one copy of parameters, EMA and optimizer state
     remat: bool = False  # recompute whole blocks in the backward pass
+    attention: Attention = (
+        "auto"  # pallas on TPUs, cudnn on GPUs, xla elsewhere: docs/performance.md
+    )
     precision: Literal["auto", "float32", "bfloat16"] = (
         "auto"  # compute dtype; parameters are float32
     )

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from occinv import parallel
-from occinv.models.attention import XAVIER, Attention
+from occinv import parallel, schema
+from occinv.models.attention import SAVED, XAVIER, Attention
 from occinv.rng import fold
 
 Gelu = Literal["erf", "tanh"]
@@ -28,13 +28,15 @@ class Layout:
         block. The loop stores the outputs of matmuls with weights and recomputes the rest: less
         memory traffic and a fraction of the memory.
       remat: Recompute whole blocks in the backward pass: a third more compute, least memory.
-      mesh: The mesh that the train state is sharded over (`parallel.of_state`). A block gathers its
-        own parameters when it is computed, forward and backward, so that no device ever holds the
-        parameters of all blocks. None: every device holds all parameters.
+      attention: The backend of `attention.attend`.
+      mesh: The devices; None: one device. If the train state is sharded over them
+        (`parallel.of_state`), a block gathers its own parameters when it is computed, forward and
+        backward, so that no device ever holds the parameters of all blocks.
     """
 
     unroll: int = 4
     remat: bool = False
+    attention: schema.Attention = "xla"
     mesh: jax.sharding.Mesh | None = None
 
     def stack(self, block: Any, depth: int, in_axes: tuple[Any, ...], is_initializing: bool) -> Any:
@@ -50,8 +52,13 @@ class Layout:
             block = nn.map_variables(block, "params", gather, init=is_initializing)
         # Do not store gathered parameters for the backward pass: they would all stay in memory.
         if is_loop or is_sharded or self.remat:
+            policies = jax.checkpoint_policies
             policy = (
-                None if self.remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+                None
+                if self.remat
+                else policies.save_from_both_policies(
+                    policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(SAVED)
+                )
             )
             # Inside a loop the barriers against CSE are slow and not needed.
             block = nn.remat(block, prevent_cse=not is_loop, policy=policy)
@@ -148,12 +155,14 @@ class Block(nn.Module):
       gelu: See `Mlp`.
       dtype: The dtype of the computation.
       layer_scale: The initial value of LayerScale; None: no LayerScale.
+      layout: Its backend of attention is used.
     """
 
     heads: int
     gelu: Gelu
     dtype: Any
     layer_scale: float | None = None
+    layout: Layout = Layout()
 
     @nn.compact
     def __call__(
@@ -169,7 +178,8 @@ class Block(nn.Module):
         # Each block looks up its own bias: the bias of all blocks would be a large array.
         bias = None if table is None else jnp.moveaxis(table[offsets], -1, 1)
         attention_rng, mlp_rng = branch_rngs(rng, layer)
-        branch = Attention(self.heads, self.dtype, name="attention")(
+        how = self.layout.attention, self.layout.mesh
+        branch = Attention(self.heads, self.dtype, *how, name="attention")(
             layer_norm("norm1", self.dtype)(x), bias
         )
         branch = LayerScale(self.layer_scale, name="scale1")(branch)
@@ -220,6 +230,8 @@ class Blocks(nn.Module):
         rates = jnp.linspace(0.0, self.drop_path, self.depth)
         if not self.drop_path:
             rng = None
-        stack = scanned(self.heads, self.gelu, self.dtype, self.layer_scale, name=parallel.STACK)
+        stack = scanned(
+            self.heads, self.gelu, self.dtype, self.layer_scale, self.layout, name=parallel.STACK
+        )
         table, offsets = position or (None, None)
         return stack(x, jnp.arange(self.depth), rates, table, offsets, rng)

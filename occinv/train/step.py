@@ -91,7 +91,7 @@ def assemble(
             f"train.duration={train.duration}; shorten the warm-up"
         )
     dtype = parallel.compute_dtype(train.precision, mesh)
-    layout = Layout(remat=train.remat, mesh=mesh)
+    layout = Layout(remat=train.remat, attention=train.attention, mesh=mesh)
     encoder = make_vit(experiment.encoder, data.image_size, dtype, layout)
     setting = Setting(
         encoder,
