@@ -73,7 +73,8 @@ class Slice(NamedTuple):
 # TPUs. Source: the pages "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e" and "TPU7x" of
 # cloud.google.com/tpu/docs. They give the bandwidth of the links as the sum of both directions; a
 # chip sends half of it. The page of v4 does not give it: v4 has 6 links of 50 GB/s (Jouppi et al.
-# 2023, Table 4). A chip of TPU7x is two devices with half of its values each. A clock is the peak
+# 2023, Table 4). A chip of TPU7x is two devices with half of its values each; between the two there
+# is a faster link, which we do not count. A clock is the peak
 # FLOP/s divided by those of a cycle: 4 units (MXUs) of 128 × 128 multiply-adds in each TensorCore,
 # 256 × 256 in v6e and TPU7x. We assume 4 units for TPU7x, whose page does not give their number.
 #

@@ -50,7 +50,7 @@ KINDS = "all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-
 
 
 def find_collectives(
-    program: Program, devices: int, per_node: int, only_waiting: bool = False
+    program: Program, devices: int, per_node: int, per_chip: int = 1, only_waiting: bool = False
 ) -> list[Collective]:
     """Return the collectives of one step, summed by kind.
 
@@ -58,11 +58,14 @@ def find_collectives(
       program: The compiled program.
       devices: The number of devices of the program.
       per_node: The number of devices of a node. Device i is in node `i // per_node`.
+      per_chip: The number of devices of a chip. With several, only bytes that leave a chip count.
       only_waiting: Skip asynchronous collectives, which run beside other instructions.
     """
     found: dict[tuple[str, str], Collective] = {}
     executed = program.executed if only_waiting else program.executed + program.fused
     for name, times in executed.items():
+        if only_waiting and name in program.beside:
+            continue
         computation = program.computations.get(name, {})
         for one in computation.values():
             kind = one.opcode.removesuffix("-start")
@@ -72,8 +75,10 @@ def find_collectives(
                 kind = kind.replace("all-reduce", "reduce-scatter")
             size = sum(sum(computation[o].sizes) for o in one.operands if o in computation)
             members = _members(one, devices, per_node)
-            nodes = len({member // per_node for member in members})
-            sent, network = _sent(kind, len(members), nodes)
+            nodes = {member // (per_node if per_chip == 1 else per_chip) for member in members}
+            sent, network = _sent(kind, len(members), len(nodes))
+            if per_chip > 1:
+                sent, network = network, 0
             # A collective that runs beside several fusions is in each of them, on one channel.
             channel = re.search(r"channel_id=(\d+)", one.attributes)
             key = kind, channel[1] if channel else name + one.name

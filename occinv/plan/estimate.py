@@ -17,7 +17,7 @@ KERNEL = 'custom_call_target="tpu_custom_call"'
 class Estimate:
     """The estimated seconds of a step. It is not a bound, and not a measurement.
 
-    Asynchronous copies and collectives take no time: they run beside other instructions.
+    What runs asynchronously, such as copies and most collectives, takes no time.
 
     Attributes:
       instructions: The cycles that the compiler expects of each instruction.
@@ -48,6 +48,8 @@ def estimate_step(
     """
     cycles, moved = 0, 0
     for name, times in program.executed.items():
+        if name in program.beside:
+            continue
         computation = program.computations.get(name, {})
         for one in computation.values():
             if found := CYCLES.search(one.attributes):
@@ -56,7 +58,7 @@ def estimate_step(
                 moved += times * program.moved(one, computation)
     if not cycles or not chip.clock:
         return None
-    waiting = find_collectives(program, devices, devices, only_waiting=True)
+    waiting = find_collectives(program, devices, devices, chip.devices, only_waiting=True)
     return Estimate(
         instructions=cycles / chip.clock,
         kernels=max(kernel_flops / chip.flops, moved / chip.memory_bandwidth),

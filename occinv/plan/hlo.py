@@ -11,8 +11,8 @@ from typing import NamedTuple
 # Instructions that move no bytes themselves.
 FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
-    *("while", "conditional", "call", "async-start", "partition-id", "replica-id"),
-    *("opt-barrier",),
+    *("while", "conditional", "call", "call-start", "async-start"),
+    *("partition-id", "replica-id", "opt-barrier"),
 }
 SLICES = {"slice", "dynamic-slice", "gather"}
 # Instructions that write a part of their first operand in place, and the operand that is the part.
@@ -62,6 +62,7 @@ class Program:
     Attributes:
       computations: The instructions of each computation, by name.
       executed: The number of times that each computation runs.
+      beside: The executed computations that run asynchronously, beside the caller.
       fused: The number of times that each computation runs as the body of a fusion.
     """
 
@@ -79,18 +80,20 @@ class Program:
                 self.computations[current][instruction.name] = instruction
         self.executed: Counter[str] = Counter()
         self.fused: Counter[str] = Counter()
-        self._execute(entry, 1)
+        self.beside: set[str] = set()
+        self._execute(entry, 1, is_beside=False)
 
-    def _execute(self, name: str, times: int) -> None:
+    def _execute(self, name: str, times: int, is_beside: bool) -> None:
         self.executed[name] += times
+        self.beside |= {name} if is_beside else set()
         for one in self.computations.get(name, {}).values():
             if one.opcode == "while":
                 for inner in one.called("body", "condition"):
-                    self._execute(inner, times * self._iterations(one))
-            elif one.opcode in ("call", "async-start", "conditional"):
+                    self._execute(inner, times * self._iterations(one), is_beside)
+            elif one.opcode in ("call", "call-start", "async-start", "conditional"):
                 first_branch = "true_computation", "branch_computations"
                 for inner in one.called("to_apply", "calls", *first_branch):
-                    self._execute(inner, times)
+                    self._execute(inner, times, is_beside or one.opcode.endswith("-start"))
             elif one.opcode in ("fusion", "fusion-start"):
                 for inner in one.called("calls"):
                     self.fused[inner] += times

@@ -231,7 +231,7 @@ def make_plan(experiment: Experiment, slice_: Slice, num_classes: int, num_image
     program = Program(compiled.as_text())
     traffic = program.traffic()
     per_node = parse(slice_.topology)[1][1] if chip.is_gpu else mesh.size
-    collectives = find_collectives(program, mesh.size, per_node)
+    collectives = find_collectives(program, mesh.size, per_node, chip.devices)
     network = sum(one.network for one in collectives)
     roofline = Roofline(
         compute=traced_flops(traced.jaxpr.jaxpr) / mesh.size / chip.flops,

@@ -65,6 +65,34 @@ def test_what_a_device_sends_to_other_nodes(
     assert find_collectives(program(text), 4, 2) == [Collective(kind, 1, 4096, sent, network)]
 
 
+def test_only_bytes_that_leave_a_chip_of_two_devices_count() -> None:
+    reduce = "f32[1024]{0} all-reduce(%p), channel_id=1, replica_groups={{0,1,2,3},{4,5,6,7}}"
+    found = find_collectives(program(reduce), 8, 8, per_chip=2)
+    assert found == [Collective("all-reduce", 1, 4096, 2048)]  # 2 chips: half of the sum, each way
+    reduce = "f32[1024]{0} all-reduce(%p), channel_id=1, replica_groups={{0,1},{2,3}}"
+    assert find_collectives(program(reduce), 8, 8, per_chip=2) == [
+        Collective("all-reduce", 1, 4096, 0)
+    ]
+
+
+def test_a_collective_of_another_core_counts() -> None:
+    text = """
+%offloaded (q: f32[1024], t: token[]) -> f32[1024] {
+  %q = f32[1024]{0} parameter(0)
+  ROOT %r = f32[1024]{0} all-reduce(%q), channel_id=3, replica_groups=[1,4]<=[4]
+}
+
+ENTRY %main (p: f32[1024]) -> f32[1024] {
+  %p = f32[1024]{0} parameter(0)
+  %s = ((f32[1024]{0}, token[]), (f32[1024]{0})) call-start(%p), to_apply=%offloaded
+  ROOT %d = f32[1024]{0} call-done(%s)
+}
+"""
+    assert find_collectives(Program(text), 4, 4) == [Collective("all-reduce", 1, 4096, 6144)]
+    assert find_collectives(Program(text), 4, 4, only_waiting=True) == []
+    assert Program(text).traffic() == 2 * 4096
+
+
 def test_the_collectives_of_a_kind_are_summed() -> None:
     text = """
 ENTRY %main (p: f32[1024]) -> f32[1024] {
