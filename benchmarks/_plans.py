@@ -1,12 +1,13 @@
-"""Make the tables of plans in docs/performance.md: the needs of each training on TPU slices.
+"""Make the tables of plans in docs/performance.md: the needs of each training on TPUs and GPUs.
 
-    pip install -e '.[tpu]'                  # in a separate environment
+    pip install -e '.[tpu]'                    # or '.[gpu]', in a separate environment
     python benchmarks/_plans.py                # all plans: hours, minutes for each plan
     python benchmarks/_plans.py MAE v5e:8x8    # plans whose name has all these words
 
 A plan is the result of `occinv plan --search`. The plans of the last table, about the memory of
 negatives, are made without `--search`. After each plan, docs/plans.json and the tables are written,
-so an interrupted run can continue. `make bench` does not run this file.
+so an interrupted run can continue. Plans whose compiler is not installed are skipped: run it with
+the compiler of TPUs and with that of GPUs. `make bench` does not run this file.
 """
 
 import json
@@ -45,7 +46,8 @@ ROWS = {
     "C-MAE, ViT-H/14": ("cmae", (*CHUNKED, *HUGE)),
 }
 SLICES = ("v5e:16x16", "v5e:8x8", "v4:4x4x4", "v6e:8x8", "v6e:16x16", "v4:4x8x8",
-          "v5e:2x4", "v6e:2x4", "v4:2x2x2")  # fmt: skip
+          "v5e:2x4", "v6e:2x4", "v4:2x2x2", "tpu7x:2x2x1", "tpu7x:4x4x4",
+          "h100:8", "h100:8x8", "a100:8", "b200:8")  # fmt: skip
 IMAGENET = 1000, 1281167
 KEPT = "needed", "fits", "fsdp", "remat", "accumulate", "durations"
 
@@ -113,8 +115,11 @@ def tables(made: dict[str, dict[str, Any]]) -> str:
     lines = []
     for name in sorted({topology.partition(":")[0] for topology in SLICES}):
         slices = sorted((s for s in SLICES if parse(s)[0] is CHIPS[name]), key=parse)
-        heads = [f"{prod(parse(s)[1])} chips ({s})" for s in slices]
-        lines += [f"| {name}, {CHIPS[name].memory / 2**30:g} GiB | {' | '.join(heads)} |"]
+        chip = CHIPS[name]
+        units = "GPUs" if chip.is_gpu else "chips"
+        heads = [f"{prod(parse(s)[1])} {units} ({s})" for s in slices]
+        size = f"{chip.memory / 2**30:.3g} GiB" + " per device" * (chip.devices > 1)
+        lines += [f"| {name}, {size} | {' | '.join(heads)} |"]
         lines += ["| --- |" + " --- |" * len(slices)]
         for row in ROWS:
             cells = [cell(made.get(f"{row} @ {s}")) for s in slices]
@@ -146,6 +151,11 @@ def main(*only: str) -> None:
     for case in cases():
         made = json.loads(STORE.read_text()) if STORE.exists() else {}
         if case.key in made or not all(word in case.key for word in only):
+            continue
+        try:
+            describe_slice(case.topology)
+        except schema.UserError as error:
+            print(f"{case.key}: skipped. {error}", flush=True)
             continue
         print(case.key, flush=True)
         made[case.key] = make(case)

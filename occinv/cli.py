@@ -21,7 +21,7 @@ from occinv.schema import UserError, nearest
 COMMANDS = {
     "train": "Pretrain, fine-tune or train a model from scratch.",
     "data": "Prepare, check and convert data sets.",
-    "plan": "Compute memory and time of a run on a TPU slice, without a TPU.",
+    "plan": "Compute memory and time of a run on TPUs or GPUs, without one.",
     "evaluate": "Measure trained encoders and draw their outputs.",
     "reproduce": "Run a table of the paper.",
     "list": "List every objective with its T1, T2, target and M.",

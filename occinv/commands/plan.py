@@ -1,4 +1,4 @@
-"""`occinv plan`: compute the memory and the time of a run on a TPU slice, without a TPU."""
+"""`occinv plan`: compute the memory and the time of a run on TPUs or GPUs, without one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     add = parser.add_argument
     add("--topology", required=True, metavar="SLICE",
-        help="Plan for this TPU slice, such as v5e:16x16.")
+        help="Plan for this TPU slice, such as v5e:16x16, or these GPUs, such as h100:8 or, for 4 "
+             "nodes of 8, h100:4x8.")
     add("--num-images", type=int, default=1281167, metavar="N",
         help="Count N images in an epoch (default: %(default)s, as in ImageNet).")
     add("--num-classes", type=int, default=1000, metavar="N",
@@ -42,8 +43,8 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     from occinv.plan.plan import search
     from occinv.plan.show import print_plan
 
-    tpu = describe_slice(options.topology)
-    found = search(experiment, tpu, options.num_classes, options.num_images)
+    slice_ = describe_slice(options.topology)
+    found = search(experiment, slice_, options.num_classes, options.num_images)
     plans = []
     for plan in itertools.islice(found, None if options.search else 1):
         print_plan(plan)

@@ -1,1 +1,1 @@
-"""Compute what a run needs on a TPU slice. It uses the TPU's compiler and needs no TPU."""
+"""Compute what a run needs on TPUs or GPUs. It uses their compilers and needs no accelerator."""

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections import Counter
 from collections.abc import Iterator
 from math import prod
 from typing import NamedTuple
 
-# Bytes that each of n chips sends per byte of its operand, with ring algorithms.
-SENT = {
-    "all-reduce": lambda n: 2 * (n - 1) / n,
-    "reduce-scatter": lambda n: (n - 1) / n,
-    "all-gather": lambda n: n - 1,
-    "all-to-all": lambda n: (n - 1) / n,
-    "collective-permute": lambda n: 1,
-}
 # Instructions that move no bytes themselves.
 FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
-    *("while", "conditional", "call", "async-start", "partition-id", "replica-id"),
-    *("opt-barrier",),
+    *("while", "conditional", "call", "call-start", "async-start"),
+    *("partition-id", "replica-id", "opt-barrier"),
 }
 SLICES = {"slice", "dynamic-slice", "gather"}
+# Instructions that write a part of their first operand in place, and the operand that is the part.
+UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
+# Libraries of a GPU, whose last result is memory for intermediate values, most of it unused.
+WORKSPACE = re.compile(r'custom_call_target="__cu(blas|dnn)')
 SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
 
 
@@ -32,7 +27,7 @@ class Instruction(NamedTuple):
 
     Attributes:
       sizes: The bytes of each array of the result.
-      in_hbm: Whether each array of the result is in HBM, not in a faster memory of the chip.
+      in_hbm: Whether each array of the result is in HBM, not in a faster memory of the device.
       operands: The names of the instructions whose results it reads.
       text: The operands as written.
       attributes: The attributes as written.
@@ -58,21 +53,6 @@ class Instruction(NamedTuple):
         return re.findall(rf"\b(?:{'|'.join(attributes)})=\{{?(%[^\s,}}]+)", self.attributes)
 
 
-@dataclasses.dataclass(frozen=True)
-class Collective:
-    """All collectives of one kind in a step.
-
-    Attributes:
-      bytes: The bytes of their operands on each chip.
-      sent: The bytes that each chip sends.
-    """
-
-    operation: str
-    count: int
-    bytes: int
-    sent: int
-
-
 class Program:
     """A compiled program, parsed from `Compiled.as_text()`.
 
@@ -82,6 +62,7 @@ class Program:
     Attributes:
       computations: The instructions of each computation, by name.
       executed: The number of times that each computation runs.
+      beside: The executed computations that run asynchronously, beside the caller.
       fused: The number of times that each computation runs as the body of a fusion.
     """
 
@@ -99,19 +80,21 @@ class Program:
                 self.computations[current][instruction.name] = instruction
         self.executed: Counter[str] = Counter()
         self.fused: Counter[str] = Counter()
-        self._execute(entry, 1)
+        self.beside: set[str] = set()
+        self._execute(entry, 1, is_beside=False)
 
-    def _execute(self, name: str, times: int) -> None:
+    def _execute(self, name: str, times: int, is_beside: bool) -> None:
         self.executed[name] += times
+        self.beside |= {name} if is_beside else set()
         for one in self.computations.get(name, {}).values():
             if one.opcode == "while":
                 for inner in one.called("body", "condition"):
-                    self._execute(inner, times * self._iterations(one))
-            elif one.opcode in ("call", "async-start", "conditional"):
+                    self._execute(inner, times * self._iterations(one), is_beside)
+            elif one.opcode in ("call", "call-start", "async-start", "conditional"):
                 first_branch = "true_computation", "branch_computations"
                 for inner in one.called("to_apply", "calls", *first_branch):
-                    self._execute(inner, times)
-            elif one.opcode == "fusion":
+                    self._execute(inner, times, is_beside or one.opcode.endswith("-start"))
+            elif one.opcode in ("fusion", "fusion-start"):
                 for inner in one.called("calls"):
                     self.fused[inner] += times
 
@@ -127,42 +110,19 @@ class Program:
         ]
         return max(limits, default=1)
 
-    def collectives(self, devices: int) -> list[Collective]:
-        """Return the collectives of one step, summed by kind.
-
-        Args:
-          devices: The size of a group, if the program does not give it.
-        """
-        found: dict[tuple[str, str], tuple[int, int, int]] = {}  # count, bytes, size of a group
-        for name, times in (self.executed + self.fused).items():
-            computation = self.computations.get(name, {})
-            for one in computation.values():
-                kind = one.opcode.removesuffix("-start")
-                if "all-reduce-scatter" in name:  # a fusion whose result is one part of the sum
-                    kind = kind.replace("all-reduce", "reduce-scatter")
-                if kind not in SENT:
-                    continue
-                size = sum(sum(computation[o].sizes) for o in one.operands if o in computation)
-                # A collective that runs beside several fusions is in each of them, on one channel.
-                channel = re.search(r"channel_id=(\d+)", one.attributes)
-                key = kind, channel[1] if channel else name + one.name
-                count = max(times, found[key][0] if key in found else 0)
-                found[key] = count, size, _group_size(one, devices)
-        kinds = sorted({kind for kind, _ in found})
-        return [_total(kind, [f for key, f in found.items() if key[0] == kind]) for kind in kinds]
-
     def traffic(self) -> int:
-        """Return the bytes that a chip reads from HBM and writes to HBM in one step.
+        """Return the bytes that a device reads from HBM and writes to HBM in one step.
 
         If an instruction reads or writes only a slice of an array, only the slice counts.
         """
         return sum(
-            times * sum(self._moved(one, self.computations[name]) for one in computation.values())
+            times * sum(self.moved(one, self.computations[name]) for one in computation.values())
             for name, times in self.executed.items()
             if (computation := self.computations.get(name))
         )
 
-    def _moved(self, one: Instruction, around: dict[str, Instruction]) -> int:
+    def moved(self, one: Instruction, around: dict[str, Instruction]) -> int:
+        """Return the bytes that an instruction of a computation reads and writes."""
         if one.opcode in FREE or one.opcode.endswith(("-done", "-update")):
             return 0
         if one.opcode == "custom-call" and "AllocateBuffer" in one.attributes:
@@ -171,19 +131,23 @@ class Program:
         opcode = one.opcode.removesuffix("-start")
         results = list(zip(one.sizes, one.in_hbm, strict=True))
         if opcode != one.opcode:  # the result is (operands, results, …), of a copy (to, from, …)
-            count = len(operands)
-            results = (results[:1] if opcode == "copy" else results[count : 2 * count]) or results
-        written = sum(size for size, is_in in results if is_in)
+            count = sum(len(o.sizes) for o in operands)
+            results = (results[:1] if opcode == "copy" else results[count:]) or results
+        if opcode == "custom-call" and len(results) > 1 and WORKSPACE.search(one.attributes):
+            results.pop()
         if opcode in SLICES:
-            return written + (results[0][0] if operands[0].in_hbm[0] else 0)
-        if opcode in ("dynamic-update-slice", "scatter"):
-            part = operands[2 if opcode == "scatter" else 1]
+            slice_, is_in = results[0]
+            return slice_ * (is_in + operands[0].in_hbm[0])
+        if opcode in UPDATES:
+            part = operands[UPDATES[opcode]]
             return part.hbm_bytes + (sum(part.sizes) if results[0][1] else 0)
         if opcode == "fusion":
             (inner,) = one.called("calls")
             read = sum(min(o.hbm_bytes, self._read(inner, i)) for i, o in enumerate(operands))
-            written_in = zip(self._written(inner, one), one.in_hbm, strict=True)
-            return read + sum(size for size, is_in in written_in if is_in)
+            # The result of an asynchronous fusion ends with a context that no part of it writes.
+            parts = zip(self._written(inner, results), results, strict=False)
+            return read + sum(size for size, (_, is_in) in parts if is_in)
+        written = sum(size for size, is_in in results if is_in)
         return written + sum(o.hbm_bytes for o in operands)
 
     def _read(self, fused: str, number: int) -> int:
@@ -208,46 +172,29 @@ class Program:
                 elif one.opcode == "fusion":
                     (deeper,) = one.called("calls")
                     total += sum(self._read(deeper, place) for place in places)
-                elif one.opcode != "dynamic-update-slice" or places != [0]:
+                elif one.opcode not in UPDATES or places != [0]:
                     return sum(inside[name].sizes)
         return total
 
-    def _written(self, fused: str, fusion: Instruction) -> Iterator[int]:
+    def _written(self, fused: str, results: list[tuple[int, bool]]) -> Iterator[int]:
         """Yield the bytes that a fused computation writes of each of its results."""
         inside = self.computations.get(fused, {})
         root = next((one for one in inside.values() if one.is_root), None)
         parts = [root.name] if root else []
         if root and root.opcode == "tuple":
             parts = list(root.operands)
-        for number, size in enumerate(fusion.sizes):
-            one = inside.get(parts[number]) if number < len(parts) else None
+        for number, (size, _) in enumerate(results[: len(parts)]):
+            one = inside.get(parts[number])
             while one is not None and one.opcode == "bitcast":
                 one = inside.get(one.operands[0])
-            if one is not None and one.opcode == "dynamic-update-slice":
-                size = sum(inside[one.operands[1]].sizes)
+            if one is not None and one.opcode in UPDATES:
+                size = sum(inside[one.operands[UPDATES[one.opcode]]].sizes)
+            elif one is not None and one.opcode == "get-tuple-element":
+                call = inside[one.operands[0]]
+                last = f"index={len(call.sizes) - 1}"
+                is_workspace = WORKSPACE.search(call.attributes) and last in one.attributes
+                size = 0 if is_workspace else size
             yield size
-
-
-def _total(kind: str, found: list[tuple[int, int, int]]) -> Collective:
-    return Collective(
-        kind,
-        count=sum(count for count, _, _ in found),
-        bytes=sum(count * size for count, size, _ in found),
-        sent=round(sum(count * (SENT[kind](group) * size) for count, size, group in found)),
-    )
-
-
-def _group_size(collective: Instruction, devices: int) -> int:
-    """Return the number of devices in a group of a collective, `devices` if it has no groups."""
-    attributes = collective.attributes
-    if axes := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes[1]))
-        return prod(int(sizes[name]) for name in re.findall(r"'(\w+)'", axes[2]))
-    if counts := re.search(r"replica_groups=\[\d+,(\d+)\]", attributes):
-        return int(counts[1])
-    if members := re.search(r"replica_groups=\{\{([^}]*)\}", attributes):
-        return len(members[1].split(","))
-    return devices
 
 
 def _parse(line: str) -> Instruction | None:

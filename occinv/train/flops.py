@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import prod
 from typing import Any
 
@@ -18,31 +18,57 @@ def matmul_flops(function: Callable[..., Any], *arguments: Any) -> int:
     """Count the floating-point operations of all matrix products in `function(*arguments)`.
 
     A product [m, k] · [k, n] counts 2·m·k·n. A scanned body counts once for each iteration, which
-    the compiler's own estimate does not do, and a `shard_map`ped body once for each device.
-    Arguments may be arrays or shapes.
+    the compiler's own estimate does not do, a `shard_map`ped body once for each device, and a
+    Pallas kernel once for each cell of its grid. Arguments may be arrays or shapes.
     """
     return traced_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
 def traced_flops(jaxpr: Any) -> int:
     """Count as `matmul_flops` for a program that is already traced."""
-    total = 0
+    return sum(flops for _, flops in _products(jaxpr, is_kernel=False))
+
+
+def kernel_flops(jaxpr: Any) -> int:
+    """Count the part of `traced_flops` in Pallas kernels."""
+    return sum(flops for is_kernel, flops in _products(jaxpr, is_kernel=False) if is_kernel)
+
+
+def _products(jaxpr: Any, is_kernel: bool) -> Iterator[tuple[bool, int]]:
+    """Yield whether it is in a Pallas kernel, and FLOPs, for each matrix product."""
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
+        name, parameters = equation.primitive.name, equation.params
+        if name == "dot_general":
+            (contracted, _), _ = parameters["dimension_numbers"]
             shape = equation.invars[0].aval.shape
-            total += 2 * prod(equation.outvars[0].aval.shape) * prod(shape[i] for i in contracted)
+            size = prod(equation.outvars[0].aval.shape)
+            yield is_kernel, 2 * size * prod(shape[i] for i in contracted)
+        elif name.startswith("dot_product_attention_"):
+            yield is_kernel, _cudnn_flops(equation)
         turns = 1
-        if equation.primitive.name == "scan":
-            turns = equation.params["length"]
-        elif equation.primitive.name == "shard_map":  # its shapes are those of one device
-            turns = equation.params["mesh"].size
-        for value in equation.params.values():
+        if name == "scan":
+            turns = parameters["length"]
+        elif name == "shard_map":  # its shapes are those of one device
+            turns = parameters["mesh"].size
+        elif name == "pallas_call":
+            turns = prod(parameters["grid_mapping"].grid)
+        for value in parameters.values():
             for inner in value if isinstance(value, (tuple, list)) else (value,):
                 inner = getattr(inner, "jaxpr", inner)
                 if hasattr(inner, "eqns"):
-                    total += turns * traced_flops(inner)
-    return total
+                    for kind, flops in _products(inner, is_kernel or name == "pallas_call"):
+                        yield kind, turns * flops
+
+
+def _cudnn_flops(equation: Any) -> int:
+    """Count the matrix products of cuDNN's attention: two forward, and five backward.
+
+    Its backward pass computes the logits again.
+    """
+    query, key = (value.aval.shape for value in equation.invars[:2])
+    is_heads_first = equation.params.get("layout") == 1  # [B, heads, n, D], else [B, n, heads, D]
+    products = 5 if "_bwd" in equation.primitive.name else 2
+    return products * 2 * prod(query) * key[2 if is_heads_first else 1]
 
 
 def model_flops(run: Assembly, state: Any) -> float:

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from occinv import parallel
-from occinv.plan.hlo import Collective, Program
+from occinv.plan.collectives import Collective, find_collectives
+from occinv.plan.hlo import Program
 
 # A loop of 6 iterations: each reads a layer [16, 128] of a stack, adds 1, writes the result into a
 # slice of another stack in place, and sums a vector over the chips. Before the loop, two arrays are
@@ -78,62 +79,9 @@ def test_known_trip_count_has_precedence() -> None:
 
 def test_collectives_in_a_loop_count_in_every_iteration(program: Program) -> None:
     reduced, gathered = 6 * 128 * 4, 256 * 2  # the eighth of bf16[8] is padded to a tile of 256
-    assert program.collectives(4) == [
+    assert find_collectives(program, 4, 4) == [
         Collective("all-gather", 1, gathered, 3 * gathered),
         Collective("all-reduce", 6, reduced, 6 * reduced // 4),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("groups", "members"),
-    [
-        ("{{0,1},{2,3}}", 2),
-        ("[2,4]<=[8]", 4),
-        ("[4,2]<=[2,4]T(1,0)", 2),
-        ("mesh['axis_0'=2,'axis_1'=4,'axis_2'=8], device_ids=([4,4]T(1,0)) {'axis_1'}", 4),
-        ("mesh['a'=2,'b'=4] {'a','b'}", 8),
-        ("{}", 64),
-    ],
-)
-def test_collectives_of_groups(groups: str, members: int) -> None:
-    said = f"""
-ENTRY %main (p: f32[1024]) -> f32[1024] {{
-  %p = f32[1024]{{0}} parameter(0)
-  ROOT %r = f32[1024]{{0}} all-reduce(%p), channel_id=1, replica_groups={groups}, to_apply=%add
-}}
-"""
-    sent = round(2 * 4096 * (members - 1) / members)
-    assert Program(said).collectives(64) == [Collective("all-reduce", 1, 4096, sent)]
-
-
-def test_a_collective_beside_several_fusions_counts_once() -> None:
-    said = """
-%some (q: f32[256]) -> f32[1024] {
-  %q = f32[256]{0} parameter(0)
-  ROOT %g = f32[1024]{0} all-gather(%q), channel_id=3, replica_groups=[2,4]<=[8]
-}
-
-%rest (q: f32[256]) -> f32[1024] {
-  %q = f32[256]{0} parameter(0)
-  ROOT %g = f32[1024]{0} all-gather(%q), channel_id=3, replica_groups=[2,4]<=[8]
-}
-
-%all-reduce-scatter.1 (q: f32[1024]) -> f32[256] {
-  %q = f32[1024]{0} parameter(0)
-  %g = f32[1024]{0} all-reduce(%q), channel_id=4, replica_groups=[2,4]<=[8], to_apply=%add
-  ROOT %s = f32[256]{0} slice(%g), slice={[0:256]}
-}
-
-ENTRY %main (p: f32[256]) -> f32[256] {
-  %p = f32[256]{0} parameter(0)
-  %a = f32[1024]{0} fusion(%p), kind=kCustom, calls=%some
-  %b = f32[1024]{0} fusion(%p), kind=kCustom, calls=%rest
-  ROOT %r = f32[256]{0} fusion(%b), kind=kCustom, calls=%all-reduce-scatter.1
-}
-"""
-    assert Program(said).collectives(8) == [
-        Collective("all-gather", 1, 1024, 3 * 1024),
-        Collective("reduce-scatter", 1, 4096, 3 * 1024),
     ]
 
 
@@ -198,6 +146,126 @@ ENTRY %main (p: f32[16,16,128], q: f32[4,16,128]) -> f32[16,16,128] {{
     assert Program(said).traffic() == moved * 4 * 16 * 128 * 4
 
 
+LAYER = 16 * 128 * 4  # bytes
+FUSED = """
+%update (stack: f32[6,16,128], i: s32[], layer: f32[16,128]) -> f32[6,16,128] {
+  %stack = f32[6,16,128]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %layer = f32[16,128]{1,0} parameter(2)
+  %zero = s32[] constant(0)
+  %cast = f32[1,16,128]{2,1,0} bitcast(%layer)
+  ROOT %u = f32[6,16,128]{2,1,0} dynamic-update-slice(%stack, %cast, %i, %zero, %zero)
+}
+
+%add (sums: f32[6,16,128], i: s32[3,1], rows: f32[3,16,128]) -> f32[6,16,128] {
+  %sums = f32[6,16,128]{2,1,0} parameter(0)
+  %i = s32[3,1]{1,0} parameter(1)
+  %rows = f32[3,16,128]{2,1,0} parameter(2)
+  ROOT %s = f32[6,16,128]{2,1,0} scatter(%sums, %i, %rows), update_window_dims={1,2}, to_apply=%plus
+}
+
+%two (stack: f32[6,16,128], i: s32[], layer: f32[16,128]) -> (f32[128], f32[16,128]) {
+  %stack = f32[6,16,128]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %layer = f32[16,128]{1,0} parameter(2)
+  %zero = s32[] constant(0)
+  %part = f32[1,16,128]{2,1,0} dynamic-slice(%stack, %i, %zero, %zero)
+  %cast = f32[16,128]{1,0} bitcast(%part)
+  %product = f32[16,128]{1,0} multiply(%cast, %layer)
+  %sum = f32[128]{0} reduce(%product, %zero), dimensions={0}, to_apply=%plus
+  ROOT %t = (f32[128]{0}, f32[16,128]{1,0}) tuple(%sum, %product)
+}
+
+%matmul (layer: f32[16,128], w: f32[128,128]) -> (f32[16,128], s8[4194304]) {
+  %layer = f32[16,128]{1,0} parameter(0)
+  %w = f32[128,128]{1,0} parameter(1)
+  %call = (f32[16,128]{1,0}, s8[4194304]{0}) custom-call(%layer, %w), custom_call_target="__cublas$gemm"
+  %out = f32[16,128]{1,0} get-tuple-element(%call), index=0
+  %space = s8[4194304]{0} get-tuple-element(%call), index=1
+  ROOT %t = (f32[16,128]{1,0}, s8[4194304]{0}) tuple(%out, %space)
+}
+
+%wrapped (stack: f32[6,16,128], i: s32[], layer: f32[16,128]) -> f32[6,16,128] {
+  %stack = f32[6,16,128]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %layer = f32[16,128]{1,0} parameter(2)
+  ROOT %f = f32[6,16,128]{2,1,0} fusion(%stack, %i, %layer), kind=kLoop, calls=%update
+}
+
+ENTRY %main (stack: f32[6,16,128]) -> f32[6,16,128] {
+  %stack = f32[6,16,128]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %layer = f32[16,128]{1,0} parameter(2)
+  %rows = f32[3,16,128]{2,1,0} parameter(3)
+  %at = s32[3,1]{1,0} parameter(4)
+  %w = f32[128,128]{1,0} parameter(5)
+  %out = <instruction>
+}
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize(
+    ("instruction", "moved"),
+    [
+        # An update in place writes a layer. Asynchronously it moves the same bytes.
+        (
+            "f32[6,16,128]{2,1,0} fusion(%stack, %i, %layer), kind=kLoop, calls=%update",
+            4 + 2 * LAYER,
+        ),
+        (
+            "((f32[6,16,128]{2,1,0}, s32[], f32[16,128]{1,0}), f32[6,16,128]{2,1,0}, u32[]) "
+            "fusion-start(%stack, %i, %layer), kind=kLoop, calls=%update",
+            4 + 2 * LAYER,
+        ),
+        (
+            "((f32[6,16,128]{2,1,0}, s32[], f32[16,128]{1,0}), f32[6,16,128]{2,1,0}, u32[]) "
+            "async-start(%stack, %i, %layer), calls=%wrapped",
+            4 + 2 * LAYER,
+        ),
+        ("f32[6,16,128]{2,1,0} fusion-done(%stack)", 0),
+        # A fused scatter reads and writes 3 rows of the 6, and reads their 3 numbers.
+        (
+            "f32[6,16,128]{2,1,0} fusion(%stack, %at, %rows), kind=kInput, calls=%add",
+            12 + 6 * LAYER,
+        ),
+        # Two results: the sum and the product of two layers, one of them in the stack.
+        (
+            "(f32[128]{0}, f32[16,128]{1,0}) fusion(%stack, %i, %layer), kind=kInput, calls=%two",
+            4 + 3 * LAYER + 128 * 4,
+        ),
+        # A matrix product of cuBLAS, alone and fused. Its workspace does not count.
+        (
+            "(f32[16,128]{1,0}, s8[4194304]{0}) custom-call(%layer, %w), "
+            'custom_call_target="__cublas$lt$matmul"',
+            2 * LAYER + 128 * 128 * 4,
+        ),
+        (
+            "(f32[16,128]{1,0}, s8[4194304]{0}) fusion(%layer, %w), kind=kCustom, calls=%matmul",
+            2 * LAYER + 128 * 128 * 4,
+        ),
+        # cuDNN's attention: the output, the logsumexp, and a workspace.
+        (
+            "(f32[16,128]{1,0}, f32[16]{0}, u8[4096]{0}) custom-call(%layer, %layer, %layer), "
+            'custom_call_target="__cudnn$fmhaSoftmax"',
+            4 * LAYER + 16 * 4,
+        ),
+        # A Pallas kernel on a TPU reads its operands and writes all its results, but not those in
+        # faster memory.
+        (
+            "(f32[16,128]{1,0}, f32[16,128]{1,0:S(1)}) custom-call(%layer, %w), "
+            'custom_call_target="tpu_custom_call"',
+            2 * LAYER + 128 * 128 * 4,
+        ),
+        # Collectives read their operand and write their result, once.
+        ("f32[16,128]{1,0} all-reduce-start(%layer), channel_id=1, to_apply=%plus", 2 * LAYER),
+        ("f32[16,128]{1,0} all-reduce-done(%layer)", 0),
+        ("(f32[16,128]{1,0}, f32[32,128]{1,0}) all-gather-start(%layer), channel_id=1", 3 * LAYER),
+    ],
+)  # fmt: skip
+def test_traffic_of_an_instruction_of_a_gpu(instruction: str, moved: int) -> None:
+    assert Program(FUSED.replace("<instruction>", instruction)).traffic() == moved
+
+
 def test_a_program_compiled_for_the_cpu() -> None:
     """A sum over 8 devices of products, in a scan of 6 iterations."""
     mesh = parallel.make_mesh()
@@ -214,7 +282,7 @@ def test_a_program_compiled_for_the_cpu() -> None:
         jax.jit(jax.grad(loss), in_shardings=given, out_shardings=given[0]).lower(*shapes).compile()
     )
     program = Program(compiled.as_text())
-    (reduced,) = program.collectives(mesh.size)
+    (reduced,) = find_collectives(program, mesh.size, mesh.size)
     assert reduced.operation == "all-reduce"
     assert reduced.bytes == 6 * 16 * 16 * 4
     assert program.traffic() > 3 * 6 * 16 * 16 * 4  # both loops read the weights, one writes

@@ -20,7 +20,8 @@ from occinv import cli, parallel, schema
 from occinv.config import load_config
 from occinv.plan import chips, plan
 from occinv.plan.chips import CHIPS, GIB, Slice
-from occinv.plan.hlo import Collective
+from occinv.plan.collectives import Collective
+from occinv.plan.estimate import Estimate
 from occinv.plan.plan import Memory, Plan, Roofline, exhausted, make_plan, search
 from occinv.plan.show import print_plan
 from occinv.schema import Experiment, UserError
@@ -268,6 +269,77 @@ def test_a_plan_that_does_not_fit_has_advice(monkeypatch: pytest.MonkeyPatch) ->
     assert "accumulate" not in words
     words = " ".join(refused(monkeypatch, "cmae", "train.batch_size=64").advice)
     assert "objective.key_chunk=" in words
+
+
+GPUS = Slice("h100:2x4", CHIPS["h100"], jax.devices())
+
+
+def test_a_plan_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XLA_CLIENT_MEM_FRACTION", raising=False)
+    found = make_plan(experiment("mae"), GPUS, 2, 24)
+    assert found.fits and found.memory and found.roofline
+    assert found.available == round(0.75 * CHIPS["h100"].memory)
+    (reduced,) = found.collectives  # 2 nodes of 4: 3 / 4 twice, and a half of a quarter twice
+    assert reduced.sent == pytest.approx(reduced.bytes * 1.5, rel=1e-6)
+    assert reduced.network == pytest.approx(reduced.bytes / 4, rel=1e-6)
+    assert found.roofline.links == reduced.sent / 450e9
+    assert found.roofline.network == reduced.network / 50e9
+    assert found.estimate is None
+    said = shown(found)
+    for words in ("8 GPUs", "per GPU", "network", "to other nodes", "GPU-hours"):
+        assert words in said
+
+
+def test_a_plan_for_gpus_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler of a GPU accepts a step that is too large."""
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "1e-6")
+    found = make_plan(experiment("mae", "train.batch_size=64"), GPUS, 2, 2400)
+    assert not found.fits
+    assert found.needed > found.available == round(1e-6 * CHIPS["h100"].memory)
+    assert found.paces.keys() == {"assumed"}
+    words = " ".join(found.advice)
+    assert "train.remat=True" in words
+    assert "more GPUs: each GPU computes 8 images" in words
+    assert "v5p" not in words
+    assert "does not fit" in shown(found)
+
+
+def test_all_temporaries_of_a_gpu_are_allocated_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Loose:
+        peak_memory_in_bytes = 20 * GIB
+        argument_size_in_bytes, output_size_in_bytes, alias_size_in_bytes = 3 * GIB, GIB + 10, GIB
+        temp_size_in_bytes, generated_code_size_in_bytes = 27 * GIB, 40
+
+    monkeypatch.setattr(jax.stages.Compiled, "memory_analysis", lambda self: Loose)
+    found = make_plan(experiment("mae"), GPUS, 2, 24)
+    assert found.memory == Memory(3 * GIB, 27 * GIB, 10, 40)
+
+
+def test_a_chip_of_two_devices() -> None:
+    found = make_plan(experiment("mae"), Slice("tpu7x:2x2x1", CHIPS["tpu7x"], jax.devices()), 2, 24)
+    assert (found.chips, found.devices) == (4, 8)
+    assert found.roofline
+    pace = found.paces["roofline"]
+    assert pace.chip_hours == pytest.approx(4 * pace.hours)
+    chip_flops = 2307e12  # of both devices
+    assert pace.utilization == pytest.approx(
+        found.flops_per_image * found.batch_size / 4 / chip_flops / pace.step_seconds
+    )
+    assert "4 chips (8 devices)" in shown(found)
+    assert found.as_json()["devices"] == 8
+
+
+def test_the_estimate_is_printed_as_an_estimate() -> None:
+    guess = Estimate(instructions=0.02, kernels=0.003, collectives=0.002)
+    plan = dataclasses.replace(FITS, estimate=guess)
+    assert plan.paces["estimated"].step_seconds == pytest.approx(0.025)
+    assert plan.as_json()["estimate"]["step"] == pytest.approx(0.025)
+    said = " ".join(shown(plan).split())
+    assert "as the compiler estimates" in said
+    assert "The compiler's estimate, not a measurement: 20 ms of instructions" in said
+    assert "3 ms of Pallas kernels at their roofline, 2 ms of synchronous collectives" in said
+    faster = dataclasses.replace(FITS, estimate=Estimate(1e-9, 0.0, 0.0))
+    assert faster.paces["estimated"] == faster.paces["roofline"]
 
 
 def shown(plan: Plan) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental import pallas as pl
 from jax.sharding import PartitionSpec
 
 from occinv.models.vit import ViT
 from occinv.parallel import make_mesh
-from occinv.train.flops import matmul_flops
+from occinv.train.flops import kernel_flops, matmul_flops, traced_flops
 
 
 def shape(*sizes: int) -> jax.ShapeDtypeStruct:
@@ -65,6 +68,50 @@ def test_a_product_of_each_device_counts_on_all() -> None:
         out_specs=parts,
     )
     assert matmul_flops(mapped, shape(16, 5), shape(5, 7)) == 2 * 16 * 5 * 7
+
+
+def test_a_pallas_kernel_counts_in_every_cell_of_its_grid() -> None:
+    def kernel(x: Any, y: Any, out: Any) -> None:
+        out[...] = x[...] @ y[...]
+
+    @jax.custom_vjp
+    def product(x: jax.Array, y: jax.Array) -> jax.Array:
+        call = pl.pallas_call(
+            kernel,
+            grid=(4, 2),
+            in_specs=[
+                pl.BlockSpec((16, 32), lambda i, j: (i, 0)),
+                pl.BlockSpec((32, 8), lambda i, j: (0, j)),
+            ],
+            out_specs=pl.BlockSpec((16, 8), lambda i, j: (i, j)),
+            out_shape=shape(64, 16),
+        )
+        return call(x, y)
+
+    product.defvjp(lambda x, y: (product(x, y), (x, y)), lambda saved, g: (g @ saved[1].T, None))
+    forward = 2 * 64 * 32 * 16
+    arguments = shape(64, 32), shape(32, 16)
+    assert matmul_flops(product, *arguments) == forward
+    gradient = jax.make_jaxpr(jax.grad(lambda x, y: product(x, y).sum()))(*arguments).jaxpr
+    assert traced_flops(gradient) == 2 * forward
+    assert kernel_flops(gradient) == forward
+
+
+@pytest.mark.parametrize("queries", [128, 64])
+def test_attention_in_cudnn_is_two_products_and_five_backward(
+    queries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = "jax._src.cudnn.fused_attention_stablehlo"
+    monkeypatch.setattr(f"{library}.check_cudnn_version", lambda: 91000)
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        out = jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+        return out.astype(jnp.float32).sum()
+
+    q, k = (jax.ShapeDtypeStruct((2, n, 4, 64), jnp.bfloat16) for n in (queries, 128))
+    product = 2 * (2 * 4) * queries * 128 * 64
+    assert matmul_flops(attend, q, k, k) == 2 * product
+    assert matmul_flops(jax.grad(attend, argnums=(0, 1, 2)), q, k, k) == (2 + 5) * product
 
 
 def test_the_gradient_of_a_layer_is_two_more_products() -> None:
