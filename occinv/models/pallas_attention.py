@@ -177,6 +177,8 @@ def _call(
         if is_backward:
             out_specs.append(spec)
             out_shape.append(jax.ShapeDtypeStruct(bias.shape, jnp.float32))
+    pairs = batch * heads * count**2
+    moved = sum(x.size * x.dtype.itemsize for x in (*arrays, *out_shape))  # type: ignore[attr-defined]
     results: Any = pl.pallas_call(
         functools.partial(
             kernel,
@@ -203,6 +205,12 @@ def _call(
                 "arbitrary",
             ),
             vmem_limit_bytes=VMEM,
+        ),
+        # Two products forward, five backward; the zeros of other heads are no work.
+        cost_estimate=pl.CostEstimate(
+            flops=(5 if is_backward else 2) * 2 * pairs * size,
+            transcendentals=pairs,
+            bytes_accessed=moved,
         ),
         interpret=interpret,
     )(*inputs)

@@ -127,7 +127,12 @@ class Program:
             return 0
         if one.opcode == "custom-call" and "AllocateBuffer" in one.attributes:
             return 0
-        operands = [around[o] for o in one.operands if o in around]
+        names = one.operands
+        if (
+            one.opcode == "custom-call"
+        ):  # a kernel that is given q, k and v of one array reads it once
+            names = tuple(dict.fromkeys(names))
+        operands = [around[o] for o in names if o in around]
         opcode = one.opcode.removesuffix("-start")
         results = list(zip(one.sizes, one.in_hbm, strict=True))
         if opcode != one.opcode:  # the result is (operands, results, …), of a copy (to, from, …)

@@ -18,8 +18,9 @@ def matmul_flops(function: Callable[..., Any], *arguments: Any) -> int:
     """Count the floating-point operations of all matrix products in `function(*arguments)`.
 
     A product [m, k] · [k, n] counts 2·m·k·n. A scanned body counts once for each iteration, which
-    the compiler's own estimate does not do, a `shard_map`ped body once for each device, and a
-    Pallas kernel once for each cell of its grid. Arguments may be arrays or shapes.
+    the compiler's own estimate does not do, and a `shard_map`ped body once for each device. A
+    Pallas kernel counts what it declares (`cost_estimate`), else its body once for each cell of its
+    grid. Arguments may be arrays or shapes.
     """
     return traced_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
 
@@ -51,6 +52,9 @@ def _products(jaxpr: Any, is_kernel: bool) -> Iterator[tuple[bool, int]]:
         elif name == "shard_map":  # its shapes are those of one device
             turns = parameters["mesh"].size
         elif name == "pallas_call":
+            if (declared := parameters["cost_estimate"]) is not None:
+                yield True, declared.flops
+                continue
             turns = prod(parameters["grid_mapping"].grid)
         for value in parameters.values():
             for inner in value if isinstance(value, (tuple, list)) else (value,):
