@@ -74,7 +74,7 @@ class Mae(nn.Module):
         first = (self.class_token + self.position[0]).expand(batch, 1, -1)
         x = self.decoder_embed(self.encoder(torch.cat([first, x], 1)))
 
-        every = self.mask_token.expand(batch, patches.shape[1], -1)
+        every = self.mask_token.to(x.dtype).expand(batch, patches.shape[1], -1)
         every = every.scatter(1, seen.expand(-1, -1, x.shape[-1]), x[:, 1:])
         x = self.decoder(torch.cat([x[:, :1], every], 1) + self.decoder_position)
         predicted = self.predict(x[:, 1:])

@@ -173,6 +173,7 @@ class Train:
     evaluate_every: Duration | None = None  # None: at the end only
     checkpoint_every: Duration = Duration(epochs=1)
     keep: Count = 3  # checkpoints
+    profile: tuple[Count, Count] | None = None  # trace steps: the first, from 1, and how many
     max_nonfinite: Natural = 0  # steps with a non-finite loss or gradient to skip before failing
 
 

@@ -104,6 +104,14 @@ MISTAKES = [
         "encoder.width=16, expected a multiple of 4 and of encoder.heads=3",
     ),
     ("mae", ["train.keep=0"], "train.keep=0, expected a number >= 1"),
+    ("mae", ["train.profile=(1,0)"], "train.profile[1]=0, expected a number >= 1"),
+    ("mae", ["train.profile=(0,5)"], "train.profile[0]=0, expected a number >= 1"),
+    ("mae", ["train.profile=10"], "train.profile=10, expected a valid tuple"),
+    (
+        "mae",
+        ["train.profile=(9,5)"],
+        "step 9 is after the end of the run; use a first step of 1 to",
+    ),
     ("mae", ["seed=-1"], "seed=-1, expected a number >= 0"),
     # Combinations.
     ("mae", ["train.duration.epochs=3"], "train.duration.steps=8 and train.duration.epochs=3.0"),

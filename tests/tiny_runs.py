@@ -157,13 +157,15 @@ def start(arguments: Sequence[str], *, devices: int = 1, **variables: str) -> su
     )
 
 
-def start_several(count: int, arguments: Sequence[str]) -> list[subprocess.Popen[str]]:
+def start_several(
+    count: int, arguments: Sequence[str], **variables: str
+) -> list[subprocess.Popen[str]]:
     """`python -m occinv …` as so many processes that work together, of one device each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         coordinator = f"localhost:{free.getsockname()[1]}"
     together = ["--coordinator", coordinator, "--num-processes", str(count), "--process-id"]
-    return [start([*arguments, *together, str(i)]) for i in range(count)]
+    return [start([*arguments, *together, str(i)], **variables) for i in range(count)]
 
 
 @contextlib.contextmanager

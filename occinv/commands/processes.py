@@ -28,7 +28,7 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
 
 
 def join(options: argparse.Namespace) -> Console:
-    """Join the other processes if the options ask for it.
+    """Join the other processes if the options ask for it, and turn on the compilation cache.
 
     Returns:
       A console, which prints in process 0 only. The other processes log warnings only.
@@ -37,10 +37,12 @@ def join(options: argparse.Namespace) -> Console:
     from rich.console import Console
 
     from occinv import parallel
+    from occinv.commands.compilation_cache import use_compilation_cache
 
     cluster = options.coordinator, options.num_processes, options.process_id
     if options.distributed or cluster != (None, None, None):
         parallel.join(*cluster)
+    use_compilation_cache()
     if jax.process_index() == 0:
         # Paths and errors may contain brackets, which are not markup.
         return Console(highlight=False, markup=False, emoji=False)

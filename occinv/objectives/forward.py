@@ -1,4 +1,8 @@
-"""Operations on any objective: initialize it, compute its loss, evaluate it."""
+"""Operations on any objective: initialize it, compute its loss, evaluate it.
+
+The named scopes `ema`, `views`, `features` and `loss` appear in profiles and in compiled programs
+(docs/performance.md).
+"""
 
 from __future__ import annotations
 
@@ -75,11 +79,12 @@ def init(
 
 def update_target(objective: Objective, params: Params, state: State, step: jax.Array) -> State:
     """Update the EMA copies before step number `step`."""
-    moved = {
-        name: part.update(state[name], params, step, objective.setting.total_steps)
-        for name, part in objective.state.items()
-        if isinstance(part, EMA)
-    }
+    with jax.named_scope("ema"):
+        moved = {
+            name: part.update(state[name], params, step, objective.setting.total_steps)
+            for name, part in objective.state.items()
+            if isinstance(part, EMA)
+        }
     return {**state, **moved}
 
 
@@ -92,11 +97,13 @@ def represent(
     step: jax.Array,
 ) -> tuple[tuple[View, ...], Any]:
     """Return the views of a batch and their features; `rng` is a key array [B]."""
-    views_rng, _ = split(rng, 2)
-    images = jax.tree.map(unit_range, (batch.image, *batch.crops))
-    views = objective.views(images if batch.crops else images[0], views_rng)
-    net, ctx = bind(objective, params, state, batch, rng, step)
-    return views, objective.features(net, views, ctx)
+    with jax.named_scope("views"):
+        views_rng, _ = split(rng, 2)
+        images = jax.tree.map(unit_range, (batch.image, *batch.crops))
+        views = objective.views(images if batch.crops else images[0], views_rng)
+    with jax.named_scope("features"):
+        net, ctx = bind(objective, params, state, batch, rng, step)
+        return views, objective.features(net, views, ctx)
 
 
 def compare(
@@ -110,8 +117,9 @@ def compare(
     step: jax.Array,
 ) -> Terms:
     """Return the loss of features, with the whole next state."""
-    net, ctx = bind(objective, params, state, batch, rng, step)
-    terms = objective.loss(net, z, views, ctx)
+    with jax.named_scope("loss"):
+        net, ctx = bind(objective, params, state, batch, rng, step)
+        terms = objective.loss(net, z, views, ctx)
     return terms._replace(state={**state, **terms.state})
 
 
@@ -132,9 +140,10 @@ def weighted(
     terms: Terms, weight: jax.Array
 ) -> tuple[jax.Array, tuple[State, dict[str, jax.Array]]]:
     """Average `terms` by weight [B]: loss [], (state, metrics). Weights must not all be 0."""
-    weight = weight / weight.sum()
-    metrics = {name: (weight * value).sum() for name, value in terms.metrics.items()}
-    return (weight * terms.loss).sum(), (terms.state, metrics)
+    with jax.named_scope("loss"):
+        weight = weight / weight.sum()
+        metrics = {name: (weight * value).sum() for name, value in terms.metrics.items()}
+        return (weight * terms.loss).sum(), (terms.state, metrics)
 
 
 def mean_loss(

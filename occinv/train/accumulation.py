@@ -45,11 +45,12 @@ def mean_of_parts(function: Callable[..., Any], arguments: Any, parts: int) -> A
     def add(carry: Any, part: Any) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, carry, function(*part)), None
 
-    stacked = split_batch(arguments, parts)
-    shapes = jax.eval_shape(function, *jax.tree.map(lambda x: x[0], stacked))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    sums, _ = jax.lax.scan(add, zeros, stacked)
-    return jax.tree.map(lambda x: x / parts, sums)
+    with jax.named_scope("accumulate"):
+        stacked = split_batch(arguments, parts)
+        shapes = jax.eval_shape(function, *jax.tree.map(lambda x: x[0], stacked))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        sums, _ = jax.lax.scan(add, zeros, stacked)
+        return jax.tree.map(lambda x: x / parts, sums)
 
 
 def grad_cache(
@@ -69,14 +70,16 @@ def grad_cache(
     batch.
     """
     state = forward.update_target(objective, params, state, step)
-    stacked = split_batch((batch, rng), parts)
+    with jax.named_scope("accumulate"):
+        stacked = split_batch((batch, rng), parts)
 
     def represent(params: Any, part: Any) -> Any:
         images, rng = part
         views, z = forward.represent(objective, params, state, images, rng, step)
         return z, views
 
-    z, views = join_parts(jax.lax.map(lambda part: represent(params, part), stacked))
+    with jax.named_scope("accumulate"):
+        z, views = join_parts(jax.lax.map(lambda part: represent(params, part), stacked))
 
     def loss(params: Any, z: Any) -> Any:
         terms = forward.compare(objective, params, state, views, z, batch, rng, step)
@@ -90,5 +93,6 @@ def grad_cache(
         _, pull, _ = jax.vjp(lambda params: represent(params, images), params, has_aux=True)
         return jax.tree.map(jnp.add, slope, *pull(slope_z)), None
 
-    slope, _ = jax.lax.scan(add, slope, (stacked, split_batch(slope_z, parts)))
+    with jax.named_scope("accumulate"):
+        slope, _ = jax.lax.scan(add, slope, (stacked, split_batch(slope_z, parts)))
     return outcome, slope

@@ -30,6 +30,7 @@ from occinv.train.checkpoints import Checkpoints
 from occinv.train.evaluation import make_evaluation, pictures
 from occinv.train.flops import model_flops
 from occinv.train.prepare import Run, prepare
+from occinv.train.profiler import Profiler
 from occinv.train.signals import StopRequest
 from occinv.train.step import TrainState, init_state, trace_step
 from occinv.train.writers import JsonlWriter, MultiWriter, TensorBoardWriter, Writer
@@ -85,6 +86,7 @@ def train(experiment: Experiment, workdir: Path, watch: Watch | None = None) -> 
     with (
         StopRequest() as stop,
         Checkpoints(workdir / files.CHECKPOINTS, keep=experiment.train.keep) as checkpoints,
+        Profiler(workdir / files.PROFILE, experiment.train.profile) as profiler,
     ):
         state = start_or_resume(run, checkpoints)
         done = int(state.step)
@@ -92,7 +94,9 @@ def train(experiment: Experiment, workdir: Path, watch: Watch | None = None) -> 
         try:
             program = trace_step(run.assembly, state)
             describe(run, state, writer, done)
-            step, metrics = run_steps(run, state, program, checkpoints, writer, stop, watch, evals)
+            step, metrics = run_steps(
+                run, state, program, checkpoints, writer, stop, watch, evals, profiler
+            )
         finally:
             writer.close()
     if step == steps and jax.process_index() == 0:
@@ -154,6 +158,7 @@ def run_steps(
     stop: StopRequest,
     watch: Watch | None,
     evals: Evals | None,
+    profiler: Profiler,
 ) -> tuple[int, dict[str, float]]:
     """Step from `state` to the end or to a stop; return the steps taken and the last evaluation."""
     assembly = run.assembly
@@ -177,11 +182,13 @@ def run_steps(
             saved = step
 
     while step < steps:
-        with clock.waiting():
-            batch = parallel.put_batch(assembly.mesh, next(batches))
-        state, of_step = take_step(state, batch)
+        with profiler.step(step + 1):
+            with clock.waiting():
+                batch = parallel.put_batch(assembly.mesh, next(batches))
+            state, of_step = take_step(state, batch)
         step += 1
         clock.steps += 1
+        clock.exclude(profiler.end_step(step, of_step))
         recent.append(of_step)
         if len(recent) > 2:  # at most two batches queue on the device
             jax.block_until_ready(recent[-3])
@@ -219,7 +226,7 @@ def run_steps(
 
 
 class Clock:
-    """Training speed since creation, without compilation and evaluation."""
+    """Training speed since creation, without compilation, evaluation and writing a profile."""
 
     def __init__(self) -> None:
         self.steps = 0
@@ -232,6 +239,10 @@ class Clock:
         asked = time.monotonic()
         yield
         self._waited += time.monotonic() - asked
+
+    def exclude(self, seconds: float) -> None:
+        """Do not count these seconds."""
+        self._start += seconds
 
     def rates(self, batch_size: int) -> dict[str, float]:
         """Return images a second, and the fraction of time spent waiting for data."""

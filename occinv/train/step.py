@@ -85,6 +85,11 @@ def assemble(
                 f"train.stop_after={train.stop_after} is {end} steps, expected 1 to {steps}, which "
                 f"is train.duration={train.duration}"
             )
+    if train.profile is not None and train.profile[0] > end:
+        raise UserError(
+            f"train.profile={train.profile}: step {train.profile[0]} is after the end of the run; "
+            f"use a first step of 1 to {end}"
+        )
     if warmup > steps:
         raise UserError(
             f"optimizer.warmup={experiment.optimizer.warmup} is longer than "
@@ -166,7 +171,8 @@ def make_step(
     """Return the function (state, global batch) -> (state, metrics) of a step.
 
     With `accumulate` the batch is computed in that many parts, with the same gradient in less
-    memory. A step whose loss or gradient is not finite updates only the counters.
+    memory. A step whose loss or gradient is not finite updates only the counters. Named scopes give
+    each part of the step its name in profiles and in the compiled program (docs/performance.md).
     """
     mesh = objective.setting.mesh
     gradient: Any = jax.value_and_grad(
@@ -177,23 +183,29 @@ def make_step(
         gradient, parts = functools.partial(grad_cache, objective, parts=accumulate), 1
 
     def step(train: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        run_rng = jax.random.fold_in(jax.random.key(train.seed), 1)
-        rng = image_rngs(run_rng, train.step, batch.label.shape[0])
-        params, state = parallel.gather(mesh, (train.params, train.objective_state))
+        with jax.named_scope("rng"):
+            run_rng = jax.random.fold_in(jax.random.key(train.seed), 1)
+            rng = image_rngs(run_rng, train.step, batch.label.shape[0])
+        with jax.named_scope("gather"):
+            params, state = parallel.gather(mesh, (train.params, train.objective_state))
 
         def part(batch: Batch, rng: jax.Array) -> Any:
             (loss, (after, metrics)), grads = gradient(params, state, batch, rng, train.step)
-            return loss, metrics, parallel.scatter(mesh, grads), after
+            with jax.named_scope("scatter"):
+                return loss, metrics, parallel.scatter(mesh, grads), after
 
         loss, metrics, grads, state = mean_of_parts(part, (batch, rng), parts)
-        norm = optax.tree.norm(grads)
-        updates, opt_state = optimizer.update(grads, train.opt_state, train.params)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        params, state, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old),
-            (optax.apply_updates(train.params, updates), state, opt_state),
-            (train.params, train.objective_state, train.opt_state),
-        )
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(grads, train.opt_state, train.params)
+            params = optax.apply_updates(train.params, updates)
+        with jax.named_scope("finite_check"):
+            norm = optax.tree.norm(grads)
+            finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+            params, state, opt_state = jax.tree.map(
+                lambda new, old: jnp.where(finite, new, old),
+                (params, state, opt_state),
+                (train.params, train.objective_state, train.opt_state),
+            )
         is_first = ~finite & (train.nonfinite == 0)
         after = TrainState(
             step=train.step + 1,

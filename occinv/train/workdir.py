@@ -4,6 +4,7 @@
 <workdir>/images.tsv     the training images, if they are a subset of the source
 <workdir>/checkpoints/   see checkpoints.py
 <workdir>/metrics.jsonl  one line for each time metrics were logged
+<workdir>/profile/       a trace of some steps, if train.profile is set: see profiler.py
 <workdir>/result.json    the last step and evaluation of a finished run
 """
 
@@ -22,7 +23,7 @@ from occinv.schema import UserError
 from occinv.train.checkpoints import Checkpoints
 
 CONFIG, CHECKPOINTS, METRICS, RESULT = "config.json", "checkpoints", "metrics.jsonl", "result.json"
-IMAGES = "images.tsv"
+IMAGES, PROFILE = "images.tsv", "profile"
 
 # Fields that may change when a run is resumed, because its results do not depend on them.
 FREE = (
@@ -33,6 +34,7 @@ FREE = (
     "train.evaluate_every",
     "train.checkpoint_every",
     "train.keep",
+    "train.profile",
     "evals",
     "data.num_threads",
     "data.max_corrupt",
