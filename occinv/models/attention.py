@@ -19,7 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, PartitionSpec
 
 from occinv import parallel, schema
-from occinv.models.pallas_attention import fused_attention, tiling
+from occinv.models.pallas_attention import Tiling, fused_attention, tiling
 
 XAVIER = nn.initializers.xavier_uniform()  # the official MAE initializes every layer with it
 FUSED = {"tpu": "pallas", "gpu": "cudnn", "cuda": "cudnn", "rocm": "cudnn"}  # by platform
@@ -54,7 +54,9 @@ def attend(
     chosen = choose_backend(backend, products, heads, bias, mesh)
     if chosen == "pallas":
         interpret = _platform(mesh) != "tpu"
-        call = functools.partial(_pallas, heads=heads, interpret=interpret)
+        plan = _tiling(products, heads, bias, mesh)
+        assert plan is not None  # or it would not have been chosen
+        call = functools.partial(_pallas, heads=heads, plan=plan, interpret=interpret)
         if mesh is not None and mesh.size > 1:  # the compiler cannot partition a kernel
             images = PartitionSpec(parallel.IMAGES)
             is_shared = bias is None or bias.shape[0] != products.shape[0]
@@ -87,11 +89,9 @@ def choose_backend(
     if batch % devices:
         reason = f"{batch} images cannot be divided among {devices} devices"
     elif chosen == "pallas":
-        leading = None if bias is None else 1 if bias.shape[0] == 1 else batch // devices
-        work = batch // devices, count, heads, size, products.dtype.itemsize, leading
         if platform not in ("tpu", "cpu"):
             reason = f"it runs on TPUs, and these devices are {platform}"
-        elif tiling(*work) is None:
+        elif _tiling(products, heads, bias, mesh) is None:
             reason = f"{count} tokens in {heads} heads of {size} do not fit into a TPU's VMEM"
             reason += "" if bias is None else " with a relative position"
     elif chosen == "cudnn":
@@ -110,11 +110,29 @@ def choose_backend(
     raise schema.UserError(f"train.attention={wanted!r}: {reason}; use auto or xla")
 
 
+def _tiling(
+    products: jax.Array, heads: int, bias: jax.Array | None, mesh: Mesh | None
+) -> Tiling | None:
+    """Return the work of the kernel on each device."""
+    batch, count, channels = products.shape
+    batch //= mesh.size if mesh is not None else 1
+    leading = None if bias is None else min(bias.shape[0], batch)
+    kind = jax.devices()[0].device_kind if mesh is None else mesh.devices.flat[0].device_kind
+    size = channels // 3 // heads
+    return tiling(batch, count, heads, size, products.dtype.itemsize, leading, kind)
+
+
 def _pallas(
-    products: jax.Array, offset: jax.Array, bias: jax.Array | None, *, heads: int, interpret: bool
+    products: jax.Array,
+    offset: jax.Array,
+    bias: jax.Array | None,
+    *,
+    heads: int,
+    plan: Tiling,
+    interpret: bool,
 ) -> jax.Array:
     bias = None if bias is None else bias.swapaxes(2, 3)
-    return fused_attention(products, offset, bias, heads, interpret)
+    return fused_attention(products, offset, bias, heads, plan, interpret)
 
 
 def _platform(mesh: Mesh | None) -> str:

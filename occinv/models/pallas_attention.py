@@ -26,8 +26,11 @@ from jax.experimental.pallas import tpu as pltpu
 
 LANES = 128
 ROWS = 16  # of a tile in bfloat16
-VMEM = 16 * 2**20  # bytes, of the chip with the least (v4); the compiler's limit on all chips
-BUDGET = VMEM * 3 // 4  # the rest is for what the compiler keeps besides
+MIB = 2**20
+VMEM = {"TPU v4": 16 * MIB}  # bytes that a kernel may use, by kind of device
+OTHERS = 48 * MIB  # of the 64 or 128 MiB of v5e, v5p, v6e and 7x
+USUAL = 16 * MIB  # the compiler's own limit; it keeps other arrays in the rest
+SLACK = 4 / 3  # for what the compiler keeps besides
 WHOLE = 256  # queries up to this number are one chunk
 
 
@@ -38,15 +41,17 @@ class Tiling(NamedTuple):
       heads: The heads of a grid step.
       images: The images of a grid step, one after another.
       queries: The queries that are compared with all keys at a time.
+      vmem: The bytes of VMEM that the compiler may use.
     """
 
     heads: int
     images: int
     queries: int
+    vmem: int
 
 
 def tiling(
-    batch: int, count: int, heads: int, size: int, itemsize: int, bias: int | None
+    batch: int, count: int, heads: int, size: int, itemsize: int, bias: int | None, kind: str
 ) -> Tiling | None:
     """Return the work of one grid step of the backward pass; None if nothing fits into VMEM.
 
@@ -55,6 +60,7 @@ def tiling(
       heads, size: The number of heads, and their channels.
       itemsize: The bytes of a number of qkv.
       bias: The leading axis of the bias, 1 or B; None: no bias.
+      kind: The kind of the device, such as `TPU v5 lite`.
     """
     queries = count if count <= WHOLE else WHOLE if count <= 2 * WHOLE else WHOLE // 2
     aligned = LANES // gcd(LANES, size)  # fewest heads whose channels are whole registers
@@ -69,8 +75,12 @@ def tiling(
             blocks += 2 * 2 * group * rows * _up(count, LANES) * 4
         scratch = width * ((4 * _up(count, LANES) + 3 * rows) * itemsize + 2 * rows * 4)
         scores = 6 * rows * _up(queries, LANES) * 4
-        if blocks + scratch + scores <= BUDGET:
-            return Tiling(group, images, queries)
+        needed = max(USUAL, round(SLACK * (blocks + scratch + scores)))
+        is_last = (
+            group == groups[-1]
+        )  # fewer heads at a time rather than more than the usual memory
+        if needed <= (VMEM.get(kind, OTHERS) if is_last else USUAL):
+            return Tiling(group, images, queries, needed)
     return None
 
 
@@ -78,12 +88,13 @@ def _up(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def fused_attention(
     products: jax.Array,
     offset: jax.Array,
     bias: jax.Array | None,
     heads: int,
+    plan: Tiling,
     interpret: bool = False,
 ) -> jax.Array:
     """Return softmax(q kᵀ / √size + bias) v of each head, [B, n, D], in the dtype of `products`.
@@ -94,23 +105,28 @@ def fused_attention(
       offset: float32 [3·D]. Added here, it costs no pass over memory, and its gradient neither.
       bias: float32 [B or 1, heads, keys, queries], added to the logits; None: no bias.
       heads: The number of heads.
+      plan: From `tiling`.
       interpret: Run on any platform, slowly, instead of compiling for a TPU.
     """
-    return _call(_forward, ("qT", "k", "vT", "oT"), (products,), offset, bias, heads, interpret)[0]
+    return _call(
+        _forward, ("qT", "k", "vT", "oT"), (products,), offset, bias, heads, plan, interpret
+    )[0]
 
 
 def _keep(
-    products: Any, offset: Any, bias: Any, heads: int, interpret: bool
+    products: Any, offset: Any, bias: Any, heads: int, plan: Tiling, interpret: bool
 ) -> tuple[jax.Array, Any]:
     kept = products, offset, bias
-    return fused_attention(*kept, heads, interpret), kept
+    return fused_attention(*kept, heads, plan, interpret), kept
 
 
-def _differentiate(heads: int, interpret: bool, kept: Any, gradient: jax.Array) -> Any:
+def _differentiate(
+    heads: int, plan: Tiling, interpret: bool, kept: Any, gradient: jax.Array
+) -> Any:
     products, offset, bias = kept
     scratch = "q", "k", "v", "qT", "kT", "gT", "dqT", "dk", "dv"
     arrays = products, gradient.astype(products.dtype)
-    found = _call(_backward, scratch, arrays, offset, bias, heads, interpret)
+    found = _call(_backward, scratch, arrays, offset, bias, heads, plan, interpret)
     return found if bias is not None else (*found, None)
 
 
@@ -124,6 +140,7 @@ def _call(
     offset: jax.Array,
     bias: jax.Array | None,
     heads: int,
+    plan: Tiling,
     interpret: bool,
 ) -> tuple[jax.Array, ...]:
     """Run `kernel` on the products and, for the backward pass, the gradient of o.
@@ -136,9 +153,6 @@ def _call(
     dtype = products.dtype
     own = channels // 3
     size, padded = own // heads, _up(own, LANES)
-    leading = None if bias is None else bias.shape[0]
-    plan = tiling(batch, count, heads, size, dtype.itemsize, leading)
-    assert plan is not None, "the caller asks `tiling` first"
     groups, steps = heads // plan.heads, batch // plan.images
     width = padded // groups
     parts = 3 if is_backward and groups > 1 else 1
@@ -168,7 +182,7 @@ def _call(
             jax.ShapeDtypeStruct((steps, 1, 3 * padded), jnp.float32),
         ]
     if bias is not None:
-        is_shared = leading != batch
+        is_shared = bias.shape[0] != batch
         spec = pl.BlockSpec(
             (1, plan.heads, count, count), lambda j, b, _: (0 if is_shared else b, j, 0, 0)
         )
@@ -204,7 +218,7 @@ def _call(
                 "parallel" if bias is None else "arbitrary",
                 "arbitrary",
             ),
-            vmem_limit_bytes=VMEM,
+            vmem_limit_bytes=plan.vmem,
         ),
         # Two products forward, five backward; the zeros of other heads are no work.
         cost_estimate=pl.CostEstimate(
