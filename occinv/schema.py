@@ -162,7 +162,8 @@ class Train:
     stop_after: Duration | None = None  # an earlier end, in the middle of the schedules
     accumulate: Count = 1  # number of parts per batch
     fsdp: Count = 1  # devices that share one copy of parameters, EMA and optimizer state
-    remat: bool = False  # recompute whole blocks in the backward pass
+    # Recompute whole blocks in the backward pass. None: where reading costs more than computing.
+    remat: bool | None = None
     attention: Attention = (
         "auto"  # pallas on TPUs, cudnn on GPUs, xla elsewhere: docs/performance.md
     )

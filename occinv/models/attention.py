@@ -23,6 +23,7 @@ from occinv.models.pallas_attention import Tiling, fused_attention, tiling
 
 XAVIER = nn.initializers.xavier_uniform()  # the official MAE initializes every layer with it
 FUSED = {"tpu": "pallas", "gpu": "cudnn", "cuda": "cudnn", "rocm": "cudnn"}  # by platform
+REMOVED = -1e5  # added to a logit, it makes the weight 0 in float32
 SAVED = "fused_attention"  # the name of the output, for rematerialization: `Layout.stack`
 
 
@@ -65,7 +66,7 @@ def attend(
         return checkpoint_name(call(products, offset, bias), SAVED)
     qkv = products + offset.astype(products.dtype)
     if chosen == "cudnn":
-        return checkpoint_name(_cudnn(qkv, heads), SAVED)
+        return checkpoint_name(_cudnn(qkv, heads, bias), SAVED)
     q, k, v = jnp.moveaxis(qkv.reshape(*qkv.shape[:2], 3, heads, -1), 2, 0)
     return jax.nn.dot_product_attention(q, k, v, bias).reshape(*qkv.shape[:2], -1)
 
@@ -101,8 +102,6 @@ def choose_backend(
             reason = f"it computes in bfloat16, and this run in {products.dtype} (train.precision)"
         elif size % 8 or size > 128:
             reason = f"a head has {size} channels, expected a multiple of 8, at most 128"
-        elif bias is not None:
-            reason = "it has no gradient of a relative position for every number of tokens"
     if reason is None:
         return chosen
     if wanted == "auto":
@@ -139,16 +138,24 @@ def _platform(mesh: Mesh | None) -> str:
     return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
 
 
-def _cudnn(qkv: jax.Array, heads: int) -> jax.Array:
-    """Attend with cuDNN, which wants an even number of tokens."""
+def _cudnn(qkv: jax.Array, heads: int, bias: jax.Array | None) -> jax.Array:
+    """Attend with cuDNN, which wants an even number of tokens, and a bias in the dtype of qkv."""
     batch, count, _ = qkv.shape
     lengths = None
-    if count % 2:
-        qkv = jnp.pad(qkv, ((0, 0), (0, 1), (0, 0)))
+    if odd := count % 2:
+        qkv = jnp.pad(qkv, ((0, 0), (0, odd), (0, 0)))
+    if bias is not None:
+        # With a bias, cuDNN has no gradient for given lengths: the bias removes the last key.
+        bias = jnp.pad(bias, ((0, 0), (0, 0), (0, odd), (0, 0)))
+        bias = jnp.pad(bias, ((0, 0),) * 3 + ((0, odd),), constant_values=REMOVED).astype(qkv.dtype)
+    elif odd:
         lengths = jnp.full(batch, count, jnp.int32)
     q, k, v = jnp.moveaxis(qkv.reshape(*qkv.shape[:2], 3, heads, -1), 2, 0)
     mixed = jax.nn.dot_product_attention(
-        q, k, v, implementation="cudnn", query_seq_lengths=lengths, key_value_seq_lengths=lengths
+        *(q, k, v, bias),
+        implementation="cudnn",
+        query_seq_lengths=lengths,
+        key_value_seq_lengths=lengths,
     )
     return mixed[:, :count].reshape(batch, count, -1)
 

@@ -18,7 +18,7 @@ from occinv.plan.estimate import Estimate, estimate_step
 from occinv.plan.hlo import Program
 from occinv.schema import Experiment, Train, UserError
 from occinv.train.flops import kernel_flops, model_flops, traced_flops
-from occinv.train.step import Assembly, assemble, init_state, trace_step
+from occinv.train.step import Assembly, assemble, init_state, recomputes, trace_step
 
 log = logging.getLogger("occinv.plan")
 
@@ -208,7 +208,7 @@ def make_plan(experiment: Experiment, slice_: Slice, num_classes: int, num_image
         batch_size=train.batch_size,
         accumulate=train.accumulate,
         fsdp=train.fsdp,
-        remat=train.remat,
+        remat=recomputes(train, mesh),
         dtype=str(run.objective.setting.dtype),
         steps=run.steps,
         parameters=sum(x.size for x in jax.tree.leaves(state.params)),
@@ -314,7 +314,7 @@ def _changes(run: Assembly, plan: Plan) -> Iterator[tuple[str, Train]]:
         fsdp *= 2
     if plan.state / train.fsdp > plan.available / 10 and plan.devices % fsdp == 0:
         yield "fsdp", dataclasses.replace(train, fsdp=fsdp)
-    if not train.remat:
+    if not recomputes(train, run.mesh):
         yield "remat", dataclasses.replace(train, remat=True)
     parts = 2 * train.accumulate
     if train.batch_size % (parts * plan.devices) == 0 and run.objective.couples != "features":

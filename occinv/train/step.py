@@ -23,7 +23,7 @@ from occinv.models.vit import make_vit
 from occinv.objectives import forward
 from occinv.objectives.base import Objective, Setting, make_objective
 from occinv.rng import image_rngs
-from occinv.schema import Experiment, UserError
+from occinv.schema import Experiment, Train, UserError
 from occinv.train.accumulation import grad_cache, mean_of_parts
 from occinv.train.optimizer import learning_rate, make_optimizer
 
@@ -31,6 +31,10 @@ Metrics = dict[str, jax.Array]
 
 # Without this option XLA's CPU compiler copies AdamW's moments at each step.
 FOR_CPU = {"xla_cpu_copy_insertion_use_region_analysis": True}
+
+# Devices that compute so much faster than they read that stored activations are the bottleneck:
+# more than 500 FLOPs for each byte (docs/performance.md).
+RECOMPUTING = {"TPU v6 lite"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +100,7 @@ def assemble(
             f"train.duration={train.duration}; shorten the warm-up"
         )
     dtype = parallel.compute_dtype(train.precision, mesh)
-    layout = Layout(remat=train.remat, attention=train.attention, mesh=mesh)
+    layout = Layout(remat=recomputes(train, mesh), attention=train.attention, mesh=mesh)
     encoder = make_vit(experiment.encoder, data.image_size, dtype, layout)
     setting = Setting(
         encoder,
@@ -117,6 +121,13 @@ def assemble(
     schedule = learning_rate(experiment.optimizer, train.batch_size, warmup, steps)
     optimizer = make_optimizer(experiment.optimizer, schedule, steps, objective.param_groups)
     return Assembly(experiment, mesh, objective, optimizer, schedule, end, epoch)
+
+
+def recomputes(train: Train, mesh: jax.sharding.Mesh) -> bool:
+    """Whether blocks are recomputed in the backward pass: `train.remat`, or by the device."""
+    if train.remat is not None:
+        return train.remat
+    return mesh.devices.flat[0].device_kind in RECOMPUTING
 
 
 @struct.dataclass

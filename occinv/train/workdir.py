@@ -30,6 +30,7 @@ FREE = (
     "train.accumulate",
     "train.fsdp",
     "train.remat",
+    "train.attention",
     "train.log_every",
     "train.evaluate_every",
     "train.checkpoint_every",

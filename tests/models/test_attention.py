@@ -154,7 +154,7 @@ CHOICES = {  # platform, products, bias: what auto takes
     "tpu, a batch that 16 devices cannot divide": (on("tpu", 16), qkv(), None, "xla"),
     "gpu": (on("gpu"), qkv(), None, "cudnn"),
     "gpu, float32": (on("gpu"), qkv(dtype=jnp.float32), None, "xla"),
-    "gpu, BEiT": (on("gpu"), qkv(), BIAS, "xla"),
+    "gpu, BEiT": (on("gpu"), qkv(), BIAS, "cudnn"),
     "gpu, heads of 20": (on("gpu"), qkv(size=20), None, "xla"),
     "cpu": (on("cpu"), qkv(), None, "xla"),
 }
@@ -175,7 +175,6 @@ def test_auto_takes_the_fused_backend_of_the_platform(case: str) -> None:
         ("pallas", "tpu, a batch that 16 devices cannot divide", "8 images cannot be divided"),
         ("cudnn", "tpu", "runs on GPUs, and these devices are tpu"),
         ("cudnn", "gpu, float32", "computes in bfloat16, and this run in float32"),
-        ("cudnn", "gpu, BEiT", "relative position"),
         ("cudnn", "gpu, heads of 20", "20 channels, expected a multiple of 8, at most 128"),
     ],
 )

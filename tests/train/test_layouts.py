@@ -33,6 +33,7 @@ LAYOUTS = {  # objective, devices, fsdp, and how its blocks are computed
     "remat": (MAE, 1, 1, True, 4),
     "fsdp 4 of 8, a loop": (MAE, 8, 4, False, 0),
     "chunked C-MAE in 2 parts, fsdp 2 of 4, a loop, remat": (CMAE, 4, 2, True, 0),
+    "the kernel in 2 parts, fsdp 2 of 4, a loop, remat": (MAE, 4, 2, True, 0, "pallas"),
 }
 Stepped = tuple[Any, dict[str, jax.Array]]
 
@@ -43,12 +44,13 @@ def stepped(
     fsdp: int = 1,
     remat: bool = False,
     unroll: int = 4,
+    attention: schema.Attention = "xla",
     accumulate: int = 1,
 ) -> Stepped:
     """The state after one step, with the gradient as its `opt_state`, and the metrics."""
     mesh = parallel.make_mesh(jax.devices()[:devices], fsdp)
     sizes = schema.Encoder(name="micro", patch_size=2, width=16, depth=3, heads=2, drop_path=0.3)
-    encoder = vit.make_vit(sizes, SIZE, layout=Layout(unroll, remat, mesh))
+    encoder = vit.make_vit(sizes, SIZE, layout=Layout(unroll, remat, attention, mesh))
     objective = make_objective(section, Setting(encoder, 3, total_steps=10, mesh=mesh))
     number = np.arange(BATCH, dtype=np.int32)
     rng = np.random.default_rng(0)
