@@ -7,10 +7,9 @@ import re
 
 from occinv.plan.chips import Chip
 from occinv.plan.collectives import find_collectives
-from occinv.plan.hlo import Program
+from occinv.plan.hlo import KERNEL, Program
 
 CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-KERNEL = 'custom_call_target="tpu_custom_call"'
 
 
 @dataclasses.dataclass(frozen=True)

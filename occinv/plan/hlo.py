@@ -19,6 +19,7 @@ SLICES = {"slice", "dynamic-slice", "gather"}
 UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
 # Libraries of a GPU, whose last result is memory for intermediate values, most of it unused.
 WORKSPACE = re.compile(r'custom_call_target="__cu(blas|dnn)')
+KERNEL = 'custom_call_target="tpu_custom_call"'
 SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
 
 
@@ -128,9 +129,7 @@ class Program:
         if one.opcode == "custom-call" and "AllocateBuffer" in one.attributes:
             return 0
         names = one.operands
-        if (
-            one.opcode == "custom-call"
-        ):  # a kernel that is given q, k and v of one array reads it once
+        if KERNEL in one.attributes:  # given q, k and v as one array, it reads each part once
             names = tuple(dict.fromkeys(names))
         operands = [around[o] for o in names if o in around]
         opcode = one.opcode.removesuffix("-start")

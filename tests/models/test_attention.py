@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from occinv import parallel, schema
+from occinv.models import attention
 from occinv.models.attention import Attention, attend, choose_backend
 from occinv.models.pallas_attention import tiling
 
@@ -129,6 +130,43 @@ def test_images_are_shared_among_devices(case: str, devices: int, fsdp: int) -> 
     ):
         if his is not None:
             np.testing.assert_allclose(mine, his, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "case", ["one bias for all images", "a bias for each image", "narrow heads"]
+)
+def test_the_tokens_that_cudnn_is_padded_with_have_no_weight(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By XLA in the place of cuDNN, which needs a GPU."""
+    plain = jax.nn.dot_product_attention
+    counts = []
+
+    def instead(q: Any, *rest: Any, implementation: str, **lengths: Any) -> Any:
+        assert implementation == "cudnn"
+        counts.append(q.shape[1])
+        return plain(q, *rest, implementation="xla", **lengths)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", instead)
+    images, _, heads, size, leading = CASES[case]
+    rng = np.random.default_rng(0)
+    qkv = jnp.asarray(rng.normal(size=(images, 17, 3 * heads * size)), jnp.float32)
+    bias = None
+    if leading is not None:
+        bias = jnp.asarray(rng.normal(size=(leading, heads, 17, 17)), jnp.float32)
+
+    def weighted(function: Any) -> Any:
+        weight = rng.normal(size=(images, 17, heads * size))
+        return jax.value_and_grad(lambda *x: (function(*x) * weight).sum(), argnums=(0, 1))
+
+    rng = np.random.default_rng(1)
+    mine = weighted(lambda qkv, bias: attention._cudnn(qkv, heads, bias))(qkv, bias)
+    assert counts == [18]
+    monkeypatch.undo()
+    rng = np.random.default_rng(1)
+    zero = jnp.zeros(qkv.shape[2])
+    his = weighted(lambda qkv, bias: attend(qkv, zero, heads, bias))(qkv, bias)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), mine, his)
 
 
 def on(platform: str, devices: int = 1, kind: str = "TPU v4") -> Any:

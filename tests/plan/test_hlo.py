@@ -256,6 +256,12 @@ ENTRY %main (stack: f32[6,16,128]) -> f32[6,16,128] {
             'custom_call_target="tpu_custom_call"',
             2 * LAYER + 128 * 128 * 4,
         ),
+        # Attention's kernel is given q, k and v as parts of one array.
+        (
+            "f32[16,128]{1,0} custom-call(%layer, %layer, %layer), "
+            'custom_call_target="tpu_custom_call"',
+            2 * LAYER,
+        ),
         # Collectives read their operand and write their result, once.
         ("f32[16,128]{1,0} all-reduce-start(%layer), channel_id=1, to_apply=%plus", 2 * LAYER),
         ("f32[16,128]{1,0} all-reduce-done(%layer)", 0),

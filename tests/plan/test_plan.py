@@ -233,7 +233,8 @@ def test_a_search_changes_one_field_at_a_time_until_the_step_fits(
             chips=8,
             state=state * GIB,
             memory=FITS.memory if train.accumulate >= fits_from else None,
-            **{name: getattr(train, name) for name in ("remat", "fsdp", "accumulate")},
+            remat=bool(train.remat),
+            **{name: getattr(train, name) for name in ("fsdp", "accumulate")},
         )
 
     monkeypatch.setattr(plan, "make_plan", small)
