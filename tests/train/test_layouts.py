@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import types
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from occinv.train.checkpoints import Checkpoints
 from occinv.train.evaluation import make_evaluation
 from occinv.train.loop import as_items, start_or_resume
 from occinv.train.prepare import prepare
-from occinv.train.step import init_state, make_step
+from occinv.train.step import init_state, make_step, recomputes
 
 BATCH, SIZE = 16, 8
 HEADS = {"head_hidden": 16, "head_out": 16}
@@ -120,3 +121,21 @@ def test_a_run_goes_on_with_its_state_shared_otherwise(
         for s in (whole, quarters)
     ]
     assert parts[0].data.size == 4 * parts[1].data.size
+
+
+@pytest.mark.parametrize(
+    ("kind", "remat", "expected"),
+    [
+        ("TPU v6 lite", None, True),
+        ("TPU v6 lite", False, False),
+        ("TPU v5 lite", None, False),
+        ("TPU v5 lite", True, True),
+        ("cpu", None, False),
+    ],
+)
+def test_blocks_are_recomputed_where_reading_costs_more(
+    kind: str, remat: bool | None, expected: bool
+) -> None:
+    devices = np.array([types.SimpleNamespace(device_kind=kind)])
+    mesh: Any = types.SimpleNamespace(devices=devices)
+    assert recomputes(schema.Train(remat=remat), mesh) == expected
