@@ -164,9 +164,7 @@ class Train:
     fsdp: Count = 1  # devices that share one copy of parameters, EMA and optimizer state
     # Recompute whole blocks in the backward pass. None: where reading costs more than computing.
     remat: bool | None = None
-    attention: Attention = (
-        "auto"  # pallas on TPUs, cudnn on GPUs, xla elsewhere: docs/performance.md
-    )
+    attention: Attention = "auto"  # the backend; auto: by platform (docs/performance.md)
     precision: Literal["auto", "float32", "bfloat16"] = (
         "auto"  # compute dtype; parameters are float32
     )

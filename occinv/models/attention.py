@@ -10,6 +10,7 @@ cudnn   Flash attention of cuDNN on a GPU, in bfloat16.
 from __future__ import annotations
 
 import functools
+import re
 from typing import Any
 
 import jax
@@ -22,7 +23,7 @@ from occinv import parallel, schema
 from occinv.models.pallas_attention import Tiling, fused_attention, tiling
 
 XAVIER = nn.initializers.xavier_uniform()  # the official MAE initializes every layer with it
-FUSED = {"tpu": "pallas", "gpu": "cudnn", "cuda": "cudnn", "rocm": "cudnn"}  # by platform
+FUSED = {"tpu": "pallas", "gpu": "cudnn"}  # by platform
 REMOVED = -1e5  # added to a logit, it makes the weight 0 in float32
 SAVED = "fused_attention"  # the name of the output, for rematerialization: `Layout.stack`
 
@@ -54,7 +55,7 @@ def attend(
     """
     chosen = choose_backend(backend, products, heads, bias, mesh)
     if chosen == "pallas":
-        interpret = _platform(mesh) != "tpu"
+        interpret = _device(mesh).platform != "tpu"
         plan = _tiling(products, heads, bias, mesh)
         assert plan is not None  # or it would not have been chosen
         call = functools.partial(_pallas, heads=heads, plan=plan, interpret=interpret)
@@ -67,7 +68,7 @@ def attend(
     qkv = products + offset.astype(products.dtype)
     if chosen == "cudnn":
         return checkpoint_name(_cudnn(qkv, heads, bias), SAVED)
-    q, k, v = jnp.moveaxis(qkv.reshape(*qkv.shape[:2], 3, heads, -1), 2, 0)
+    q, k, v = _by_head(qkv, heads)
     return jax.nn.dot_product_attention(q, k, v, bias).reshape(*qkv.shape[:2], -1)
 
 
@@ -78,10 +79,14 @@ def choose_backend(
     bias: jax.Array | None,
     mesh: Mesh | None,
 ) -> str:
-    """Return the backend of `attend` for these arguments. Raises UserError if it cannot be."""
+    """Return the backend of `attend` for these arguments.
+
+    Raises:
+      UserError: The backend `wanted` does not support them.
+    """
     if wanted == "xla":
         return wanted
-    platform = _platform(mesh)
+    platform = _device(mesh).platform
     chosen = FUSED.get(platform, "xla") if wanted == "auto" else wanted
     batch, count, channels = products.shape
     size = channels // 3 // heads
@@ -96,8 +101,10 @@ def choose_backend(
             reason = f"{count} tokens in {heads} heads of {size} do not fit into a TPU's VMEM"
             reason += "" if bias is None else " with a relative position"
     elif chosen == "cudnn":
-        if platform not in ("gpu", "cuda", "rocm"):
+        if platform != "gpu":
             reason = f"it runs on GPUs, and these devices are {platform}"
+        elif not re.match(r"([89]|\d\d)\.", capability := _capability(mesh)):
+            reason = f"it needs compute capability 8.0, and this GPU has {capability!r}"
         elif products.dtype.itemsize != 2:
             reason = f"it computes in bfloat16, and this run in {products.dtype} (train.precision)"
         elif size % 8 or size > 128:
@@ -116,8 +123,8 @@ def _tiling(
     batch, count, channels = products.shape
     batch //= mesh.size if mesh is not None else 1
     leading = None if bias is None else min(bias.shape[0], batch)
-    kind = jax.devices()[0].device_kind if mesh is None else mesh.devices.flat[0].device_kind
     size = channels // 3 // heads
+    kind = _device(mesh).device_kind
     return tiling(batch, count, heads, size, products.dtype.itemsize, leading, kind)
 
 
@@ -134,12 +141,22 @@ def _pallas(
     return fused_attention(products, offset, bias, heads, plan, interpret)
 
 
-def _platform(mesh: Mesh | None) -> str:
-    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+def _device(mesh: Mesh | None) -> Any:
+    return jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+
+
+def _capability(mesh: Mesh | None) -> str:
+    """Return the compute capability of an NVIDIA GPU, such as `9.0`. AMD's look like `gfx90a`."""
+    return str(getattr(_device(mesh), "compute_capability", ""))
+
+
+def _by_head(qkv: jax.Array, heads: int) -> tuple[jax.Array, ...]:
+    """Split [B, n, 3·D] into q, k and v, each [B, n, heads, channels of a head]."""
+    return tuple(jnp.moveaxis(qkv.reshape(*qkv.shape[:2], 3, heads, -1), 2, 0))
 
 
 def _cudnn(qkv: jax.Array, heads: int, bias: jax.Array | None) -> jax.Array:
-    """Attend with cuDNN, which wants an even number of tokens, and a bias in the dtype of qkv."""
+    """Attend with cuDNN, which needs an even number of tokens, and a bias in the dtype of qkv."""
     batch, count, _ = qkv.shape
     lengths = None
     if odd := count % 2:
@@ -150,7 +167,7 @@ def _cudnn(qkv: jax.Array, heads: int, bias: jax.Array | None) -> jax.Array:
         bias = jnp.pad(bias, ((0, 0),) * 3 + ((0, odd),), constant_values=REMOVED).astype(qkv.dtype)
     elif odd:
         lengths = jnp.full(batch, count, jnp.int32)
-    q, k, v = jnp.moveaxis(qkv.reshape(*qkv.shape[:2], 3, heads, -1), 2, 0)
+    q, k, v = _by_head(qkv, heads)
     mixed = jax.nn.dot_product_attention(
         *(q, k, v, bias),
         implementation="cudnn",
@@ -207,7 +224,7 @@ class Attention(nn.Module):
         mixed = attend(products, offset, self.heads, bias, self.backend, self.mesh)
         if self.is_mutable_collection("intermediates"):
             qkv = products + offset.astype(self.dtype)
-            q, k, _ = jnp.moveaxis(qkv.reshape(*x.shape[:2], 3, self.heads, -1), 2, 0)
+            q, k, _ = _by_head(qkv, self.heads)
             logits = jnp.einsum("bhd,bnhd->bhn", *(x.astype(jnp.float32) for x in (q[:, 0], k)))
             logits *= q.shape[-1] ** -0.5
             logits = logits if bias is None else logits + bias[:, :, 0]

@@ -70,10 +70,8 @@ def tiling(
         scratch = width * ((4 * round_up(count, LANES) + 3 * rows) * itemsize + 2 * rows * 4)
         scores = 6 * rows * round_up(queries, LANES) * 4
         needed = max(USUAL, round(SLACK * (blocks + scratch + scores)))
-        is_last = (
-            group == groups[-1]
-        )  # fewer heads at a time rather than more than the usual memory
-        if needed <= (VMEM.get(kind, OTHERS) if is_last else USUAL):
+        # Only the smallest group may use more than the usual memory.
+        if needed <= (VMEM.get(kind, OTHERS) if group == groups[-1] else USUAL):
             return Tiling(group, images, queries, needed)
     return None
 
@@ -92,7 +90,8 @@ def fused_attention(
     Args:
       products: [B, n, 3·D], float32 or bfloat16. `products + offset` are queries, keys and values,
         each with its heads in order. They are copied if D is not a multiple of 128.
-      offset: float32 [3·D]. Added here, it costs no pass over memory, and its gradient neither.
+      offset: float32 [3·D]. The kernel adds it and sums its gradient, so that neither needs another
+        pass over memory.
       bias: float32 [B or 1, heads, keys, queries], added to the logits; None: no bias.
       heads: The number of heads.
       plan: From `tiling`.

@@ -1,6 +1,7 @@
 """The Pallas kernels of attention: one grid step, which is a group of heads of some images.
 
 The softmax is computed in float32.
+
 Scores are stored with the keys along the rows, [keys, queries]. The maximum and the sum over keys
 are then sums of vector registers. Along the other axis they would go through the unit that moves
 values between lanes, which would be the bottleneck. Only matrices of tokens × channels are
@@ -175,8 +176,8 @@ def _over_heads(
 ) -> None:
     """Call `then(head, chunk, first(head, chunk))` for all heads.
 
-    The products of the next head are issued before this head's softmax, which the matrix unit would
-    wait for. The compiler does not reorder so far itself.
+    The products of the next head come before this head's softmax. Otherwise the matrix unit waits
+    for the softmax: the compiler does not move the products itself.
     """
     following = first(0, chunk)
     for head in range(heads):

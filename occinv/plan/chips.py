@@ -74,9 +74,9 @@ class Slice(NamedTuple):
 # cloud.google.com/tpu/docs. They give the bandwidth of the links as the sum of both directions; a
 # chip sends half of it. The page of v4 does not give it: v4 has 6 links of 50 GB/s (Jouppi et al.
 # 2023, Table 4). A chip of TPU7x is two devices with half of its values each; between the two there
-# is a faster link, which we do not count. A clock is the peak
-# FLOP/s divided by those of a cycle: 4 units (MXUs) of 128 × 128 multiply-adds in each TensorCore,
-# 256 × 256 in v6e and TPU7x. We assume 4 units for TPU7x, whose page does not give their number.
+# is a faster link, which we do not count. A clock is the peak FLOP/s divided by those of a cycle: 4
+# units (MXUs) of 128 × 128 multiply-adds in each TensorCore, 256 × 256 in v6e and TPU7x. We assume
+# 4 units for TPU7x, whose page does not give their number.
 #
 # GPUs, all SXM. Memory and its bandwidth are those of XLA's target configs (see gpus.py), which
 # agree with the data sheets of NVIDIA within 5 %. FLOP/s without sparsity and NVLink: the data

@@ -183,14 +183,15 @@ def test_a_plan_as_json_by_hand() -> None:
     assert found["durations"].keys() == {"roofline", "assumed"}
 
 
+class Loose:
+    """An analysis in which gaps and faster memory are a third of the temporaries."""
+
+    peak_memory_in_bytes = 20 * GIB
+    argument_size_in_bytes, output_size_in_bytes, alias_size_in_bytes = 3 * GIB, GIB + 10, GIB
+    temp_size_in_bytes, generated_code_size_in_bytes = 27 * GIB, 40
+
+
 def test_memory_is_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Loose:
-        """An analysis in which gaps and faster memory are a third of the temporaries."""
-
-        peak_memory_in_bytes = 20 * GIB
-        argument_size_in_bytes, output_size_in_bytes, alias_size_in_bytes = 3 * GIB, GIB + 10, GIB
-        temp_size_in_bytes, generated_code_size_in_bytes = 27 * GIB, 40
-
     monkeypatch.setattr(jax.stages.Compiled, "memory_analysis", lambda self: Loose)
     found = make_plan(experiment("mae"), SLICE, 2, 24)
     assert found.memory == Memory(3 * GIB, 17 * GIB - 10, 10, 40)
@@ -306,11 +307,6 @@ def test_a_plan_for_gpus_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_all_temporaries_of_a_gpu_are_allocated_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Loose:
-        peak_memory_in_bytes = 20 * GIB
-        argument_size_in_bytes, output_size_in_bytes, alias_size_in_bytes = 3 * GIB, GIB + 10, GIB
-        temp_size_in_bytes, generated_code_size_in_bytes = 27 * GIB, 40
-
     monkeypatch.setattr(jax.stages.Compiled, "memory_analysis", lambda self: Loose)
     found = make_plan(experiment("mae"), GPUS, 2, 24)
     assert found.memory == Memory(3 * GIB, 27 * GIB, 10, 40)
