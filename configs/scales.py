@@ -1,6 +1,6 @@
 """A helper for the other configs, not a config itself: the data and the encoder of each variant.
 
-They are the same for pretraining and fine-tuning.
+They are the same for pretraining and for training on labels.
 
 imagenet        the paper's: ViT-B/16 on ImageNet at 224²
 tiny_imagenet   ViT-tiny with patch 8 on a folder of 64² images
@@ -36,3 +36,19 @@ VARIANTS = tuple(DATA)
 def scale(variant: str) -> ConfigDict:
     """Return the sections `data` and `encoder`, and a seed."""
     return ConfigDict({"seed": 0, "data": DATA[variant], "encoder": ENCODER[variant]})
+
+
+def scale_of_labels(variant: str) -> ConfigDict:
+    """Return the same for a run that may start from another.
+
+    It takes the encoder and the image size from the run of `init_from`. Without that run, they are
+    those of `from_scratch`.
+    """
+    config = scale(variant)
+    config.from_scratch = {
+        "data": {"image_size": config.data.pop("image_size")},
+        "encoder": config.encoder,
+    }
+    config.encoder = {}
+    config.init_from = None
+    return config
