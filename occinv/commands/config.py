@@ -60,18 +60,20 @@ def find_fields(name: str) -> Iterator[Field]:
     from occinv.models.tokenizers import TOKENIZERS
     from occinv.objectives import OBJECTIVES
 
-    known = {**OBJECTIVES, **EVALUATORS, **TOKENIZERS}
-    if name not in known and ":" not in name:
+    registries = {
+        "objective": OBJECTIVES,
+        f"evals.{name}": EVALUATORS,
+        "objective.tokenizer": TOKENIZERS,
+    }
+    paths = [path for path, registry in registries.items() if name in registry]
+    if not paths and ":" not in name:
+        known = {**OBJECTIVES, **EVALUATORS, **TOKENIZERS}
         raise UserError(f"--fields {name!r} is not known{nearest(name, known)}")
-    cls = schema.find_class(known, name, object, "--fields ")
-    if not dataclasses.is_dataclass(cls):
-        raise UserError(f"--fields {name!r} is not a dataclass, expected an objective or evaluator")
-    path = "objective"
-    if name in EVALUATORS:
-        path = f"evals.{name}"
-    elif name in TOKENIZERS:
-        path = "objective.tokenizer"
-    yield from fields_of(cls, path, skip=("setting", "image_size", "patch_size"))
+    for path in paths or ["objective"]:
+        cls = schema.find_class(registries[path], name, object, "--fields ")
+        if not dataclasses.is_dataclass(cls):
+            raise UserError(f"--fields {name!r} is not a dataclass, expected an objective")
+        yield from fields_of(cls, path, skip=("setting", "image_size", "patch_size"))
 
 
 def resolved(experiment: Experiment) -> Iterator[tuple[str, Any, str]]:

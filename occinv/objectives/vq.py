@@ -42,7 +42,7 @@ class VQAutoencoder(Objective):
     Attributes:
       num_ids, code_width: The number of codes, and their dimensions.
       commitment: β.
-      decoder_width, decoder_depth, decoder_heads: The size of d.
+      decoder_width, decoder_depth, decoder_heads: The size of the decoder d.
     """
 
     num_ids: int = 512
