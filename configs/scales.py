@@ -44,11 +44,7 @@ def scale_of_labels(variant: str) -> ConfigDict:
     It takes the encoder and the image size from the run of `init_from`. Without that run, they are
     those of `from_scratch`.
     """
-    config = scale(variant)
-    config.from_scratch = {
-        "data": {"image_size": config.data.pop("image_size")},
-        "encoder": config.encoder,
-    }
-    config.encoder = {}
-    config.init_from = None
-    return config
+    data = dict(DATA[variant])
+    from_scratch = {"data": {"image_size": data.pop("image_size")}, "encoder": ENCODER[variant]}
+    config = {"data": data, "encoder": {}, "from_scratch": from_scratch}
+    return ConfigDict({"seed": 0, "init_from": None, **config})

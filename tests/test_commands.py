@@ -75,7 +75,7 @@ def check(page: str, command: str, words: list[str]) -> None:
     prefix = options.overrides
     unknown = [word for word in rest if prefix is None or not word.startswith(prefix)]
     assert not unknown, f"{page}: {command}: unknown {unknown}"
-    if options.command in ("train", "plan"):
+    if options.command in ("train", "plan") or getattr(options, "fields", 0) is None:
         objective_of(schema.resolve(load_config(options.config, rest)), num_classes=10)
     elif options.command == "reproduce":
         table = make_table(options.table, options.scale or "quickstart", options.images)

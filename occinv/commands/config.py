@@ -70,7 +70,7 @@ def find_fields(name: str) -> Iterator[Field]:
         known = {**OBJECTIVES, **EVALUATORS, **TOKENIZERS}
         raise UserError(f"--fields {name!r} is not known{nearest(name, known)}")
     for path in paths or ["objective"]:
-        cls = schema.find_class(registries[path], name, object, "--fields ")
+        cls: type = schema.find_class(registries[path], name, object, "--fields ")
         if not dataclasses.is_dataclass(cls):
             raise UserError(f"--fields {name!r} is not a dataclass, expected an objective")
         yield from fields_of(cls, path, skip=("setting", "image_size", "patch_size"))
