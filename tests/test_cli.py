@@ -329,6 +329,25 @@ def test_wrong_arguments_give_one_line_and_write_nothing(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["train", "--config", "mae", "--workdir=~/run"], "workdir"),
+        (["evaluate", "knn", "--workdir", "~/run"], "workdir"),
+        (["report", "~/run"], "folders"),
+        (["reproduce", "table1", "--workdir", "~/run"], "workdir"),
+        (["weights", "import", "--from", "mae", "f", "--to", "~/run"], "to"),
+        (["plan", "--config", "mae", "--topology", "v5e:4x4", "--out", "~/run"], "out"),
+    ],
+)
+def test_the_home_folder_may_be_a_tilde(
+    words: list[str], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    found = getattr(make_parser(words[:1]).parse_args(words), name)
+    assert Path("/home/me/run") in (found if isinstance(found, list) else [found])
+
+
 def test_a_file_is_not_a_workdir(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

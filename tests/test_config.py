@@ -55,6 +55,7 @@ def test_overrides_reach_every_level_in_order(config: Path) -> None:
         (["train.duration.epochs=3", "train.duration.steps=4"], {"steps": 4}),
         (["train.duration={'epochs': 2}"], {"epochs": 2}),
         (["train.duration.steps=None"], {"steps": None}),
+        (["train.duration.epochs=None"], {"steps": 8, "epochs": None}),
     ],
 )
 def test_the_last_unit_of_a_duration_wins(
