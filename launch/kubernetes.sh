@@ -39,6 +39,10 @@ for number in HOSTS CHIPS; do
     exit 2
   fi
 done
+if ! [[ ${RESTARTS:=100} =~ ^[0-9]+$ ]]; then
+  echo "$0: RESTARTS is $RESTARTS, expected a number" >&2
+  exit 2
+fi
 for word in IMAGE VOLUME TPU TOPOLOGY; do
   if ! [[ ${!word-} =~ ^[A-Za-z0-9./:@_-]*$ ]]; then
     echo "$0: $word is ${!word}, expected letters, digits and ./:@_-" >&2
@@ -73,7 +77,7 @@ metadata:
   name: $NAME
 spec:
   failurePolicy:
-    maxRestarts: ${RESTARTS:-100}
+    maxRestarts: $RESTARTS
   replicatedJobs:
     - name: workers
       replicas: 1

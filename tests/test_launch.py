@@ -305,6 +305,7 @@ def test_a_jobset_installs_a_git_reference() -> None:
         ("NAME", "a\nb: c"),
         ("HOSTS", "4; rm"),
         ("CHIPS", "0"),
+        ("RESTARTS", "1, a"),
         ("IMAGE", "a b"),
         ("VOLUME", "d}"),
         ("TPU", "x, y"),
