@@ -93,7 +93,7 @@ def test_a_subclass_has_the_meanings_of_its_base() -> None:
     assert meanings(Below) == {"size": "The size of it.", "more": "More."}
 
 
-@pytest.mark.parametrize("name", ["", *OBJECTIVES, *EVALUATORS, *TOKENIZERS])
+@pytest.mark.parametrize("name", ["", *{**OBJECTIVES, **EVALUATORS, **TOKENIZERS}])
 def test_every_field_has_a_meaning(name: str) -> None:
     fields = list(find_fields(name))
     assert fields

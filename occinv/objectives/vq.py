@@ -41,7 +41,7 @@ class VQAutoencoder(Objective):
 
     Attributes:
       num_ids, code_width: The number of codes, and their dimensions.
-      commitment: β.
+      commitment: The weight β of the commitment.
       decoder_width, decoder_depth, decoder_heads: The size of the decoder d.
     """
 
