@@ -5,17 +5,27 @@ Python 3.11; older versions have not been tried. The other bounds are the first 
 for NumPy 2, which JAX requires.
 """
 
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+VERSION = (Path(__file__).parent / "occinv" / "version.py").read_text()
 
 setup(
     name="occinv",
-    version="0.1.0",
+    version=re.search(r'"([\d.]+)"', VERSION)[1],
     description="Occlusion-invariant and siamese pretraining of vision transformers in JAX.",
     author="The occinv authors",
     license="Apache-2.0",
     python_requires=">=3.11",
+    # occinv/configs is a link to configs/. A wheel and a source archive have the files themselves.
     packages=find_packages(include=["occinv", "occinv.*"]),
-    package_data={"occinv.report": ["*.html", "*.css"], "occinv.data": ["*.txt"]},
+    package_data={
+        "occinv": ["py.typed"],
+        "occinv.report": ["*.html", "*.css"],
+        "occinv.data": ["*.txt"],
+    },
     entry_points={"console_scripts": ["occinv = occinv.cli:main"]},
     install_requires=[
         # JAX and libraries for it.
@@ -64,6 +74,7 @@ setup(
             "ruff>=0.17",
             "mypy>=2.0",
             "import-linter>=2.5",
+            "setuptools>=77",  # tests/test_wheel.py builds the wheel
         ],
     },
     classifiers=[

@@ -1,10 +1,9 @@
 """BEiT: rectangles of patches are removed, and their token ids are predicted.
 
     occinv weights import encoder.pkl --from dalle --to runs/dalle
-    occinv train --config configs/beit.py --workdir runs/beit
-    occinv train --config configs/finetune.py --workdir runs/beit-finetuned \\
-        --config.init_from=runs/beit --config.encoder.layer_scale=0.1 \\
-        --config.encoder.relative_position=block
+    occinv train --config beit --workdir runs/beit
+    occinv train --config finetune --workdir runs/beit-finetuned \\
+        --config.init_from=runs/beit --config.encoder.relative_position=block
 
 The published settings for ViT-B/16 on ImageNet-1k: batch 2048, lr 1.5e-3, 75 of 196 patches, clip
 3.0, jitter 0.4. Table 1 has 82.9 % after 300 epochs; the official command trains 800. The small
@@ -13,8 +12,8 @@ variants fit their codebook by k-means before the first step. Variants: configs/
 
 from ml_collections import ConfigDict
 
-from configs.pretraining import pretraining
-from configs.scales import VARIANTS
+from occinv.configs.pretraining import pretraining
+from occinv.configs.scales import VARIANTS
 
 __all__ = ["VARIANTS", "get_config"]
 

@@ -1,9 +1,9 @@
 """CAE: features and token ids of the masked half are predicted from the visible half.
 
     occinv weights import encoder.pkl --from dalle --to runs/dalle
-    occinv train --config configs/cae.py --workdir runs/cae
-    occinv train --config configs/finetune.py --workdir runs/cae-finetuned \\
-        --config.init_from=runs/cae --config.encoder.layer_scale=0.1
+    occinv train --config cae --workdir runs/cae
+    occinv train --config finetune --workdir runs/cae-finetuned \\
+        --config.init_from=runs/cae
 
 The official settings for ViT-B/16: batch 2048, lr 1.5e-3, 98 of 196 patches removed in rectangles,
 clip 3.0, alignment weight 2. Table 1 has 83.3 % after 300 epochs, which the official scripts warm
@@ -13,8 +13,8 @@ As in configs/beit.py, small variants fit their codebook by k-means. Variants: c
 
 from ml_collections import ConfigDict
 
-from configs import beit
-from configs.scales import VARIANTS
+from occinv.configs import beit
+from occinv.configs.scales import VARIANTS
 
 __all__ = ["VARIANTS", "get_config"]
 

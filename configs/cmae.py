@@ -1,9 +1,9 @@
 """C-MAE, Eq. (11): InfoNCE between the tokens of two complementary occlusions of an image.
 
-    occinv train --config configs/cmae.py --workdir runs/cmae
-    occinv train --config configs/cmae.py --workdir runs/cmae-byol \\
+    occinv train --config cmae --workdir runs/cmae
+    occinv train --config cmae --workdir runs/cmae-byol \\
         --config.objective.similarity=byol
-    occinv train --config configs/cmae.py --workdir runs/cmae-dropped \\
+    occinv train --config cmae --workdir runs/cmae-dropped \\
         --config.objective.mask_token=False --config.objective.t2=identity
 
 The paper does not say what it compares without a mask token, where complementary views share no
@@ -17,8 +17,8 @@ fine-tuning, 0.99 88.0 %, 0.996 88.7 %.
 
 from ml_collections import ConfigDict
 
-from configs.pretraining import pretraining
-from configs.scales import VARIANTS
+from occinv.configs.pretraining import pretraining
+from occinv.configs.scales import VARIANTS
 
 __all__ = ["VARIANTS", "get_config"]
 

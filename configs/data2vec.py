@@ -1,9 +1,8 @@
 """data2vec: an EMA teacher's features of the whole image are predicted from an occluded one.
 
-    occinv train --config configs/data2vec.py --workdir runs/data2vec
-    occinv train --config configs/finetune.py --workdir runs/data2vec-finetuned \\
-        --config.init_from=runs/data2vec --config.encoder.layer_scale=1e-4 \\
-        --config.encoder.relative_position=shared
+    occinv train --config data2vec --workdir runs/data2vec
+    occinv train --config finetune --workdir runs/data2vec-finetuned \\
+        --config.init_from=runs/data2vec
 
 The official command for ViT-B/16 on ImageNet-1k: batch 2048, lr 2e-3, 800 epochs (84.2 % after
 fine-tuning in the paper), 120 of 196 patches, drop path 0.25, clip 3.0. The small variants run for
@@ -12,9 +11,9 @@ a few hundred to a few thousand steps, and use a smaller EMA momentum. Variants:
 
 from ml_collections import ConfigDict
 
-from configs.beit import MIN_RECTANGLE, published
-from configs.pretraining import pretraining
-from configs.scales import VARIANTS
+from occinv.configs.beit import MIN_RECTANGLE, published
+from occinv.configs.pretraining import pretraining
+from occinv.configs.scales import VARIANTS
 
 __all__ = ["VARIANTS", "get_config"]
 

@@ -1,6 +1,6 @@
 """DINO: every crop of an image predicts the output of an EMA teacher for its two large crops.
 
-    occinv train --config configs/dino.py --workdir runs/dino
+    occinv train --config dino --workdir runs/dino
 
 The published settings for ViT-B/16: batch 1024, 400 epochs, lr 7.5e-4 · batch / 256, two crops of
 224² and ten of 96² (Table 1 has 82.8 % after 800 epochs and fine-tuning). Variants:
@@ -9,8 +9,8 @@ configs/scales.py.
 
 from ml_collections import ConfigDict
 
-from configs.pretraining import pretraining
-from configs.scales import VARIANTS
+from occinv.configs.pretraining import pretraining
+from occinv.configs.scales import VARIANTS
 
 __all__ = ["VARIANTS", "get_config"]
 

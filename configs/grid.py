@@ -1,6 +1,6 @@
 """Any T1, T2, target and M, each chosen by its name.
 
-    occinv train --config configs/grid.py --workdir runs/grid \\
+    occinv train --config grid --workdir runs/grid \\
         --config.objective.t1=rectangles --config.objective.t2=identity \\
         --config.objective.targets=ema --config.objective.similarity=smoothed_l1
     occinv reproduce grid --scale quickstart --workdir runs/grid-table
@@ -18,10 +18,10 @@ recipe of an objective is its own config. Variants: configs/scales.py.
 
 from ml_collections import ConfigDict
 
-from configs.beit import MIN_RECTANGLE, TOKENIZER
-from configs.cmae import HEADS
-from configs.pretraining import DECODER, pretraining
-from configs.scales import VARIANTS
+from occinv.configs.beit import MIN_RECTANGLE, TOKENIZER
+from occinv.configs.cmae import HEADS
+from occinv.configs.pretraining import DECODER, pretraining
+from occinv.configs.scales import VARIANTS
 
 __all__ = ["VARIANTS", "get_config"]
 

@@ -1,6 +1,6 @@
 """iBOT: DINO, and the student also predicts the teacher's output for its removed patches.
 
-    occinv train --config configs/ibot.py --workdir runs/ibot
+    occinv train --config ibot --workdir runs/ibot
 
 The published command for ViT-S/16: batch 1024, lr 5e-4 · batch / 256, DINO's crops; in half of the
 large crops, 10 to 50 % of the patches are removed in rectangles. For ViT-B/16 the paper trains
@@ -10,9 +10,9 @@ configs/scales.py.
 
 from ml_collections import ConfigDict
 
-from configs import dino
-from configs.beit import MIN_RECTANGLE
-from configs.scales import VARIANTS
+from occinv.configs import dino
+from occinv.configs.beit import MIN_RECTANGLE
+from occinv.configs.scales import VARIANTS
 
 __all__ = ["VARIANTS", "get_config"]
 

@@ -1,7 +1,7 @@
 """I-JEPA: a teacher's features of four rectangles are predicted from the rest of the image.
 
-    occinv train --config configs/ijepa.py --workdir runs/ijepa
-    occinv train --config configs/linear.py --workdir runs/ijepa-linear \\
+    occinv train --config ijepa --workdir runs/ijepa
+    occinv train --config linear --workdir runs/ijepa-linear \\
         --config.init_from=runs/ijepa --config.objective.pooling=mean
 
 The paper's ViT-B/16 on ImageNet-1k: 600 epochs (72.9 % by linear probing). The optimizer is that of
@@ -11,8 +11,8 @@ the official file for ViT-H/14, the smallest published: batch 2048, lr 1e-3, wei
 
 from ml_collections import ConfigDict
 
-from configs.pretraining import pretraining
-from configs.scales import VARIANTS
+from occinv.configs.pretraining import pretraining
+from occinv.configs.scales import VARIANTS
 
 __all__ = ["VARIANTS", "get_config"]
 

@@ -1,6 +1,6 @@
 """Linear probing: a linear layer on the frozen features of an encoder.
 
-    occinv train --config configs/linear.py --workdir runs/mae-probed --config.init_from=runs/mae
+    occinv train --config linear --workdir runs/mae-probed --config.init_from=runs/mae
 
 The settings of the official MAE (`main_linprobe.py`), which the paper shares. Table 4 has 54.5 %
 for MAE and 41.1 % for C-MAE after 100 epochs of pretraining. Table 8 is of encoders pretrained on
@@ -25,14 +25,13 @@ coefficient). On quickstart: 61 % for random features, 81 % after configs/mae.py
 
 from ml_collections import ConfigDict
 
-from configs.scales import VARIANTS, scale
+from occinv.configs.scales import VARIANTS, scale_of_labels
 
 __all__ = ["VARIANTS", "get_config"]
 
 
 def get_config(variant: str = "imagenet") -> ConfigDict:
-    config = scale(variant)
-    config.init_from = None
+    config = scale_of_labels(variant)
     config.objective = {
         "name": "linear_probe",
         "pooling": "class",
@@ -57,9 +56,9 @@ def get_config(variant: str = "imagenet") -> ConfigDict:
     }[variant]
     config.optimizer = {
         "imagenet": {"base_lr": 0.1, "warmup": {"epochs": 10}},
-        "tiny_imagenet": {"base_lr": 4.0, "warmup": {"epochs": 1}, "trust_coefficient": 0.02},
-        "quickstart": {"base_lr": 8.0, "warmup": {"epochs": 2}, "trust_coefficient": 0.02},
-        "smoke": {"base_lr": 8.0, "warmup": {"steps": 2}, "trust_coefficient": 0.02},
+        "tiny_imagenet": {"base_lr": 4.0, "warmup": {"share": 0.1}, "trust_coefficient": 0.02},
+        "quickstart": {"base_lr": 8.0, "warmup": {"share": 0.125}, "trust_coefficient": 0.02},
+        "smoke": {"base_lr": 8.0, "warmup": {"share": 0.25}, "trust_coefficient": 0.02},
     }[variant]
     config.optimizer.update({"name": "lars", "weight_decay": 0.0})
     return config

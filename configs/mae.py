@@ -1,7 +1,7 @@
 """MAE: 75 % of the patches are removed, and their pixels are predicted.
 
-    occinv train --config configs/mae.py --workdir runs/mae
-    occinv train --config configs/mae.py:smoke --workdir runs/mae-smoke
+    occinv train --config mae --workdir runs/mae
+    occinv train --config mae:smoke --workdir runs/mae-smoke
 
 Paper: Table 1, "MAE (our impl.)", 100 epochs: 83.1 % after fine-tuning, PSNR 22.2 dB.
 Variants: configs/scales.py.
@@ -9,8 +9,8 @@ Variants: configs/scales.py.
 
 from ml_collections import ConfigDict
 
-from configs.pretraining import DECODER, pretraining
-from configs.scales import VARIANTS
+from occinv.configs.pretraining import DECODER, pretraining
+from occinv.configs.scales import VARIANTS
 
 __all__ = ["VARIANTS", "get_config"]
 

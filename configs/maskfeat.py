@@ -1,7 +1,7 @@
 """MaskFeat: rectangles of patches are removed, and their oriented gradients are predicted.
 
-    occinv train --config configs/maskfeat.py --workdir runs/maskfeat
-    occinv train --config configs/finetune.py --workdir runs/maskfeat-finetuned \\
+    occinv train --config maskfeat --workdir runs/maskfeat
+    occinv train --config finetune --workdir runs/maskfeat-finetuned \\
         --config.init_from=runs/maskfeat
 
 The official file for ViT-B/16 on ImageNet-1k: 300 epochs, lr 2e-4 for 256 images, 78 of 196
@@ -11,8 +11,8 @@ fine-tuning). Variants: configs/scales.py.
 
 from ml_collections import ConfigDict
 
-from configs.pretraining import pretraining
-from configs.scales import VARIANTS
+from occinv.configs.pretraining import pretraining
+from occinv.configs.scales import VARIANTS
 
 __all__ = ["VARIANTS", "get_config"]
 

@@ -1,6 +1,6 @@
 """MoCo v3: InfoNCE of the class tokens of two crops; the other images of the batch are negatives.
 
-    occinv train --config configs/mocov3.py --workdir runs/mocov3
+    occinv train --config mocov3 --workdir runs/mocov3
 
 The official ViT-B/16 settings: batch 4096, 300 epochs (83.2 % after fine-tuning in Table 1), lr
 1.5e-4 · batch / 256, weight decay 0.1 on every parameter. Variants: configs/scales.py.
@@ -8,8 +8,8 @@ The official ViT-B/16 settings: batch 4096, 300 epochs (83.2 % after fine-tuning
 
 from ml_collections import ConfigDict
 
-from configs.pretraining import pretraining
-from configs.scales import VARIANTS
+from occinv.configs.pretraining import pretraining
+from occinv.configs.scales import VARIANTS
 
 __all__ = ["VARIANTS", "get_config"]
 

@@ -1,6 +1,6 @@
 """MSN: crops with few or small patches are assigned to the prototypes of another, whole crop.
 
-    occinv train --config configs/msn.py --workdir runs/msn
+    occinv train --config msn --workdir runs/msn
 
 The settings of the official file for ViT-S/16 (msn_vits16.yaml): batch 1024, lr 1e-3, 15 epochs of
 warm-up, weight decay 0.04 to 0.4, ten focal crops of 96². It removes 15 % of the patches and trains
@@ -9,8 +9,8 @@ warm-up, weight decay 0.04 to 0.4, ten focal crops of 96². It removes 15 % of t
 
 from ml_collections import ConfigDict
 
-from configs.pretraining import pretraining
-from configs.scales import VARIANTS
+from occinv.configs.pretraining import pretraining
+from occinv.configs.scales import VARIANTS
 
 __all__ = ["VARIANTS", "get_config"]
 

@@ -5,7 +5,7 @@ They are everything but the objective and the learning rate.
 
 from ml_collections import ConfigDict
 
-from configs.scales import scale
+from occinv.configs.scales import scale
 
 DECODER = {
     "imagenet": {"decoder_width": 512, "decoder_depth": 8, "decoder_heads": 16},
@@ -31,8 +31,8 @@ def pretraining(variant: str, base_lr: float) -> ConfigDict:
     }[variant]
     config.optimizer = {
         "imagenet": {"base_lr": base_lr, "warmup": {"epochs": 20}},
-        "tiny_imagenet": {"base_lr": 4e-3, "warmup": {"epochs": 2}},
-        "quickstart": {"base_lr": 1.6e-2, "warmup": {"epochs": 3}},
-        "smoke": {"base_lr": 8e-3, "warmup": {"steps": 2}},
+        "tiny_imagenet": {"base_lr": 4e-3, "warmup": {"share": 0.1}},
+        "quickstart": {"base_lr": 1.6e-2, "warmup": {"share": 3 / 16}},
+        "smoke": {"base_lr": 8e-3, "warmup": {"share": 0.25}},
     }[variant]
     return config

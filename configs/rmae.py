@@ -1,7 +1,7 @@
 """R-MAE, Eq. (8): the distance of two decoded views, and the relaxed constraint.
 
-    occinv train --config configs/rmae.py --workdir runs/rmae
-    occinv train --config configs/rmae.py --workdir runs/rmae-dagger \\
+    occinv train --config rmae --workdir runs/rmae
+    occinv train --config rmae --workdir runs/rmae-dagger \\
         --config.objective.t2=independent            # R-MAE†; identity is R-MAE‡
 
 Paper: Table 1, 100 epochs: R-MAE 82.7 %, 23.7 dB; † 82.8 %, 23.0 dB; ‡ 82.7 %, 22.9 dB.
@@ -10,8 +10,8 @@ Variants: configs/scales.py.
 
 from ml_collections import ConfigDict
 
-from configs.pretraining import DECODER, pretraining
-from configs.scales import VARIANTS
+from occinv.configs.pretraining import DECODER, pretraining
+from occinv.configs.scales import VARIANTS
 
 __all__ = ["VARIANTS", "get_config"]
 

@@ -1,6 +1,6 @@
 """A helper for the other configs, not a config itself: the data and the encoder of each variant.
 
-They are the same for pretraining and fine-tuning.
+They are the same for pretraining and for training on labels.
 
 imagenet        the paper's: ViT-B/16 on ImageNet at 224²
 tiny_imagenet   ViT-tiny with patch 8 on a folder of 64² images
@@ -36,3 +36,15 @@ VARIANTS = tuple(DATA)
 def scale(variant: str) -> ConfigDict:
     """Return the sections `data` and `encoder`, and a seed."""
     return ConfigDict({"seed": 0, "data": DATA[variant], "encoder": ENCODER[variant]})
+
+
+def scale_of_labels(variant: str) -> ConfigDict:
+    """Return the same for a run that may start from another.
+
+    It takes the encoder and the image size from the run of `init_from`. Without that run, they are
+    those of `from_scratch`.
+    """
+    data = dict(DATA[variant])
+    from_scratch = {"data": {"image_size": data.pop("image_size")}, "encoder": ENCODER[variant]}
+    config = {"data": data, "encoder": {}, "from_scratch": from_scratch}
+    return ConfigDict({"seed": 0, "init_from": None, **config})

@@ -1,9 +1,8 @@
 """SimMIM: large squares are removed, and a linear layer predicts their pixels.
 
-    occinv train --config configs/simmim.py --workdir runs/simmim
-    occinv train --config configs/finetune.py --workdir runs/simmim-finetuned \\
-        --config.init_from=runs/simmim --config.encoder.layer_scale=0.1 \\
-        --config.encoder.relative_position=block
+    occinv train --config simmim --workdir runs/simmim
+    occinv train --config finetune --workdir runs/simmim-finetuned \\
+        --config.init_from=runs/simmim --config.encoder.relative_position=block
 
 The official file for ViT-B/16 on ImageNet-1k: 800 epochs (83.8 % after fine-tuning), lr 1e-4 for
 512 images, 60 % of the squares of 32 pixels, drop path 0.1, clip 5.0. It divides the learning rate
@@ -12,8 +11,8 @@ by ten after 700 epochs; here it follows a cosine. Variants: configs/scales.py.
 
 from ml_collections import ConfigDict
 
-from configs.pretraining import pretraining
-from configs.scales import VARIANTS
+from occinv.configs.pretraining import pretraining
+from occinv.configs.scales import VARIANTS
 
 __all__ = ["VARIANTS", "get_config"]
 

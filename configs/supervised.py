@@ -1,6 +1,6 @@
 """Supervised training from scratch: fine-tuning without a pretrained encoder.
 
-    occinv train --config configs/supervised.py --workdir runs/supervised
+    occinv train --config supervised --workdir runs/supervised
 
 The settings are those of configs/finetune.py, as in the paper (Table 1, "Random Init": 80.9 % after
 100 epochs, 82.1 % after 300), but without layer-wise learning-rate decay: at 0.65 a block, the
@@ -10,8 +10,8 @@ first block would hardly move from its random start. The paper does not say whet
 
 from ml_collections import ConfigDict
 
-from configs import finetune
-from configs.scales import VARIANTS
+from occinv.configs import finetune
+from occinv.configs.scales import VARIANTS
 
 __all__ = ["VARIANTS", "get_config"]
 

@@ -1,7 +1,7 @@
 """A tokenizer for BEiT and CAE, trained on your own images: an autoencoder through a codebook.
 
-    occinv train --config configs/tokenizer.py:tiny_imagenet --workdir runs/tokenizer
-    occinv train --config configs/beit.py:tiny_imagenet --workdir runs/beit \\
+    occinv train --config tokenizer:tiny_imagenet --workdir runs/tokenizer
+    occinv train --config beit:tiny_imagenet --workdir runs/beit \\
         --config.objective.tokenizer.name=vq --config.objective.tokenizer.start=runs/tokenizer \\
         --config.objective.tokenizer.encoder.name=tiny \\
         --config.objective.tokenizer.encoder.patch_size=8
@@ -12,8 +12,8 @@ images show what the codes preserve. Variants: configs/scales.py.
 
 from ml_collections import ConfigDict
 
-from configs.pretraining import DECODER, pretraining
-from configs.scales import VARIANTS
+from occinv.configs.pretraining import DECODER, pretraining
+from occinv.configs.scales import VARIANTS
 
 __all__ = ["VARIANTS", "get_config"]
 

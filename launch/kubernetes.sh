@@ -5,7 +5,8 @@
 #     VOLUME=shared launch/kubernetes.sh [--dry-run] CONFIG WORKDIR [--config.field=value ...]
 #
 # For GPUs, leave TPU and TOPOLOGY out; CHIPS is then the number of nvidia.com/gpu. IMAGE has occinv
-# installed, and this checkout as its working directory. VOLUME is the name of a
+# installed; or it has Python and git, and INSTALL='occinv[tpu] @ git+URL@REF' installs occinv at the
+# start. CONFIG is a config of occinv, such as mae, or a file in the image. VOLUME is the name of a
 # PersistentVolumeClaim that every node can write to. It is mounted at /shared, and WORKDIR is a
 # folder below /shared. If a node is lost, all nodes restart, up to RESTARTS times (default: 100),
 # and the run in WORKDIR continues. --dry-run only prints the manifest. To see the logs:
@@ -28,6 +29,26 @@ for setting in NAME IMAGE HOSTS CHIPS VOLUME; do
     exit 2
   fi
 done
+if ! [[ $NAME =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]]; then
+  echo "$0: NAME is $NAME, expected lower-case letters, digits and hyphens, first a letter" >&2
+  exit 2
+fi
+for number in HOSTS CHIPS; do
+  if ! [[ ${!number} =~ ^[1-9][0-9]*$ ]]; then
+    echo "$0: $number is ${!number}, expected a number of 1 or more" >&2
+    exit 2
+  fi
+done
+if ! [[ ${RESTARTS:=100} =~ ^[0-9]+$ ]]; then
+  echo "$0: RESTARTS is $RESTARTS, expected a number" >&2
+  exit 2
+fi
+for word in IMAGE VOLUME TPU TOPOLOGY; do
+  if ! [[ ${!word-} =~ ^[A-Za-z0-9./:@_-]*$ ]]; then
+    echo "$0: $word is ${!word}, expected letters, digits and ./:@_-" >&2
+    exit 2
+  fi
+done
 if [[ -n ${TPU-} && -z ${TOPOLOGY-} ]]; then
   echo "$0: TPU=$TPU needs TOPOLOGY. Set it, for example TOPOLOGY=4x4." >&2
   exit 2
@@ -35,8 +56,11 @@ fi
 
 # Pod 0 of the JobSet is process 0, under this host name. The shell in the container expands
 # JOB_COMPLETION_INDEX, the number of its pod.
-occinv="occinv train --coordinator $NAME-workers-0-0.$NAME:8476 --num-processes $HOSTS \
+occinv="exec occinv train --coordinator $NAME-workers-0-0.$NAME:8476 --num-processes $HOSTS \
 --process-id \$JOB_COMPLETION_INDEX $(printf '%q ' --config "$1" --workdir "$2" "${@:3}")"
+if [[ -n ${INSTALL-} ]]; then
+  occinv="python3 -m pip install --quiet $(printf '%q' "$INSTALL") && $occinv"
+fi
 
 chip=nvidia.com/gpu selector=
 if [[ -n ${TPU-} ]]; then
@@ -53,7 +77,7 @@ metadata:
   name: $NAME
 spec:
   failurePolicy:
-    maxRestarts: ${RESTARTS:-100}
+    maxRestarts: $RESTARTS
   replicatedJobs:
     - name: workers
       replicas: 1
@@ -70,7 +94,7 @@ spec:
               containers:
                 - name: occinv
                   image: $IMAGE
-                  command: [bash, -c, 'exec ${occinv//\'/\'\'}']
+                  command: [bash, -c, '${occinv//\'/\'\'}']
                   ports: [{containerPort: 8476}]
                   resources:
                     limits: {$chip: $CHIPS}

@@ -3,7 +3,8 @@
 #
 #   launch/local.sh [--dry-run] CONFIG WORKDIR [--config.field=value ...]
 #
-# After an interruption, run the same command again: the run in WORKDIR continues.
+# CONFIG is a config of occinv, such as mae:smoke, or a file. After an interruption, run the same
+# command again: the run in WORKDIR continues.
 set -euo pipefail
 
 dry_run=false
@@ -13,10 +14,14 @@ if (($# < 2)); then
   exit 2
 fi
 
-# Use the environment that `make` creates in the checkout, or else the active environment.
+# Use the environment that `make` creates in the checkout, or else the installed occinv.
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 occinv=$root/.venv/bin/occinv
 [[ -x $occinv ]] || occinv=occinv
+if ! $dry_run && ! command -v "$occinv" > /dev/null; then
+  echo "$0: no occinv in $root/.venv or on the PATH. Install it, as README.md says." >&2
+  exit 2
+fi
 
 command=("$occinv" train --config "$1" --workdir "$2" "${@:3}")
 printf '%q ' "${command[@]}"; echo

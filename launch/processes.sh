@@ -24,6 +24,10 @@ fi
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 occinv=$root/.venv/bin/occinv
 [[ -x $occinv ]] || occinv=occinv
+if ! $dry_run && ! command -v "$occinv" > /dev/null; then
+  echo "$0: no occinv in $root/.venv or on the PATH. Install it, as README.md says." >&2
+  exit 2
+fi
 
 # By default, use a random port, so that two runs on this machine do not collide.
 port=${PORT:-$((20000 + RANDOM % 20000))}

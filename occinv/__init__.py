@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from occinv.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from occinv.encoder import LoadedEncoder as LoadedEncoder
     from occinv.encoder import load_encoder as load_encoder
 
-__all__ = ["load_encoder"]
+__all__ = ["__version__", "load_encoder"]
 
 
 def __getattr__(name: str) -> Any:

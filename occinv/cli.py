@@ -17,9 +17,11 @@ from typing import Any, NoReturn
 from occinv.commands.options import choices
 from occinv.commands.processes import fail, is_one_of_several
 from occinv.schema import UserError, nearest
+from occinv.version import __version__
 
 COMMANDS = {
     "train": "Pretrain, fine-tune or train a model from scratch.",
+    "config": "Print a config with the origin of every value, or the fields of configs.",
     "data": "Prepare, check and convert data sets.",
     "plan": "Compute memory and time of a run on TPUs or GPUs, without one.",
     "evaluate": "Measure trained encoders and draw their outputs.",
@@ -65,6 +67,10 @@ def make_parser(names: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentPars
         prog="occinv",
         description="Occlusion-invariant and siamese pretraining of vision transformers in JAX.",
         epilog=choices(),
+    )
+    version = f"occinv {__version__}"
+    parser.add_argument(
+        "--version", action="version", version=version, help="Print the version and exit."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():

@@ -1,57 +1,155 @@
-"""Load a config from a Python file, and apply the overrides of the command line."""
+"""Load a config from a Python file, apply overrides, and complete it from `init_from`."""
 
 from __future__ import annotations
 
 import ast
+import dataclasses
+import json
+import re
 import runpy
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from occinv.schema import UserError, nearest, plain
+from occinv.schema import Duration, UserError, nearest, plain, resolve
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parent / "configs"
+UNITS = {field.name for field in dataclasses.fields(Duration)}
+# Fields that a run takes from the run of `init_from`: its encoder has the same.
+SHAPE = (
+    *("encoder.name", "encoder.patch_size", "encoder.width", "encoder.depth", "encoder.heads"),
+    *("encoder.relative_position", "encoder.layer_scale", "encoder.gelu", "encoder.pixel_range"),
+    "data.image_size",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A config, and where its values come from.
+
+    Attributes:
+      config: The config as plain dicts.
+      overridden: The paths of the fields that an override sets.
+      inherited: The paths of the fields that the run of `init_from` sets.
+    """
+
+    config: dict[str, Any]
+    overridden: tuple[str, ...] = ()
+    inherited: tuple[str, ...] = ()
+
+    def origin(self, path: str) -> str:
+        """Return where the field at `path` comes from, or for a section, any field in it."""
+        section: Any = self.config
+        for name in path.split("."):
+            if not isinstance(section, Mapping) or name not in section:
+                return "default"
+            section = section[name]
+        for paths, origin in ((self.overridden, "command line"), (self.inherited, "init_from")):
+            if any(f"{p}.".startswith(f"{path}.") or path.startswith(f"{p}.") for p in paths):
+                return origin
+        return "config file"
 
 
 def load_config(spec: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """Return the config of a file as plain dicts, with overrides applied in their order.
+    """Return the config of a file as plain dicts, as `load` does, without origins."""
+    return load(spec, overrides).config
+
+
+def load(spec: str, overrides: Iterable[str] = ()) -> Loaded:
+    """Load a config, apply overrides in their order, and complete it.
 
     Args:
-      spec: `FILE` or `FILE:VARIANT`. The file's function `get_config(variant)` is called. Its
-        `VARIANTS`, if it has any, are the valid variants.
-      overrides: Arguments of the form `--config.section.field=value`.
+      spec: `NAME`, a config of `occinv.configs`, or `FILE`, a path that ends in .py. Then perhaps
+        `:VARIANT`, `:FIELD=VALUE,...` or `:VARIANT,FIELD=VALUE,...`. The file's function
+        `get_config(variant)` is called. Its `VARIANTS`, if it has any, are the valid variants.
+      overrides: Arguments of the form `--config.section.field=value`, applied after those of
+        `spec`. A duration in another unit replaces the earlier one.
 
     Raises:
       UserError: The file, the variant or an override is not valid.
     """
-    config = plain(_get_config(spec))
-    for override in overrides:
-        _apply(config, override)
-    return config
+    name, variant, fields = _split(spec)
+    config = plain(_get_config(name, variant))
+    if not isinstance(config, dict):
+        raise UserError(f"--config {name!r}: get_config returned {config!r}, expected a ConfigDict")
+    given = [*(f"--config.{field}" for field in fields), *overrides]
+    overridden = tuple(_apply(config, override) for override in given)
+    config, inherited = complete(config)
+    return Loaded(config, overridden, inherited)
+
+
+def complete(config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Set the fields of `SHAPE` that are not set, from the run of `init_from`.
+
+    Without that run, the section `from_scratch`, if any, has the fields that are not set.
+
+    Returns:
+      The config without `from_scratch`, and the paths of the fields that the run sets.
+    """
+    done: dict[str, Any] = plain(config)
+    from_scratch, run = done.pop("from_scratch", {}), done.get("init_from")
+    stored = None if run is None else stored_config(str(run))
+    if stored is None:
+        return _below(done, from_scratch), ()
+    before, inherited = resolve(stored), []
+    for path in SHAPE:
+        section, _, field = path.partition(".")
+        fields = done.setdefault(section, {})
+        if isinstance(fields, dict) and field not in fields:
+            fields[field] = getattr(getattr(before, section), field)
+            inherited.append(path)
+    return done, tuple(inherited)
 
 
 def parse(text: str) -> Any:
     """Return the value of a Python literal (3e-4, None, True, (0.2, 1.0)), else the string."""
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return {"true": True, "false": False}.get(text, text)
 
 
-def _get_config(spec: str) -> Any:
-    name, _, variant = spec.partition(":")
-    path = Path(name).expanduser()
+def list_configs() -> list[str]:
+    """Return the names of the configs in `occinv.configs`."""
+    return [p.stem for p in sorted(CONFIGS.glob("*.py")) if "\ndef get_config" in p.read_text()]
+
+
+def _split(spec: str) -> tuple[str, str, list[str]]:
+    """Split `FILE:VARIANT,FIELD=VALUE,...`. A value may contain a comma."""
+    name, _, rest = spec.partition(":")
+    variant, *fields = re.split(r",(?=[\w.]+=)", rest)
+    return (name, "", [variant, *fields]) if "=" in variant else (name, variant, fields)
+
+
+def _find(name: str) -> Path:
+    """Return the file of a config by its name or path."""
+    path, packaged = Path(name).expanduser(), list_configs()
+    if re.fullmatch(r"[\w-]*", name):
+        if name in packaged:
+            return CONFIGS / f"{name}.py"
+        hint = nearest(name, packaged)
+        raise UserError(f"--config {name!r} is not a config of occinv{hint}; a file ends in .py")
     if not path.is_file():
+        if path.stem in packaged:
+            raise UserError(
+                f"--config {name!r} is not a file in this folder; --config {path.stem} is the "
+                "packaged config"
+            )
         files = [str(p) for p in path.parent.glob("*.py")]
-        files = files or [f"configs/{p.name}" for p in CONFIGS.glob("*.py")]
-        raise UserError(f"--config {name!r} is not a file{nearest(name, files)}")
+        hint = nearest(name, files) if files else nearest(path.stem, packaged)
+        raise UserError(f"--config {name!r} is not a file{hint}")
     if path.suffix != ".py":
         raise UserError(f"--config {name!r} is not a Python file")
-    # A config may import `configs.other` from its own checkout, and modules of the working
-    # directory. The working directory stays importable: an objective may be named `module:Class`.
+    return path
+
+
+def _get_config(name: str, variant: str) -> Any:
+    path = _find(name)
+    # A config may import modules beside it, as a script may, and of the working directory. The
+    # working directory stays importable: an objective may be named `module:Class`.
     before, here = list(sys.path), str(Path.cwd())
-    sys.path[:0] = [str(path.resolve().parent.parent), here]
+    sys.path[:0] = [here, str(path.resolve().parent)]
     try:
         module = runpy.run_path(str(path), run_name=f"occinv_config_{path.stem}")
     finally:
@@ -64,7 +162,8 @@ def _get_config(spec: str) -> Any:
     return module["get_config"](variant) if variant else module["get_config"]()
 
 
-def _apply(config: dict[str, Any], override: str) -> None:
+def _apply(config: dict[str, Any], override: str) -> str:
+    """Set the field of an override, and return its path."""
     path, equals, text = override.removeprefix("--config.").partition("=")
     if not override.startswith("--config.") or not equals or not path:
         raise UserError(f"unknown argument {override!r}, expected --config.section.field=value")
@@ -73,4 +172,29 @@ def _apply(config: dict[str, Any], override: str) -> None:
         config = config.setdefault(section, {})
         if not isinstance(config, dict):
             raise UserError(f"{override!r}: {section} is not a section but a field")
-    config[field] = parse(text)
+    value = parse(text)
+    if field in UNITS and config.keys() <= UNITS and value is not None:
+        config.clear()  # a duration: the last unit wins
+    config[field] = value
+    return path
+
+
+def _below(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `config` with the fields of `defaults` that it does not set."""
+    merged = {**defaults, **config}
+    for name in defaults.keys() & config.keys():
+        if isinstance(defaults[name], Mapping) and isinstance(config[name], Mapping):
+            merged[name] = _below(config[name], defaults[name])
+    return merged
+
+
+def stored_config(run: str) -> dict[str, Any] | None:
+    """Return the config that a workdir or a checkpoint in it holds; None: it is not a run."""
+    folder = Path(run).expanduser()
+    for path in (folder, *folder.parents[:2]):  # the workdir, checkpoints/, or a step in it
+        if (path / "config.json").is_file():
+            try:
+                return json.loads((path / "config.json").read_text())["experiment"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{path / 'config.json'} is not the config of a run") from error
+    return None

@@ -2,23 +2,24 @@
 
 A config file returns an `ml_collections.ConfigDict`. `resolve` turns it into the frozen dataclasses
 below, so that the rest of the library reads `experiment.train.batch_size` without further checks.
-The section `objective` stays a mapping here: `make_objective` checks it against the fields of the
-objective that it names.
+The sections `objective` and `evals` stay mappings here: `train/check.py` checks them against the
+fields of the classes that they name. The `Attributes:` of each class are the meanings that `occinv
+config --fields` prints.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import functools
-import importlib
 import typing
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-T = TypeVar("T")
+from occinv.sections import UserError, from_mapping, plain
+from occinv.sections import find_class as find_class
+from occinv.sections import nearest as nearest
+
 Choice = Literal["random", "one_class", "one_per_class"]
 RelativePosition = Literal["shared", "block"]
 Attention = Literal["auto", "xla", "pallas", "cudnn"]
@@ -32,263 +33,244 @@ Rate = Annotated[float, Ge(0), Lt(1)]
 Probability = Annotated[float, Ge(0), Le(1)]
 
 
-BOUNDS = {
-    "greater_than": ">",
-    "greater_than_equal": ">=",
-    "less_than": "<",
-    "less_than_equal": "<=",
-}
-
-
-class UserError(Exception):
-    """A mistake in the user's input. The command line prints it as one line and exits with 2."""
-
-
-def nearest(word: str, choices: Iterable[str]) -> str:
-    """Return ` (did you mean 'x'?)` for the choice nearest to `word`.
-
-    If none is near, list every choice, or nothing if there are more than 50.
-    """
-    choices = sorted(choices)
-    if near := difflib.get_close_matches(word, choices, n=1, cutoff=0.5):
-        return f" (did you mean {near[0]!r}?)"
-    return f" (expected one of: {', '.join(choices)})" if len(choices) <= 50 else ""
-
-
 @dataclasses.dataclass(frozen=True)
 class Duration:
-    """A length of training in exactly one of three units."""
+    """A length of training in exactly one unit.
+
+    Attributes:
+      steps: Steps of the optimizer.
+      examples: Images, counted each time that a step reads them.
+      epochs: Passes over the training images.
+      share: A share of `train.duration`, for `optimizer.warmup` only.
+    """
+
+    EXPECTED: ClassVar[str] = "a length; set {path}.steps, .examples or .epochs"
 
     steps: int | None = None
     examples: int | None = None
     epochs: float | None = None
+    share: Probability | None = None
 
-    def check(self, path: str) -> None:
-        """Raise UserError unless exactly one unit is given and is not negative."""
+    def check_section(self, path: str) -> None:
+        """Raise UserError unless exactly one unit is given, is not negative and fits the field."""
         given = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
         if len(given) > 1:
             both = " and ".join(f"{path}.{k}={v}" for k, v in given.items())
-            unset = next(iter(given))
+            unit, value = list(given.items())[-1]
             raise UserError(
-                f"{both} are both given; give one (--config.{path}.{unset}=None unsets the other)"
+                f"{both} are both given in one place; give one, such as "
+                f"{path}={{{unit!r}: {value}}} in the config file"
             )
         if not given:
             raise UserError(f"{path} has no length; set one of {path}.steps, .examples, .epochs")
+        if "share" in given and path != "optimizer.warmup":
+            raise UserError(
+                f"{path}.share={self.share}: only optimizer.warmup can be a share of the run; set "
+                f"{path}.steps, .examples or .epochs"
+            )
         if next(iter(given.values())) < 0:
             raise UserError(f"{path} is {self}, expected a length of 0 or more")
 
-    def in_steps(self, batch_size: int, num_examples: int) -> int:
-        """Return the length in steps of `batch_size` of `num_examples` images, rounded."""
+    def in_steps(self, batch_size: int, num_examples: int, total_steps: int = 0) -> int:
+        """Return the length in steps, rounded.
+
+        Args:
+          batch_size: Images in a step.
+          num_examples: Images in an epoch.
+          total_steps: The steps of the run, of which `share` is a share.
+        """
         if self.steps is not None:
             return self.steps
+        if self.share is not None:
+            return round(self.share * total_steps)
         examples = self.examples if self.epochs is None else self.epochs * num_examples
         return round(typing.cast(float, examples) / batch_size)
 
     def __str__(self) -> str:
         for unit, value in dataclasses.asdict(self).items():
             if value is not None:
-                return f"{value:g} {unit}"
+                return f"{value:.0%} of the run" if unit == "share" else f"{value:g} {unit}"
         return "unset"
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """The images, and how the host crops them."""
+    """The images, and how the host crops them (docs/data.md).
 
-    source: str  # photos | digits | folder:PATH | tfds:NAME[:SPLIT]
-    eval_source: str | None = None  # None: the validation part of `source`
-    image_size: Count = 224  # pixels a side
-    crop_scale: tuple[Fraction, Fraction] = (0.2, 1.0)  # area of the random resized crop
+    Attributes:
+      source: The images: photos, digits, folder:PATH or tfds:NAME[:SPLIT].
+      eval_source: The validation images, named as in `source`. None: the validation part of it.
+      image_size: Pixels a side of a crop.
+      crop_scale: Smallest and largest area of the random resized crop, as a share of the image.
+      flip: Whether half of the training images are mirrored.
+      scaled_decoding: Whether large JPEGs are decoded at a lower resolution, which is faster.
+      rand_augment: Whether the first crop gets RandAugment, as in MAE's fine-tuning.
+      resize_ratio: In evaluation, the short side becomes image_size / resize_ratio before the
+        center crop.
+      classes: Use only these classes: imagenet100, a file of names, or a comma-separated list.
+      list: Train on the images that this file lists.
+      per_class: Train on this many images of each class.
+      fraction: Train on this share of the images of each class.
+      num_images: Train on this many images, while an epoch stays as long as with all (Tables 6-8).
+      choose: How `num_images` images are chosen.
+      data_dir: The folder of tensorflow_datasets. None: its usual folder.
+      max_corrupt: The number of images that may fail to decode before the run fails.
+      num_threads: Threads of the host that decode and crop; 0: in the main thread.
+    """
+
+    source: str
+    eval_source: str | None = None
+    image_size: Count = 224
+    crop_scale: tuple[Fraction, Fraction] = (0.2, 1.0)
     flip: bool = True
-    scaled_decoding: bool = False  # decode large JPEGs at a lower resolution: docs/data.md
-    rand_augment: bool = False  # RandAugment of the first crop, as MAE's fine-tuning
-    resize_ratio: Fraction = 0.875  # evaluation: the short side becomes image_size / resize_ratio
-    classes: str | None = (
-        None  # only these: imagenet100, a file of names, or a comma-separated list
-    )
-    list: str | None = None  # train on the images listed in this file: data/selections.py
-    per_class: int | None = None  # train on this many images of each class
-    fraction: Fraction | None = None  # train on this class-balanced fraction
-    num_images: Count | None = None  # train on this many; the epoch length stays (Tables 6-8)
-    choose: Choice = "random"  # how num_images are chosen: data/selections.py
-    data_dir: str | None = None  # the folder of tensorflow_datasets
-    max_corrupt: Natural = 0  # images that may fail to decode before the run fails
+    scaled_decoding: bool = False
+    rand_augment: bool = False
+    resize_ratio: Fraction = 0.875
+    classes: str | None = None
+    list: str | None = None
+    per_class: int | None = None
+    fraction: Fraction | None = None
+    num_images: Count | None = None
+    choose: Choice = "random"
+    data_dir: str | None = None
+    max_corrupt: Natural = 0
     num_threads: Natural = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """f: a ViT by name; each of its sizes can be set separately."""
+    """f: a ViT by name; each of its sizes can be set separately.
+
+    Attributes:
+      name: The size of the ViT: width, depth and heads.
+      patch_size: Pixels a side of a patch.
+      width: The width of the tokens. None: that of `name`.
+      depth: The number of blocks. None: that of `name`.
+      heads: The number of attention heads. None: that of `name`.
+      drop_path: The drop path rate of the last block; it grows linearly from 0 at the first.
+      train_position: Whether the position embedding is trained. False: it stays sine-cosine.
+      relative_position: A learned attention bias instead of a position embedding, as in BEiT: one
+        `shared` by all blocks, or one for each `block`.
+      layer_scale: The initial value of LayerScale. None: no LayerScale.
+      gelu: The GELU of the MLPs: exact (`erf`), or its approximation (`tanh`), as in big_vision.
+      pixel_range: Normalize pixels by the mean and deviation of `imagenet`, or to [-1, 1] (`half`),
+        as in big_vision.
+    """
 
     name: Literal["micro", "tiny", "small", "base", "large", "huge"] = "base"
-    patch_size: Count = 16  # pixels a side
-    width: Count | None = None  # None: as `name`
+    patch_size: Count = 16
+    width: Count | None = None
     depth: Count | None = None
     heads: Count | None = None
-    drop_path: Rate = 0.0  # rate at the last block; it grows linearly from 0 at the first
-    train_position: bool = False  # False: the sine-cosine position embedding is fixed
-    # BEiT: a learned attention bias instead of a position embedding, for all blocks or for each.
+    drop_path: Rate = 0.0
+    train_position: bool = False
     relative_position: RelativePosition | None = None
-    layer_scale: float | None = None  # initial LayerScale; None: off
-    gelu: Literal["erf", "tanh"] = "erf"  # tanh: big_vision
-    pixel_range: Literal["imagenet", "half"] = "imagenet"  # half: [-1, 1], big_vision
+    layer_scale: float | None = None
+    gelu: Literal["erf", "tanh"] = "erf"
+    pixel_range: Literal["imagenet", "half"] = "imagenet"
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """AdamW (or LARS) with linear warm-up and a cosine schedule, as in the official MAE code."""
+    """AdamW (or LARS) with linear warm-up and a cosine schedule, as in the official MAE code.
+
+    Attributes:
+      name: The optimizer.
+      base_lr: The peak learning rate for 256 images a step: lr = base_lr * batch_size / 256.
+      min_lr: The learning rate at the end of the cosine.
+      warmup: The length of the linear warm-up from 0.
+      betas: The decay rates of AdamW's moments.
+      momentum: The momentum of LARS.
+      trust_coefficient: The trust coefficient of LARS.
+      weight_decay: The decoupled weight decay.
+      final_weight_decay: The weight decay at the end, reached along a cosine. None: constant.
+      decay: The parameters with weight decay: `kernels`; also class and mask `tokens`; also
+        `positions`; or `all`, with biases and norms.
+      layer_decay: The factor of the learning rate for each block below the head, in fine-tuning.
+      clip_norm: Clip the gradient to this norm. None: no clipping.
+      clip_each: Whether each parameter is clipped by its own norm instead of the global norm.
+    """
 
     name: Literal["adamw", "lars"] = "adamw"
-    base_lr: NonNegative = 1.5e-4  # for 256 images a step: lr = base_lr * batch_size / 256
+    base_lr: NonNegative = 1.5e-4
     min_lr: NonNegative = 0.0
     warmup: Duration = Duration(epochs=20)
     betas: tuple[Rate, Rate] = (0.9, 0.95)
-    momentum: float = 0.9  # LARS
-    trust_coefficient: float = 1e-3  # LARS
+    momentum: float = 0.9
+    trust_coefficient: float = 1e-3
     weight_decay: NonNegative = 0.05
-    final_weight_decay: NonNegative | None = None  # reached along a cosine; None: constant
-    decay: Literal["kernels", "tokens", "positions", "all"] = "tokens"  # includes earlier groups
-    layer_decay: Fraction = 1.0  # fine-tuning: learning-rate factor for each block below the head
+    final_weight_decay: NonNegative | None = None
+    decay: Literal["kernels", "tokens", "positions", "all"] = "tokens"
+    layer_decay: Fraction = 1.0
     clip_norm: Positive | None = None
-    clip_each: bool = False  # clip each parameter by its own norm instead of the global norm
+    clip_each: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """The length of training, the batch, and what is logged and saved."""
+    """The length of training, the batch, and what is logged and saved.
 
-    batch_size: Count = 1024  # global: over all devices of all processes
-    duration: Duration = Duration(epochs=100)  # the length of every schedule
-    stop_after: Duration | None = None  # an earlier end, in the middle of the schedules
-    accumulate: Count = 1  # number of parts per batch
-    fsdp: Count = 1  # devices that share one copy of parameters, EMA and optimizer state
-    # Recompute whole blocks in the backward pass. None: where reading costs more than computing.
+    Attributes:
+      batch_size: The images of a step, over all devices of all processes.
+      duration: The length of the run and of every schedule.
+      stop_after: An earlier end, in the middle of the schedules. None: no earlier end.
+      accumulate: The number of parts in which a batch is computed, to save memory.
+      fsdp: The number of devices that share one copy of parameters, EMA and optimizer state.
+      remat: Whether whole blocks are recomputed in the backward pass. None: where reading costs
+        more than computing.
+      attention: The backend of attention. auto: by platform (docs/performance.md).
+      precision: The dtype of the computation; parameters are float32. auto: bfloat16 on TPUs and
+        GPUs, float32 on CPUs.
+      log_every: The interval between two log entries.
+      evaluate_every: The interval between two evaluations. None: only at the end.
+      checkpoint_every: The interval between two checkpoints.
+      keep: The number of checkpoints that are kept.
+      profile: Trace these steps for TensorBoard: the first, counted from 1, and how many.
+      max_nonfinite: The number of steps with a non-finite loss or gradient that are skipped before
+        the run fails.
+    """
+
+    batch_size: Count = 1024
+    duration: Duration = Duration(epochs=100)
+    stop_after: Duration | None = None
+    accumulate: Count = 1
+    fsdp: Count = 1
     remat: bool | None = None
-    attention: Attention = "auto"  # the backend; auto: by platform (docs/performance.md)
-    precision: Literal["auto", "float32", "bfloat16"] = (
-        "auto"  # compute dtype; parameters are float32
-    )
+    attention: Attention = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     log_every: Duration = Duration(steps=50)
-    evaluate_every: Duration | None = None  # None: at the end only
+    evaluate_every: Duration | None = None
     checkpoint_every: Duration = Duration(epochs=1)
-    keep: Count = 3  # checkpoints
-    profile: tuple[Count, Count] | None = None  # trace steps: the first, from 1, and how many
-    max_nonfinite: Natural = 0  # steps with a non-finite loss or gradient to skip before failing
+    keep: Count = 3
+    profile: tuple[Count, Count] | None = None
+    max_nonfinite: Natural = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """One run: all its settings."""
+    """One run: all its settings.
+
+    Attributes:
+      objective: The objective's `name` and its fields.
+      data: The images.
+      encoder: The ViT f.
+      optimizer: The optimizer and its schedule.
+      train: The length of training, the batch, and what is logged and saved.
+      evals: Evaluators by name, each with its options and its interval `every`
+        (docs/evaluators.md).
+      init_from: The workdir or checkpoint whose encoder this run starts from. The run takes the
+        fields of the encoder's shape and the image size from it, unless they are set.
+      seed: The seed of initialization, order and augmentation.
+    """
 
     objective: Mapping[str, Any]
     data: Data
     encoder: Encoder = Encoder()
     optimizer: Optimizer = Optimizer()
     train: Train = Train()
-    # Evaluators by name, each with its options and `every`: docs/evaluators.md
     evals: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-    init_from: str | None = None  # a workdir or checkpoint whose encoder this run starts from
+    init_from: str | None = None
     seed: Annotated[int, Ge(0), Lt(2**32)] = 0
-
-
-def find_class(registry: Mapping[str, str], name: str, base: type, kind: str) -> Any:
-    """Return the class that a name of `registry`, or `module:Class`, stands for.
-
-    Args:
-      registry: `module:Class` by name.
-      name: The name.
-      base: The class that it must be derived from.
-      kind: The text before the name in messages, such as `objective.name=`.
-
-    Raises:
-      UserError: The name is unknown, or cannot be imported, or is another kind of class.
-    """
-    shown = f"{kind}{name!r}"
-    where = registry.get(name, name)
-    if ":" not in where:
-        raise UserError(f"unknown {shown}{nearest(name, registry)}; use module:Class for your own")
-    module, _, attribute = where.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{shown} cannot be imported: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, base)):
-        raise UserError(f"{shown} is not a subclass of {base.__name__}")
-    return found
-
-
-def from_mapping(cls: type[T], section: Any, path: str, **given: Any) -> T:
-    """Build the dataclass `cls` from the mapping `section` found at `path` of a config.
-
-    Args:
-      cls: A dataclass; the annotation of each field is its type and range.
-      section: A mapping from field names to values; values may be sections themselves.
-      path: The position in the config, for messages.
-      **given: Fields that the program sets and a config may not name.
-
-    Raises:
-      UserError: An unknown or missing field, or a value of the wrong type or out of range.
-    """
-    if not isinstance(section, Mapping):
-        expected = f"a section with fields of {cls.__name__}"
-        if cls is Duration:
-            expected = f"a length; set {path}.steps, .examples or .epochs"
-        raise UserError(f"{path}={section!r}, expected {expected}")
-    hints = typing.get_type_hints(cls, include_extras=True)
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.init and f.name not in given}  # type: ignore[arg-type]
-    dot = f"{path}." if path else ""
-    for name in section:
-        if name not in fields:
-            raise UserError(f"unknown field {dot + name!r}{nearest(name, fields)}")
-    for name, field in fields.items():
-        required = field.default is field.default_factory is dataclasses.MISSING
-        if required and name not in section:
-            raise UserError(f"{dot}{name} is missing")
-    values = {name: _value(hints[name], value, dot + name) for name, value in section.items()}
-    return cls(**values, **given)
-
-
-def _value(hint: Any, value: Any, path: str) -> Any:
-    """Check `value` against the type `hint`, and build a section."""
-    choices = (hint, *typing.get_args(hint))
-    section = next(
-        (t for t in choices if isinstance(t, type) and dataclasses.is_dataclass(t)), None
-    )
-    if section is not None and not (value is None and type(None) in choices):
-        built = from_mapping(section, value, path)
-        if isinstance(built, Duration):
-            built.check(path)
-        return built
-    import pydantic  # here, so that `occinv --help` stays fast
-
-    try:
-        return _adapter(hint).validate_python(plain(value))
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        kind, given = first["type"], first["input"]
-        place = [f"[{index}]" for index in first["loc"] if isinstance(index, int)]
-        where = path + "".join(place if kind != "missing" else [])
-        expected = first["msg"].removeprefix("Input should be ")
-        if kind == "missing":
-            expected = "more values"
-        elif kind in BOUNDS:
-            expected = f"a number {BOUNDS[kind]} {expected.split()[-1]}"
-        elif kind == "literal_error":
-            expected += nearest(str(given), map(str, typing.get_args(_literal(hint))))
-        raise UserError(f"{where}={given!r}, expected {expected}") from error
-
-
-def _literal(hint: Any) -> Any:
-    """Return the `Literal` in a type such as `Literal[...] | None`."""
-    choices = (hint, *typing.get_args(hint))
-    return next(t for t in choices if typing.get_origin(t) is Literal)
-
-
-@functools.cache
-def _adapter(hint: Any) -> Any:
-    import pydantic
-
-    return pydantic.TypeAdapter(hint, config=pydantic.ConfigDict(strict=True, allow_inf_nan=False))
 
 
 def resolve(config: Mapping[str, Any]) -> Experiment:
@@ -320,10 +302,3 @@ def resolve(config: Mapping[str, Any]) -> Experiment:
     if data.choose != "random" and data.num_images is None:
         raise UserError(f"data.choose={data.choose!r} needs data.num_images; set it")
     return experiment
-
-
-def plain(config: Any) -> Any:
-    """Return a ConfigDict as plain dicts and tuples, recursively."""
-    if isinstance(config, Mapping) or hasattr(config, "to_dict"):
-        return {k: plain(v) for k, v in config.items()}
-    return tuple(map(plain, config)) if isinstance(config, list | tuple) else config

@@ -122,7 +122,7 @@ def test_reproduced(
     for stage in (random["finetune"], mae["pretrain"], mae["finetune"]):
         assert stage["seconds"] > 0
         assert stage["parameters"] > 0
-        assert stage["command"].startswith("occinv train --config configs/")
+        assert stage["command"].startswith("occinv train --config ")
     assert "--config.init_from=runs/runs/mae/seed0/pretrain" in mae["finetune"]["command"]
     page = (workdir / "report.html").read_text()
     assert "data:image/" in page

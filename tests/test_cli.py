@@ -89,6 +89,17 @@ MISTAKES = [
     ("mae", ["train.precision=float16"], "train.precision='float16', expected 'auto', 'float32'"),
     ("mae", ["data.source=photo"], "'photo', expected photos, photos:TILE, digits"),
     ("mae", ["data.source=photo"], "(did you mean 'photos'?)"),
+    # Objective and evaluators are checked before the data is opened.
+    (
+        "mae",
+        ["objective.mask_ration=0.5", "data.source=folder:nowhere"],
+        "'objective.mask_ration' (did you mean 'mask_ratio'?)",
+    ),
+    (
+        "mae",
+        ["evals.knn.neighbours=3", "data.source=folder:nowhere"],
+        "'evals.knn.neighbours' (did you mean 'neighbors'?)",
+    ),
     # Values.
     *(
         ("mae", [f"objective.mask_ratio={ratio}"], f"mask ratio {float(ratio)}, expected a number")
@@ -114,10 +125,20 @@ MISTAKES = [
     ),
     ("mae", ["seed=-1"], "seed=-1, expected a number >= 0"),
     # Combinations.
-    ("mae", ["train.duration.epochs=3"], "train.duration.steps=8 and train.duration.epochs=3.0"),
+    (
+        "mae",
+        ["train.duration={'steps': 8, 'epochs': 3}"],
+        "train.duration.steps=8 and train.duration.epochs=3.0 are both given in one place; give",
+    ),
+    ("mae", ["train.duration.share=0.5"], "only optimizer.warmup can be a share"),
     ("mae", ["train.duration.steps=None"], "train.duration has no length"),
     ("mae", ["train.duration.steps=0"], "train.duration=0 steps is less than one step"),
-    ("mae", ["train.duration.steps=1"], "optimizer.warmup=2 steps is longer than train.duration=1"),
+    (
+        "mae",
+        ["optimizer.warmup.steps=9"],
+        "optimizer.warmup=9 steps is longer than train.duration=8 steps (9 and 8 steps); shorten "
+        "it, such as by --config.optimizer.warmup.share=0.1",
+    ),
     ("mae", ["data.per_class=3", "data.fraction=0.5"], "data.per_class=3 and data.fraction=0.5"),
     ("mae", ["data.list=x", "data.fraction=0.5"], "data.list=x and data.fraction=0.5 are both"),
     ("mae", ["data.classes=drak"], "has no class 'drak' (did you mean 'dark'?)"),
@@ -185,16 +206,17 @@ def test_the_error_for_a_missing_folder_gives_the_nearest_name(
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        (["encoder.width=32"], "init_from: "),
-        (["encoder.depth=2"], "init_from: blocks of that encoder has shapes"),
+        (["encoder.width=32"], "has width=16 (here 32); leave these fields out, or set"),
+        (["encoder.depth=2"], "has depth=1 (here 2); leave"),
         (
-            ["encoder.heads=4"],
-            "init_from: that encoder has heads=2, this run 4; set",
+            ["encoder.heads=4", "encoder.gelu=tanh", "encoder.patch_size=4"],
+            "patch_size=8 (here 4), heads=2 (here 4), gelu=erf (here tanh); leave these fields "
+            "out, or set --config.encoder.patch_size=8 --config.encoder.heads=2 "
+            "--config.encoder.gelu=erf",
         ),
-        (["encoder.gelu=tanh"], "init_from: that encoder has gelu=erf, this run tanh"),
-        (["encoder.layer_scale=0.1"], "that encoder has layer_scale=None, this run 0.1; set"),
-        (["encoder.relative_position=block"], "that encoder has relative_position=None, this run"),
-        (["encoder.patch_size=4"], "set encoder.* to the values of that run"),
+        (["encoder.layer_scale=0.1"], "has layer_scale=None (here 0.1); leave"),
+        (["encoder.relative_position=block"], "has relative_position=None (here block); leave"),
+        (["encoder.pixel_range=half"], "has pixel_range=imagenet (here half); leave"),
     ],
 )
 def test_init_from_refuses_an_encoder_of_another_shape(
@@ -206,7 +228,8 @@ def test_init_from_refuses_an_encoder_of_another_shape(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     arguments = ["train", *tiny("finetune", images), "--workdir", str(tmp_path / "run")]
-    start = overrides(f"init_from={cmae_run}", *fields)
+    # Data that cannot be opened: the encoder is checked before.
+    start = overrides(f"init_from={cmae_run}", "data.source=folder:nowhere", *fields)
     assert said in refusal(capsys, [*arguments, *start])
     assert not list(tmp_path.iterdir())
 
@@ -238,8 +261,21 @@ CONFIG = ["--config", str(CONFIGS / "mae.py:smoke")]
         (["train", *CONFIG, "--workdir", "W", "--config.seed", "1"], "unknown argument '1'"),
         (
             ["train", "--config", "configs/mea.py", "--workdir", "W"],
-            "(did you mean 'configs/mae.py",
+            "'configs/mea.py' is not a file (did you mean 'mae'?)",
         ),
+        (
+            ["train", "--config", "configs/mae.py", "--workdir", "W"],
+            "'configs/mae.py' is not a file in this folder; --config mae is the packaged config",
+        ),
+        (["train", "--config", "mea", "--workdir", "W"], "not a config of occinv (did you mean 'm"),
+        (["train", *CONFIG, "--workdir", ""], "--workdir: the path is empty, expected a file or"),
+        (["train", *CONFIG, "--workdir", "~no-such-user/x"], "'~no-such-user/x': Could not det"),
+        (["config"], "expected a config, such as `occinv config mae:smoke`, or --fields"),
+        (["config", "mae", "--fields"], "expected a config, such as"),
+        (["config", "--fields", "mea"], "--fields 'mea' is not known (did you mean 'mae'?)"),
+        (["config", "mae", "--config.evals.knn.neighbours=3"], "(did you mean 'neighbors'?)"),
+        (["config", "mae", "--config.evals.knnn={}"], "evaluator 'knnn' (did you mean 'knn'?)"),
+        (["config", "finetune", "--config.init_from=nowhere"], "nowhere is not the workdir of"),
         (["train", "--config", f"{CONFIGS}/mae.py:smok", "--workdir", "W"], "mean 'smoke'?)"),
         (["evaluate", "invarianse", "--workdir", "W"], "invalid choice: 'invarianse'"),
         (["evaluate", "invariance", "--workdir", "W"], "W is not the workdir of a run"),
@@ -291,6 +327,25 @@ def test_wrong_arguments_give_one_line_and_write_nothing(
     monkeypatch.chdir(tmp_path)
     assert said in refusal(capsys, arguments)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["train", "--config", "mae", "--workdir=~/run"], "workdir"),
+        (["evaluate", "knn", "--workdir", "~/run"], "workdir"),
+        (["report", "~/run"], "folders"),
+        (["reproduce", "table1", "--workdir", "~/run"], "workdir"),
+        (["weights", "import", "--from", "mae", "f", "--to", "~/run"], "to"),
+        (["plan", "--config", "mae", "--topology", "v5e:4x4", "--out", "~/run"], "out"),
+    ],
+)
+def test_the_home_folder_may_be_a_tilde(
+    words: list[str], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    found = getattr(make_parser(words[:1]).parse_args(words), name)
+    assert Path("/home/me/run") in (found if isinstance(found, list) else [found])
 
 
 def test_a_file_is_not_a_workdir(
@@ -405,7 +460,7 @@ def test_help_lists_the_choices_within_a_second_and_without_jax() -> None:
     ).stdout
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime - before.ru_utime < 1  # seconds of this process, however busy the others
-    for choice in (*OBJECTIVES, "mae.py", "rmae.py", "cmae.py", "finetune.py", "supervised.py"):
+    for choice in (*OBJECTIVES, "finetune, grid", "supervised", "mae:smoke"):
         assert choice in shown
     for choice in ("micro", "base", "huge", "photos", "digits", "folder:PATH", "tfds:NAME", "143"):
         assert choice in shown

@@ -1,7 +1,9 @@
 """Tests of the launch scripts: syntax, dry runs, and one-line errors."""
 
 import os
+import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -120,7 +122,7 @@ def test_tpu_pod_runs_the_train_command_on_all_workers() -> None:
         assert "--worker=all" in step
     assert cloud[0][cloud[0].index("--accelerator-type") + 1] == POD["TYPE"]
     install, train = (step[-1] for step in cloud[2:])
-    assert "-e '.[tpu]'" in install
+    assert shlex.split(install)[-2:] == ["-e", ".[tpu,gcs]"]
     words = shlex.split(train.removeprefix("cd occinv && "))
     assert words[0] == ".venv/bin/occinv"
     assert words[1:] == [
@@ -187,12 +189,73 @@ def test_tpu_pod_names_the_missing_setting(missing: str) -> None:
     assert not shown.stdout
 
 
-@pytest.mark.parametrize("workdir", ["gs://bucket/run", "runs/cmae"])
-def test_tpu_pod_refuses_a_workdir_that_is_not_shared(workdir: str) -> None:
-    shown = launch("tpu_pod.sh", "--dry-run", "configs/mae.py", workdir, **POD)
-    assert shown.returncode == 2
-    assert workdir in shown.stderr
-    assert not shown.stdout
+def test_tpu_pod_refuses_a_workdir_that_is_not_shared() -> None:
+    shown = launch("tpu_pod.sh", "--dry-run", "mae", "runs/cmae", **POD)
+    assert (shown.returncode, shown.stdout) == (2, "")
+    assert "runs/cmae" in shown.stderr
+
+
+def test_tpu_pod_takes_a_bucket_and_a_git_reference() -> None:
+    reference = "occinv[tpu,gcs] @ git+https://host.example/it's@v1"
+    shown = launch("tpu_pod.sh", "--dry-run", "mae", "gs://b/run", **POD, INSTALL=reference)
+    assert shown.returncode == 0, shown.stderr
+    steps = [shlex.split(line) for line in shown.stdout.splitlines()]
+    assert [step[4] for step in steps] == ["create", "ssh", "ssh"]
+    assert shlex.split(steps[1][-1])[-2:] == [".venv/bin/python", reference]
+    assert shlex.split(steps[2][-1])[-4:] == ["--config", "mae", "--workdir", "gs://b/run"]
+
+
+def test_tpu_pod_outside_a_checkout_asks_for_a_reference(tmp_path: Path) -> None:
+    script = tmp_path / "launch" / "tpu_pod.sh"
+    script.parent.mkdir()
+    script.write_text((REPOSITORY / "launch" / "tpu_pod.sh").read_text())
+    environment = {"PATH": os.environ["PATH"], "GIT_CEILING_DIRECTORIES": str(tmp_path.parent)}
+    command = ["bash", str(script), "--dry-run", "mae", "/shared/run"]
+    shown = subprocess.run(
+        command, env=environment | POD, capture_output=True, text=True, check=False
+    )
+    assert (shown.returncode, shown.stdout) == (2, "")
+    assert "Set INSTALL" in shown.stderr
+
+
+def test_the_readme_launches_a_pod_as_written() -> None:
+    """Run every command of README that starts a launch script, with --dry-run."""
+    text = (REPOSITORY / "README.md").read_text().replace("\\\n", " ")
+    commands = re.findall(r"^    (.*launch/[\w.]+ .*)$", text, re.MULTILINE)
+    assert commands
+    for command in commands:
+        dry = re.sub(r"(launch/[\w.]+)", r"\1 --dry-run", command)
+        shown = subprocess.run(
+            ["bash", "-c", dry],
+            env={"PATH": os.environ["PATH"]},
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (shown.returncode, shown.stderr) == (0, ""), command
+        assert "train --distributed" in shlex.split(shown.stdout)[-1]
+
+
+@pytest.mark.parametrize("script", ["local.sh", "processes.sh", "slurm.sbatch"])
+def test_a_machine_without_occinv_is_a_one_line_error(script: str, tmp_path: Path) -> None:
+    copy = tmp_path / "launch" / script
+    copy.parent.mkdir()
+    copy.write_text((REPOSITORY / "launch" / script).read_text())
+    (tmp_path / "bin").mkdir()
+    for tool in ("bash", "dirname", "seq"):
+        (tmp_path / "bin" / tool).symlink_to(str(shutil.which(tool)))
+    count = ["2"] if script == "processes.sh" else []
+    shown = subprocess.run(
+        ["bash", str(copy), *count, *ARGUMENTS],
+        env={"PATH": str(tmp_path / "bin")},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (shown.returncode, shown.stdout) == (2, "")
+    assert "no occinv in" in shown.stderr and shown.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("chips", ["nvidia.com/gpu", "google.com/tpu"])
@@ -223,6 +286,35 @@ def test_a_jobset_has_one_process_per_node(chips: str) -> None:
     assert options.coordinator == "mae-workers-0-0.mae:8476"
     assert (options.num_processes, options.process_id) == (4, 3)
     assert (options.config, str(options.workdir), rest) == (given[0], given[1], given[2:])
+
+
+def test_a_jobset_installs_a_git_reference() -> None:
+    reference = "occinv[tpu] @ git+https://host.example/it's@v1"
+    shown = launch("kubernetes.sh", "--dry-run", *ARGUMENTS, **JOBSET, INSTALL=reference)
+    manifest = yaml.safe_load(shown.stdout)
+    pod = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    install, _, train = pod["containers"][0]["command"][2].partition(" && ")
+    assert shlex.split(install)[-1] == reference
+    assert train.startswith("exec occinv train ")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("NAME", "Mae"),
+        ("NAME", "a\nb: c"),
+        ("HOSTS", "4; rm"),
+        ("CHIPS", "0"),
+        ("RESTARTS", "1, a"),
+        ("IMAGE", "a b"),
+        ("VOLUME", "d}"),
+        ("TPU", "x, y"),
+    ],
+)
+def test_kubernetes_refuses_what_is_not_a_name_or_a_number(name: str, value: str) -> None:
+    shown = launch("kubernetes.sh", "--dry-run", *ARGUMENTS, **{**JOBSET, name: value})
+    assert (shown.returncode, shown.stdout) == (2, "")
+    assert f"{name} is {value}" in shown.stderr
 
 
 @pytest.mark.parametrize("missing", sorted(JOBSET))

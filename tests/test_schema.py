@@ -90,7 +90,13 @@ def test_an_experiment_survives_its_own_fields() -> None:
             8,
             "train.duration=8, expected a length; set train.duration.steps, .exam",
         ),
-        ("train.duration", {"steps": 8, "epochs": 2.0}, "train.duration.steps=8 and"),
+        (
+            "train.duration",
+            {"steps": 8, "epochs": 2.0},
+            "give one, such as train.duration={'epochs': 2.0} in",
+        ),
+        ("train.duration", {"share": 0.1}, "only optimizer.warmup can be a share of the run; set"),
+        ("optimizer.warmup", {"share": 1.1}, "optimizer.warmup.share=1.1, expected a number <= 1"),
         ("train.duration", {}, "train.duration has no length; set one of train.duration.steps"),
         ("train.duration", {"steps": -8}, "-8 steps, expected a length of 0 or more"),
         ("train.evaluate_every", {"steps": 1, "examples": 2}, "train.evaluate_every.examples=2"),
@@ -177,10 +183,12 @@ def test_both_parts_of_the_data_are_refused() -> None:
         (Duration(epochs=2.0), 50),
         (Duration(epochs=0.5), 12),  # 12.5: to even, as Python rounds
         (Duration(epochs=0.0), 0),
+        (Duration(share=0.3), 24),
+        (Duration(share=0.0), 0),
     ],
 )
 def test_a_duration_in_steps_of_10_over_250_images(duration: Duration, steps: int) -> None:
-    assert duration.in_steps(10, 250) == steps
+    assert duration.in_steps(10, 250, total_steps=80) == steps
 
 
 def test_nearest_names_one_or_lists_all() -> None:

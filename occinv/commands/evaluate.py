@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import typing
-from pathlib import Path
 from typing import Any
 
+from occinv.commands.options import to_path
 from occinv.commands.processes import add_processes, join
 
 
@@ -23,9 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         evaluator = evaluators.add_parser(name, help=about, description=about)
         # fmt: off
         add = evaluator.add_argument
-        add("--workdir", required=True, type=Path, nargs="+", metavar="DIR",
+        add("--workdir", required=True, type=to_path, nargs="+", metavar="DIR",
             help="Evaluate the run in this folder, or several.")
-        add("--out", type=Path, metavar="FILE",
+        add("--out", type=to_path, metavar="FILE",
             help="Write the record of a single run here (default: evaluate/NAME.json in DIR).")
         # fmt: on
         add_fields(evaluator, cls)

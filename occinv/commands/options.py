@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import typing
+from pathlib import Path
 
-from occinv.config import CONFIGS
+from occinv.config import list_configs
 from occinv.objectives import OBJECTIVES
 from occinv.schema import Encoder
 
@@ -14,29 +15,50 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     """Add `--config` and its overrides, which `run` gets as the argument `rest`."""
     # fmt: off
     add = parser.add_argument
-    add("--config", required=True, metavar="FILE[:VARIANT]",
-        help="Read the config from the function get_config(variant) of this file.")
-    add("--config.FIELD=VALUE", action="store_true", dest="_",
-        help="Set a field of the config. Repeat it for more fields.")
-    parser.set_defaults(overrides="--config.")
+    add("--config", required=True, metavar="CONFIG[:VARIANT][,FIELD=VALUE...]",
+        help="Use this config of occinv, or the function get_config(variant) of a file.")
     # fmt: on
+    add_overrides(parser)
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Add `--config.FIELD=VALUE`, which `run` gets as the argument `rest`."""
+    # fmt: off
+    parser.add_argument(
+        "--config.FIELD=VALUE", action="store_true", dest="_",
+        help="Set a field of the config. Repeat it for more fields.")
+    # fmt: on
+    parser.set_defaults(overrides="--config.")
+
+
+def to_path(text: str) -> Path:
+    """Return the path that an argument names. The home folder may be `~`.
+
+    Raises:
+      ArgumentTypeError: The text is empty, or there is no such home folder.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty, expected a file or a folder")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
 
 
 def choices() -> str:
     """List configs, objectives, encoders, sources, examples and exit statuses for `--help`."""
-    configs = (p.name for p in sorted(CONFIGS.glob("*.py")) if "get_config" in p.read_text())
     encoders = typing.get_args(typing.get_type_hints(Encoder)["name"])
     return f"""\
 choices:
-  configs      in configs/: {", ".join(configs)}
+  configs      {", ".join(list_configs())}, or your own file
   variants     :tiny_imagenet, :quickstart and :smoke of each config
   objectives   {", ".join(OBJECTIVES)}, or your own as module:Class
   encoders     {", ".join(encoders)}
   data.source  photos, digits, folder:PATH, tfds:NAME[:SPLIT]
 
 examples:
-  occinv train --config configs/mae.py:smoke --workdir runs/try
-  occinv train --config configs/mae.py --workdir runs/own \\
+  occinv train --config mae:smoke --workdir runs/try
+  occinv train --config mae --workdir runs/own \\
       --config.data.source=folder:PATH --config.train.batch_size=256
 
 exit status:

@@ -6,10 +6,9 @@ import argparse
 import itertools
 import json
 import os
-from pathlib import Path
 
 from occinv import schema
-from occinv.commands.options import add_config
+from occinv.commands.options import add_config, to_path
 from occinv.config import load_config
 from occinv.schema import UserError
 
@@ -28,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Number of classes (default: %(default)s).")
     add("--search", action="store_true",
         help="Change fsdp, remat and accumulate until the run fits.")
-    add("--out", type=Path, metavar="FILE", help="Also write the plan as JSON to this file.")
+    add("--out", type=to_path, metavar="FILE", help="Also write the plan as JSON to this file.")
     # fmt: on
 
 

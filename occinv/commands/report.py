@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from occinv.commands.options import to_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `occinv report`."""
     # fmt: off
     add = parser.add_argument
-    add("folders", type=Path, nargs="+", metavar="DIR", help="Show the run or table in DIR.")
+    add("folders", type=to_path, nargs="+", metavar="DIR", help="Show the run or table in DIR.")
     add = parser.add_mutually_exclusive_group().add_argument
     add("--markdown", action="store_true", help="Print a Markdown table and write no page.")
-    add("--out", type=Path, metavar="FILE",
+    add("--out", type=to_path, metavar="FILE",
         help="Write the page to FILE (default: into the first DIR).")
     # fmt: on
 

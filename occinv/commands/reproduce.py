@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from pathlib import Path
 
+from occinv.commands.options import to_path
 from occinv.commands.processes import add_processes, join
 from occinv.reproduce.specs import SCALES
 from occinv.reproduce.tables import TABLES, choose, make_table
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     add = parser.add_argument
     add("table", metavar="TABLE", help=f"Run this table: {', '.join(TABLES)}.")
-    add("--workdir", required=True, type=Path, metavar="DIR",
+    add("--workdir", required=True, type=to_path, metavar="DIR",
         help="Save all runs to this folder. Tables in one folder share their runs.")
     add("--scale", help=f"Run at this scale: {', '.join(SCALES)}.")
     add("--rows", metavar="KEY,...",

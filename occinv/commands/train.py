@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import functools
-from pathlib import Path
 
 from occinv import schema
-from occinv.commands.options import add_config, choices
+from occinv.commands.options import add_config, choices, to_path
 from occinv.commands.processes import add_processes, fail, join
 from occinv.config import load_config
 
@@ -17,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = choices()
     add_config(parser)
     text = "Save the run to this folder. Continue the run that is already in it."
-    parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help=text)
+    parser.add_argument("--workdir", required=True, type=to_path, metavar="DIR", help=text)
     add_processes(parser)
 
 

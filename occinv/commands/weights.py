@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import typing
-from pathlib import Path
 
+from occinv.commands.options import to_path
 from occinv.weights import Origin, Target
 
 
@@ -14,10 +14,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     # fmt: off
     directions = parser.add_subparsers(dest="direction", required=True, metavar="DIRECTION")
     add = directions.add_parser("import", help="Make a workdir from a checkpoint.").add_argument
-    add("file", type=Path, metavar="FILE", help="Read this file: .pth, .pkl, .safetensors or .npz.")
+    add("file", type=to_path, metavar="FILE",
+        help="Read this file: .pth, .pkl, .safetensors or .npz.")
     add("--from", dest="origin", required=True, choices=typing.get_args(Origin),
         help="Source of the checkpoint.")
-    add("--to", required=True, type=Path, metavar="DIR", help="New workdir.")
+    add("--to", required=True, type=to_path, metavar="DIR", help="New workdir.")
     add("--heads", type=int, help="Set the number of attention heads, if the file lacks it.")
     add("--decoder-heads", type=int, metavar="HEADS",
         help="Set the number of attention heads of the decoder, if the file lacks it.")
@@ -26,8 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = directions.add_parser("export", help="Write an encoder for another library.").add_argument
     add("--to", required=True, choices=typing.get_args(Target),
         help="Write a file for timm (safetensors) or big_vision (npz).")
-    add("workdir", type=Path, metavar="DIR", help="Export the encoder of the run in this folder.")
-    add("file", type=Path, metavar="FILE", help="Write this new file.")
+    add("workdir", type=to_path, metavar="DIR",
+        help="Export the encoder of the run in this folder.")
+    add("file", type=to_path, metavar="FILE", help="Write this new file.")
     # fmt: on
 
 

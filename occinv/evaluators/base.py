@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -23,6 +22,7 @@ from occinv.models.vit import ViT
 from occinv.objectives.base import Objective
 from occinv.parallel import make_mesh
 from occinv.schema import Count, UserError
+from occinv.version import __version__
 
 Pooling = Literal["class", "mean"]
 
@@ -230,7 +230,7 @@ def run_evaluator(
         step=step,
         images=images,
         protocol={**protocol, **result.made},
-        code=metadata.version("occinv"),
+        code=__version__,
         values={n: v if np.isfinite(v) else None for n, v in result.values.items()},
         details=result.details,
     )

@@ -31,7 +31,7 @@ class CAE(BEiT):
     z are the latents that a regressor predicts from f(x ⊙ M), d a decoder of these alone.
 
     Attributes:
-      align_weight: λ.
+      align_weight: The weight λ of the alignment.
       regressor_depth, decoder_depth: The blocks of each; as wide as f, with as many heads.
     """
 

@@ -82,7 +82,7 @@ class CMAE(Objective):
       predictor: q: an `mlp` of each token, or one transformer block with position `queries`, which
         predicts the tokens of the removed patches.
       symmetric: Whether the loss is also taken with the two views swapped, and the two averaged.
-      temperature: τ.
+      temperature: The temperature τ of InfoNCE.
       momentum: The momentum of the EMA target.
       momentum_schedule: `constant`, or `cosine` from `momentum` to 1 at the end.
       head_hidden, head_out, head_norm: The size and norm of projector and predictor.

@@ -46,10 +46,11 @@ class DINO(Objective):
       num_prototypes, head_hidden, bottleneck: The size of the head.
       local_crops, local_size, local_scale: The number of small crops, their pixels a side, and
         their area. The two large crops have `data.image_size` and `data.crop_scale`.
-      student_temperature, teacher_temperature: τ_s and τ_t.
+      student_temperature, teacher_temperature: The temperatures τ_s of the student and τ_t of
+        the teacher.
       first_teacher_temperature, warmup: The initial τ_t, and its warm-up, epoch by epoch.
       momentum: The momentum of the teacher at the start; it grows to 1 along a cosine.
-      center_momentum: The momentum of c.
+      center_momentum: The momentum of the center c.
       freeze_last_layer: How long the last layer is frozen.
       normalize_last_layer: Whether the prototypes keep length 1.
       first, second, local: The augmentations of the crops, which differ as in the official code.

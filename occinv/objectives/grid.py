@@ -115,7 +115,7 @@ class Grid(Objective):
       momentum: The momentum of the EMA, which moves before the forward pass.
       head_hidden, head_out: The size of projector and predictor, and of the prototypes' head.
       num_prototypes: The number of prototypes of the centered cross-entropy.
-      decoder_width, decoder_depth, decoder_heads: The size of d.
+      decoder_width, decoder_depth, decoder_heads: The size of the decoder d.
     """
 
     t1: Transformation = "masking"

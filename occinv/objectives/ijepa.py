@@ -52,7 +52,7 @@ class IJEPA(Objective):
       context_scale: The share of the square that f sees, before the targets are removed from it.
       context_choice: Which of the remaining patches f sees, if targets overlap and more remain than
         `kept`: the `first` in raster order, as in the official code, or a `random` choice.
-      predictor_width, predictor_depth, predictor_heads: The size of q.
+      predictor_width, predictor_depth, predictor_heads: The size of the predictor q.
       momentum: The momentum of the EMA at the start; it grows linearly to 1.
     """
 

@@ -41,7 +41,7 @@ class MAE(Objective):
       augmented: What CutMix and jitter change: the `input` of the encoder, with the original
         pixels as target (Table 4's "unmasked only"), or the whole `image`, including the target.
       normalize_target: Whether each target patch is scaled to mean 0 and standard deviation 1.
-      decoder_width, decoder_depth, decoder_heads: The size of d.
+      decoder_width, decoder_depth, decoder_heads: The size of the decoder d.
     """
 
     mask_ratio: float = 0.75

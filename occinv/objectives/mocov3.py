@@ -44,7 +44,7 @@ class MoCoV3(Objective):
     of the global batch (`moco/builder.py` of the official code).
 
     Attributes:
-      temperature: τ.
+      temperature: The temperature τ of InfoNCE.
       key_chunk: Keys per chunk; it bounds memory and does not change the loss. None: all keys.
       momentum: The momentum of the EMA target at the start; it grows to 1 along a cosine.
       head_hidden, head_out: The size of projector (three layers) and predictor (two).

@@ -44,8 +44,9 @@ class MSN(Objective):
       mask_ratio: The share of patches that the large anchor lacks.
       focal_crops, focal_size, focal_scale: The number of focal crops, their pixels a side, and
         their area. The two large crops have `data.image_size` and `data.crop_scale`.
-      num_prototypes, head_hidden, head_out: K, and the size of p.
-      temperature: τ.
+      num_prototypes, head_hidden, head_out: The number K of prototypes, and the
+        size of the projector p.
+      temperature: The temperature τ of the student.
       sharpening: The temperature that sharpens targets.
       sinkhorn: Whether targets then use all prototypes equally often, by Sinkhorn-Knopp.
       me_max_weight: λ of the mean-entropy maximization.

@@ -26,7 +26,7 @@ class RMAE(MAE):
       t2: `complement` of T1 (R-MAE); `independent`, drawn with `t2_mask_ratio` (R-MAE†): both terms
         are then taken on patches that T1 removes and T2 keeps; `identity` (R-MAE‡).
       t2_mask_ratio: The share of patches that an independent T2 removes.
-      constraint_weight: λ.
+      constraint_weight: The weight λ of the constraint.
       constraint_region: The patches of the second term under `identity`: `all`, a plain
         autoencoder, or only those that T1 `removed`.
     """

@@ -41,8 +41,8 @@ class VQAutoencoder(Objective):
 
     Attributes:
       num_ids, code_width: The number of codes, and their dimensions.
-      commitment: β.
-      decoder_width, decoder_depth, decoder_heads: The size of d.
+      commitment: The weight β of the commitment.
+      decoder_width, decoder_depth, decoder_heads: The size of the decoder d.
     """
 
     num_ids: int = 512

@@ -151,8 +151,7 @@ def describe_slice(topology: str) -> Slice:
 def _describe_tpus(topology: str, sizes: tuple[int, ...]) -> list[jax.Device]:
     if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
         raise UserError(
-            "The TPU's compiler (libtpu) is not installed. It needs no TPU: "
-            "pip install -e '.[tpu]' in the checkout of occinv"
+            "The TPU's compiler (libtpu) is not installed. It needs no TPU: pip install 'jax[tpu]'"
         )
     # libtpu asks for these facts about a TPU machine, and warns without them. Several processes may
     # load it, because none of them uses a chip.

@@ -84,7 +84,7 @@ def describe_gpus(
     if all(importlib.util.find_spec(plugin) is None for plugin in plugins):
         raise UserError(
             "The GPU's compiler (JAX's CUDA plugin) is not installed. It needs no GPU: "
-            "pip install -e '.[gpu]' in the checkout of occinv"
+            "pip install 'jax[cuda13]'"
         )
     config = target_config(GPUS[name], memory, bandwidth)
     try:

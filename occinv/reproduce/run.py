@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from occinv import schema
-from occinv.config import CONFIGS, load_config
+from occinv.config import load_config
 from occinv.reproduce.methods import Method
 from occinv.reproduce.specs import LABEL_STAGES, SCALES, RowSpec, TableSpec
 from occinv.schema import UserError
@@ -139,7 +139,7 @@ class Trial:
             }.get(name, ())
             if self.encoder:
                 fields = (f"init_from={self.encoder}", *self.encoder_overrides, *fields)
-        spec = f"{CONFIGS.name}/{config}.py:{SCALES[run.scale].variant}"
+        spec = f"{config}:{SCALES[run.scale].variant}"
         fields = (
             *fields,
             *scale_durations(spec, length * run.length, min(1, length) * min(1, run.length)),
@@ -202,8 +202,8 @@ class Trial:
 
 
 def load_experiment(config: str, overrides: tuple[str, ...] = ()) -> schema.Experiment:
-    """Load a config of this repository from any working directory."""
-    return schema.resolve(load_config(str(CONFIGS.parent / config), overrides))
+    """Load and resolve a config."""
+    return schema.resolve(load_config(config, overrides))
 
 
 def scale_durations(config: str, length: float, warmup: float) -> tuple[str, ...]:
@@ -218,9 +218,10 @@ def scale_durations(config: str, length: float, warmup: float) -> tuple[str, ...
     found = []
     for path, (duration, factor) in durations.items():
         for unit, value in dataclasses.asdict(duration).items():
-            if value is not None and factor != 1:
-                scaled = value * factor
-                if unit != "epochs":
+            ratio = factor / length if unit == "share" else factor
+            if value is not None and ratio != 1:
+                scaled = value * ratio
+                if unit in ("steps", "examples"):
                     scaled = max(int(path == "train.duration"), round(scaled))
                 found.append(f"{path}.{unit}={scaled:.6g}")
     return tuple(found)

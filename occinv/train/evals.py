@@ -6,7 +6,6 @@ it is not that of the entry.
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,19 +13,12 @@ import jax
 import numpy as np
 
 from occinv import parallel
-from occinv.evaluators.base import Evaluator, Subject, make_evaluator, run_evaluator
-from occinv.schema import Duration, from_mapping
+from occinv.evaluators.base import Evaluator, Subject, run_evaluator
+from occinv.train.check import read_evals
 from occinv.train.prepare import Run
 from occinv.train.records import read_records, record_file, write_record
 from occinv.train.step import TrainState
 from occinv.train.writers import Writer
-
-
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """When an evaluator runs. None: only at the end, where every evaluator runs."""
-
-    every: Duration | None = None
 
 
 class Entry(NamedTuple):
@@ -50,17 +42,12 @@ class Evals:
         self.run, self.workdir = run, workdir
         experiment = run.assembly.experiment
         self.entries: list[Entry] = []
-        for label, section in experiment.evals.items():
-            options, path = dict(section), f"evals.{label}"
-            name = str(options.pop("name", label))
-            timing = {"every": options.pop("every", None)}
-            every = run.every(from_mapping(Schedule, timing, path).every)
-            evaluator = make_evaluator(name, options, path)
+        for label, name, evaluator, interval in read_evals(experiment):
             subject = self._subject({})
             evaluator.check(subject)
             subject.open(evaluator.source, evaluator.num_images)
             read_records(record_file(workdir, label))
-            self.entries.append(Entry(label, name, evaluator, every))
+            self.entries.append(Entry(label, name, evaluator, run.every(interval)))
 
     def _subject(self, params: dict) -> Subject:
         run, assembly = self.run, self.run.assembly

@@ -14,11 +14,11 @@ from occinv.data.loader import EvalLoader, LoaderSpec, TrainLoader
 from occinv.data.open_source import open_source
 from occinv.data.source import Source
 from occinv.data.subset import select
-from occinv.models.vit import ViT
 from occinv.objectives import forward
 from occinv.objectives.base import Obtained
 from occinv.schema import Duration, Experiment, UserError
 from occinv.train import workdir as files
+from occinv.train.check import check_config
 from occinv.train.step import Assembly, assemble
 
 
@@ -53,6 +53,10 @@ class Run:
 def prepare(experiment: Experiment) -> Run:
     """Build a run and check it. Raises UserError; writes nothing."""
     data, train = experiment.data, experiment.train
+    check_config(experiment)
+    pretrained = None
+    if experiment.init_from is not None:
+        pretrained = files.load_run(experiment.init_from).params["encoder"]
     everything = open_source(data.source, train=True, data_dir=data.data_dir, classes=data.classes)
     validation = open_validation(experiment, everything)
     source = select(everything, data, experiment.seed)
@@ -83,11 +87,6 @@ def prepare(experiment: Experiment) -> Run:
         batches = TrainLoader(source, alone).batches(0, max(1, epoch // train.batch_size))
         return (batch.image for batch in batches)
 
-    pretrained = None
-    if experiment.init_from is not None:
-        before = files.load_run(experiment.init_from)
-        check_same_encoder(before.objective.setting.encoder, objective.setting.encoder)
-        pretrained = before.params["encoder"]
     # Raises UserError where the pretrained encoder does not fit.
     jax.eval_shape(lambda: forward.init(objective, jax.random.key(0), pretrained))
     return Run(
@@ -102,19 +101,6 @@ def prepare(experiment: Experiment) -> Run:
             if isinstance(part, Obtained)
         },
     )
-
-
-def check_same_encoder(before: ViT, now: ViT) -> None:
-    """Raise UserError where two encoders differ in settings that parameter shapes cannot reveal."""
-    for name in ("heads", "gelu", "pixel_range", "relative_position", "layer_scale"):
-        theirs, ours = getattr(before, name), getattr(now, name)
-        # A shared relative position may be copied to each block; another initial value is allowed.
-        is_learned = name in ("relative_position", "layer_scale")
-        if theirs != ours and not (is_learned and None not in (theirs, ours)):
-            raise UserError(
-                f"init_from: that encoder has {name}={theirs}, this run {ours}; set "
-                f"--config.encoder.{name}={theirs}"
-            )
 
 
 def open_validation(experiment: Experiment, source: Source) -> Source | None:

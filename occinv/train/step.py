@@ -75,7 +75,7 @@ def assemble(
     part = train.batch_size // train.accumulate
     parallel.check_batch(mesh, part, "train.batch_size / train.accumulate")
     steps = train.duration.in_steps(train.batch_size, epoch)
-    warmup = experiment.optimizer.warmup.in_steps(train.batch_size, epoch)
+    warmup = experiment.optimizer.warmup.in_steps(train.batch_size, epoch, steps)
     if steps < 1:
         raise UserError(
             f"train.duration={train.duration} is less than one step of {train.batch_size} images "
@@ -97,7 +97,8 @@ def assemble(
     if warmup > steps:
         raise UserError(
             f"optimizer.warmup={experiment.optimizer.warmup} is longer than "
-            f"train.duration={train.duration}; shorten the warm-up"
+            f"train.duration={train.duration} ({warmup} and {steps} steps); shorten it, such as by "
+            "--config.optimizer.warmup.share=0.1"
         )
     dtype = parallel.compute_dtype(train.precision, mesh)
     layout = Layout(remat=recomputes(train, mesh), attention=train.attention, mesh=mesh)

@@ -60,7 +60,8 @@ class Appearance:
 
     Attributes:
       color: The jitter.
-      blur, solarize: The probabilities of each.
+      blur: The probability that an image is blurred.
+      solarize: The probability that an image is solarized.
       sigma: The range that a blur's sigma is drawn from, in pixels at any image size.
     """
 

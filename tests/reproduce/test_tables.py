@@ -11,7 +11,7 @@ import pytest
 
 from occinv import schema
 from occinv.cli import make_parser
-from occinv.config import CONFIGS, load_config
+from occinv.config import load_config
 from occinv.objectives.base import objective_of
 from occinv.objectives.grid_axes import valid_combinations
 from occinv.reproduce.collect import read_values
@@ -54,9 +54,7 @@ def test_the_reported_commands_resolve_to_the_same_experiments(key: str, scale: 
         for stage in trial.stages.values():
             options, rest = make_parser().parse_known_args(shlex.split(stage.command)[1:])
             assert options.workdir == stage.workdir
-            path, _, variant = options.config.partition(":")
-            found = CONFIGS.parent / path
-            experiment = schema.resolve(load_config(f"{found}:{variant}", rest))
+            experiment = schema.resolve(load_config(options.config, rest))
             assert experiment == stage.experiment
             assert experiment.seed == 3
 
@@ -196,7 +194,7 @@ def test_random_initialization_has_no_encoder() -> None:
     trial = Trial(RANDOM, 0, table_run("table8"))
     assert list(trial.stages) == ["linear", "finetune", "tenth"]
     assert all(stage.experiment.init_from is None for stage in trial.stages.values())
-    assert trial.stage("finetune").config == "configs/supervised.py:smoke"
+    assert trial.stage("finetune").config == "supervised:smoke"
 
 
 def test_workdirs_are_different() -> None:
@@ -270,21 +268,24 @@ def test_images_sets_the_number_of_images() -> None:
 
 
 def test_length_multiplies_every_duration() -> None:
-    spec = "configs/mae.py:quickstart"
+    spec = "mae:quickstart"
     assert scale_durations(spec, 1, 1) == ()
     halved = scale_durations(spec, 0.5, 0.5)
-    assert halved == ("train.duration.epochs=8", "optimizer.warmup.epochs=1.5")
-    assert scale_durations(spec, 4, 1) == ("train.duration.epochs=64",)
-    steps = scale_durations("configs/mae.py:smoke", 0.01, 0.01)
-    assert steps == ("train.duration.steps=1", "optimizer.warmup.steps=0")
-    longer = Method("longer", "mae", length=4.0)
+    assert halved == ("train.duration.epochs=8",)  # the warm-up is a share of it
+    longer = ("train.duration.epochs=64", "optimizer.warmup.share=0.046875")
+    assert scale_durations(spec, 4, 1) == longer  # 3 epochs of warm-up, as before
+    in_epochs = scale_durations("mae:imagenet", 0.5, 0.5)
+    assert in_epochs == ("train.duration.epochs=50", "optimizer.warmup.epochs=10")
+    steps = scale_durations("mae:smoke", 0.01, 0.01)
+    assert steps == ("train.duration.steps=1",)
+    method = Method("longer", "mae", length=4.0)
     for length, epochs in ((1.0, 64), (0.25, 16)):
-        trial = Trial(longer, 0, table_run("quickstart", "quickstart", length=length))
+        trial = Trial(method, 0, table_run("quickstart", "quickstart", length=length))
         assert trial.stage("pretrain").experiment.train.duration.epochs == epochs
         assert trial.stage("finetune").experiment.train.duration.epochs == 8 * length
-        warmup = trial.stage("pretrain").experiment.optimizer.warmup.epochs
-        assert warmup == 3 * length  # 64 epochs have the warm-up of 16
-        assert trial.stage("finetune").experiment.optimizer.warmup.epochs == length
+        warmup = trial.stage("pretrain").experiment.optimizer.warmup.share
+        assert warmup * epochs == 3 * length  # 64 epochs have the warm-up of 16
+        assert trial.stage("finetune").experiment.optimizer.warmup.share == 1 / 8
     with pytest.raises(UserError, match="--length 0, expected a factor above 0"):
         table_run("quickstart", length=0)
     random = Trial(Method("random_3", None, length=3.0), 0, table_run("quickstart", "quickstart"))

@@ -124,7 +124,7 @@ def find_builder(name: str, data_dir: str | None) -> Any:
         hint = nearest(base, known) or " (tfds.list_builders() lists them)"
         raise UserError(f"tfds:{name}: no data set {base!r}{hint}") from error
     except ImportError as error:  # a bucket, or a builder that needs TensorFlow
-        install = " (pip install -e '.[gcs]' in the checkout of occinv)"
+        install = " (pip install gcsfs)"
         hint = install if "gcsfs" in str(error) else ""
         raise UserError(f"cannot open {name!r}: {first_line(error)}{hint}") from error
     except (ValueError, AssertionError, KeyError, RuntimeError) as error:  # config, version

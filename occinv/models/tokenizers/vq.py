@@ -52,7 +52,7 @@ class VQ(PretrainedTokenizer):
     """The codebook of a run of configs/tokenizer.py.
 
     Attributes:
-      code_width, encoder: As in that run.
+      code_width, encoder: The same values as in the tokenizer's run.
     """
 
     num_ids: int = 512

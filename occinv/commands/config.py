@@ -1,0 +1,125 @@
+"""`occinv config`: print a config with the origin of every value, or the fields of configs."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from occinv import schema
+from occinv.commands.options import add_overrides
+from occinv.config import load
+from occinv.fields import Field, fields_of, meanings, section_of
+from occinv.schema import Duration, Experiment, UserError, nearest, plain
+
+if TYPE_CHECKING:
+    from occinv.train.check import Planned
+
+NAME = "The objective: a name that `occinv list` prints, or module:Class."
+EVALUATOR = "The evaluator: a name that `occinv evaluate --help` prints, or module:Class."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `occinv config`."""
+    # fmt: off
+    add = parser.add_argument
+    add("config", nargs="?", metavar="CONFIG[:VARIANT][,FIELD=VALUE...]",
+        help="Print this config of occinv or file, completed and checked.")
+    add("--fields", nargs="?", const="", metavar="NAME",
+        help="Print every field of a config, or those of an objective, evaluator or tokenizer.")
+    # fmt: on
+    add_overrides(parser)
+
+
+def run(options: argparse.Namespace, overrides: list[str]) -> int:
+    """Run `occinv config` and return the exit status."""
+    if (options.config is None) == (options.fields is None):
+        raise UserError("expected a config, such as `occinv config mae:smoke`, or --fields")
+    if options.fields is not None:
+        for field in find_fields(options.fields):
+            print(f"{field.path}: {field.type} (default: {field.default})\n    {field.meaning}")
+        return 0
+    loaded = load(options.config, overrides)
+    experiment = schema.resolve(loaded.config)
+    section = ""
+    for path, value, meaning in resolved(experiment):
+        if path.partition(".")[0] != section:
+            section = path.partition(".")[0]
+            print()
+        print(f"{path} = {value!r}".ljust(43), f"# {loaded.origin(path):13} {meaning}")
+    return 0
+
+
+def find_fields(name: str) -> Iterator[Field]:
+    """Yield the fields of a config, or of the objective, evaluator or tokenizer called `name`."""
+    if not name:
+        yield from fields_of(Experiment)
+        return
+    from occinv.evaluators import EVALUATORS
+    from occinv.models.tokenizers import TOKENIZERS
+    from occinv.objectives import OBJECTIVES
+
+    registries = {
+        "objective": OBJECTIVES,
+        f"evals.{name}": EVALUATORS,
+        "objective.tokenizer": TOKENIZERS,
+    }
+    paths = [path for path, registry in registries.items() if name in registry]
+    if not paths and ":" not in name:
+        known = {**OBJECTIVES, **EVALUATORS, **TOKENIZERS}
+        raise UserError(f"--fields {name!r} is not known{nearest(name, known)}")
+    for path in paths or ["objective"]:
+        cls: type = schema.find_class(registries[path], name, object, "--fields ")
+        if not dataclasses.is_dataclass(cls):
+            raise UserError(f"--fields {name!r} is not a dataclass, expected an objective")
+        yield from fields_of(cls, path, skip=("setting", "image_size", "patch_size"))
+
+
+def resolved(experiment: Experiment) -> Iterator[tuple[str, Any, str]]:
+    """Yield path, value and meaning of every field, those of objective and evaluators included.
+
+    Raises:
+      UserError: A field of `objective` or `evals` is wrong, or `init_from` does not fit.
+    """
+    from occinv.train.check import check_config, read_evals
+
+    objective = check_config(experiment)
+    for path, value, meaning in leaves(experiment):
+        if path == "objective":
+            yield "objective.name", experiment.objective["name"], NAME
+            yield from leaves(objective, path, skip=("setting",))
+        elif path == "evals":
+            for planned in read_evals(experiment):
+                yield from _evaluator(planned)
+        else:
+            yield path, value, meaning
+
+
+def _evaluator(planned: Planned) -> Iterator[tuple[str, Any, str]]:
+    path = f"evals.{planned.label}"
+    yield f"{path}.name", planned.name, EVALUATOR
+    yield f"{path}.every", units(planned.every), "The interval. None: only at the end."
+    yield from leaves(planned.evaluator, path)
+
+
+def leaves(
+    section: Any, path: str = "", skip: tuple[str, ...] = ()
+) -> Iterator[tuple[str, Any, str]]:
+    """Yield path, value and meaning of every field of a dataclass, sections opened."""
+    texts = meanings(type(section))
+    for field in dataclasses.fields(section):
+        if not field.init or field.name in skip:
+            continue
+        value, place = getattr(section, field.name), f"{path}.{field.name}" if path else field.name
+        if dataclasses.is_dataclass(value) and section_of(type(value)):
+            yield from leaves(value, place)
+        else:
+            yield place, units(value), texts.get(field.name, "")
+
+
+def units(value: Any) -> Any:
+    """Return a value as a config file writes it, such as {'epochs': 100}."""
+    if isinstance(value, Duration):
+        return {unit: n for unit, n in dataclasses.asdict(value).items() if n is not None}
+    return plain(value)

@@ -1,0 +1,146 @@
+"""Sections of a config: build a dataclass from a mapping, check types and ranges, report mistakes.
+
+The annotation of each field of a dataclass is its type and range. Objectives, evaluators and
+tokenizers are such dataclasses, too, so that every mistake in a config has the same kind of error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import importlib
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
+
+BOUNDS = {
+    "greater_than": ">",
+    "greater_than_equal": ">=",
+    "less_than": "<",
+    "less_than_equal": "<=",
+}
+
+
+class UserError(Exception):
+    """A mistake in the user's input. The command line prints it as one line and exits with 2."""
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """Return ` (did you mean 'x'?)` for the choice nearest to `word`.
+
+    If none is near, list every choice, or nothing if there are more than 50.
+    """
+    choices = sorted(choices)
+    if near := difflib.get_close_matches(word, choices, n=1, cutoff=0.5):
+        return f" (did you mean {near[0]!r}?)"
+    return f" (expected one of: {', '.join(choices)})" if len(choices) <= 50 else ""
+
+
+def find_class(registry: Mapping[str, str], name: str, base: type, kind: str) -> Any:
+    """Return the class that a name of `registry`, or `module:Class`, stands for.
+
+    Args:
+      registry: `module:Class` by name.
+      name: The name.
+      base: The class that it must be derived from.
+      kind: The text before the name in messages, such as `objective.name=`.
+
+    Raises:
+      UserError: The name is unknown, or cannot be imported, or is another kind of class.
+    """
+    shown = f"{kind}{name!r}"
+    where = registry.get(name, name)
+    if ":" not in where:
+        raise UserError(f"unknown {shown}{nearest(name, registry)}; use module:Class for your own")
+    module, _, attribute = where.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{shown} cannot be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise UserError(f"{shown} is not a subclass of {base.__name__}")
+    return found
+
+
+def from_mapping(cls: type[T], section: Any, path: str, **given: Any) -> T:
+    """Build the dataclass `cls` from the mapping `section` found at `path` of a config.
+
+    Args:
+      cls: A dataclass; the annotation of each field is its type and range. Its attribute
+        `EXPECTED`, if any, says in errors what a section of it is. Its method
+        `check_section(path)`, if any, checks its fields together.
+      section: A mapping from field names to values; values may be sections themselves.
+      path: The position in the config, for messages.
+      **given: Fields that the program sets and a config may not name.
+
+    Raises:
+      UserError: An unknown or missing field, or a value of the wrong type or out of range.
+    """
+    if not isinstance(section, Mapping):
+        expected = getattr(cls, "EXPECTED", f"a section with fields of {cls.__name__}")
+        raise UserError(f"{path}={section!r}, expected {expected.format(path=path)}")
+    hints = typing.get_type_hints(cls, include_extras=True)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init and f.name not in given}  # type: ignore[arg-type]
+    dot = f"{path}." if path else ""
+    for name in section:
+        if name not in fields:
+            raise UserError(f"unknown field {dot + name!r}{nearest(name, fields)}")
+    for name, field in fields.items():
+        required = field.default is field.default_factory is dataclasses.MISSING
+        if required and name not in section:
+            raise UserError(f"{dot}{name} is missing")
+    values = {name: _value(hints[name], value, dot + name) for name, value in section.items()}
+    built = cls(**values, **given)
+    if hasattr(built, "check_section"):
+        built.check_section(path)
+    return built
+
+
+def _value(hint: Any, value: Any, path: str) -> Any:
+    """Check `value` against the type `hint`, and build a section."""
+    choices = (hint, *typing.get_args(hint))
+    section = next(
+        (t for t in choices if isinstance(t, type) and dataclasses.is_dataclass(t)), None
+    )
+    if section is not None and not (value is None and type(None) in choices):
+        return from_mapping(section, value, path)
+    import pydantic  # here, so that `occinv --help` stays fast
+
+    try:
+        return _adapter(hint).validate_python(plain(value))
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        kind, given = first["type"], first["input"]
+        place = [f"[{index}]" for index in first["loc"] if isinstance(index, int)]
+        where = path + "".join(place if kind != "missing" else [])
+        expected = first["msg"].removeprefix("Input should be ")
+        if kind == "missing":
+            expected = "more values"
+        elif kind in BOUNDS:
+            expected = f"a number {BOUNDS[kind]} {expected.split()[-1]}"
+        elif kind == "literal_error":
+            expected += nearest(str(given), map(str, typing.get_args(_literal(hint))))
+        raise UserError(f"{where}={given!r}, expected {expected}") from error
+
+
+def _literal(hint: Any) -> Any:
+    """Return the `Literal` in a type such as `Literal[...] | None`."""
+    choices = (hint, *typing.get_args(hint))
+    return next(t for t in choices if typing.get_origin(t) is Literal)
+
+
+@functools.cache
+def _adapter(hint: Any) -> Any:
+    import pydantic
+
+    return pydantic.TypeAdapter(hint, config=pydantic.ConfigDict(strict=True, allow_inf_nan=False))
+
+
+def plain(config: Any) -> Any:
+    """Return a ConfigDict as plain dicts and tuples, recursively."""
+    if isinstance(config, Mapping) or hasattr(config, "to_dict"):
+        return {k: plain(v) for k, v in config.items()}
+    return tuple(map(plain, config)) if isinstance(config, list | tuple) else config

@@ -1,0 +1,95 @@
+"""Check every field of a config before any data is opened: the objective's, evaluators', f's."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+from occinv import schema
+from occinv.config import stored_config
+from occinv.evaluators.base import Evaluator, make_evaluator
+from occinv.models.vit import ViT, make_vit
+from occinv.objectives.base import Objective, Setting, make_objective
+from occinv.schema import Duration, Experiment, UserError
+
+# The settings that two encoders with the same parameters share.
+SAME = (
+    *("patch_size", "width", "depth", "heads"),
+    *("relative_position", "layer_scale", "gelu", "pixel_range"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """When an evaluator runs.
+
+    Attributes:
+      every: The interval between two runs of it. None: only at the end, where every evaluator runs.
+    """
+
+    every: Duration | None = None
+
+
+class Planned(NamedTuple):
+    """An evaluator of a run: its label, the name of its class, itself, its interval."""
+
+    label: str
+    name: str
+    evaluator: Evaluator
+    every: Duration | None
+
+
+def check_config(experiment: Experiment) -> Objective:
+    """Check the sections `objective` and `evals`, and that the encoder of `init_from` fits.
+
+    Returns:
+      The objective, for two classes and one step.
+
+    Raises:
+      UserError: A field is wrong, or the encoder of `init_from` has other settings.
+    """
+    encoder = make_vit(experiment.encoder, experiment.data.image_size)
+    setting = Setting(encoder, 2, 1, batch_size=experiment.train.batch_size)
+    objective = make_objective(experiment.objective, setting)
+    read_evals(experiment)
+    if experiment.init_from is not None:
+        stored = stored_config(experiment.init_from)
+        if stored is None:
+            raise UserError(f"init_from: {experiment.init_from} is not the workdir of a run")
+        before = schema.resolve(stored)
+        before_encoder = make_vit(before.encoder, before.data.image_size)
+        check_same_encoder(experiment.init_from, before_encoder, encoder)
+    return objective
+
+
+def read_evals(experiment: Experiment) -> list[Planned]:
+    """Return the evaluators of the section `evals`.
+
+    Raises:
+      UserError: An unknown evaluator or option, or a value out of range.
+    """
+    found = []
+    for label, section in experiment.evals.items():
+        options, path = dict(section), f"evals.{label}"
+        name = str(options.pop("name", label))
+        timing = {"every": options.pop("every", None)}
+        every = schema.from_mapping(Schedule, timing, path).every
+        found.append(Planned(label, name, make_evaluator(name, options, path), every))
+    return found
+
+
+def check_same_encoder(init_from: str, before: ViT, now: ViT) -> None:
+    """Raise UserError, with all differences, if the parameters of `before` mean another encoder."""
+    found, fields = [], []
+    for name in SAME:
+        theirs, ours = getattr(before, name), getattr(now, name)
+        # LayerScale may start elsewhere. A shared relative position is copied to each block.
+        is_start = name == "layer_scale" and None not in (theirs, ours)
+        if theirs != ours and not is_start and (theirs, ours) != ("shared", "block"):
+            found.append(f"{name}={theirs} (here {ours})")
+            fields.append(f"--config.encoder.{name}={theirs}")
+    if found:
+        raise UserError(
+            f"init_from: the encoder of {init_from} has {', '.join(found)}; leave these fields "
+            f"out, or set {' '.join(fields)}"
+        )
