@@ -13,6 +13,8 @@ from tiny_runs import overrides, tiny
 
 from occinv import parallel, schema
 from occinv.config import load_config
+from occinv.models.blocks import split_blocks
+from occinv.train.optimizer import layer_scales
 from occinv.train.step import (
     Assembly,
     assemble,
@@ -78,6 +80,15 @@ def test_a_part_of_the_optimizer_may_skip_a_stack(images: Path) -> None:
     step = make_step(run.objective, run.optimizer)
     after, _ = jax.eval_shape(step, split, batch_shapes(run))
     assert jax.tree.structure(after) == jax.tree.structure(split)
+
+
+def test_a_block_has_the_learning_rate_of_its_row() -> None:
+    stack = {"out": {"kernel": np.ones((3, 2, 2)), "bias": np.ones((3, 2))}}
+    params = {"encoder": {"blocks": {"scan": stack}, "norm": {"scale": np.ones(2)}}}
+    factors = layer_scales(split_blocks(params), 0.5)["encoder"]["blocks"]["scan"]
+    rows = layer_scales(params, 0.5)["encoder"]["blocks"]["scan"]["out"]["bias"].ravel()
+    assert rows.tolist() == [0.125, 0.25, 0.5]
+    assert [float(block["out"]["kernel"]) for block in factors] == rows.tolist()
 
 
 def leaf_keys(tree: Any) -> list[Any]:
