@@ -132,6 +132,8 @@ class Encoder:
     layer_scale: float | None = None  # initial LayerScale; None: off
     gelu: Literal["erf", "tanh"] = "erf"  # tanh: big_vision
     pixel_range: Literal["imagenet", "half"] = "imagenet"  # half: [-1, 1], big_vision
+    class_token: bool = True  # False: the mean patch token takes its place in the features
+    registers: Natural = 0  # learned tokens that are not part of the features
 
 
 @dataclasses.dataclass(frozen=True)

@@ -58,7 +58,11 @@ PLACEHOLDERS = {
     "torch.nn.modules.pooling": ("MaxPool2d",),
 }
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-CREATED = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": lambda: _Placeholder()}
+CREATED: dict[str, Callable[[], Any]] = {
+    "EMPTY_LIST": list,
+    "EMPTY_DICT": dict,
+    "EMPTY_SET": lambda: _Placeholder(),
+}
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 WITH_ARGUMENT = {  # opcodes that push the argument that pickletools decodes
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),

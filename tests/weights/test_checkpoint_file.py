@@ -163,8 +163,8 @@ def test_a_dtype_cannot_be_reached(tmp_path: Path) -> None:
     refusal(write_zip(tmp_path / "file", pickled(Opcodes(content)), {}))
 
 
-# Opcodes that would crash Python's unpickler, run for hours or alter an object. `N` is None, `p` and
-# `h` write and read the memo, `2` doubles the last object, `\x85` makes a tuple of one, `a` appends.
+# Opcodes that would crash Python's unpickler, run for hours or alter an object. N is None, 2
+# repeats the last object, \x85 and \x86 make tuples of one and two, s sets an item, b sets a state.
 ATTACKS = {
     "nested key": (b"}N" + b"\x85" * 10**6 + b"Ns", "a key that is a tuple"),
     "doubled key": (b"}N" + b"2\x86" * 200 + b"Ns", "a key that is a tuple"),
