@@ -294,6 +294,7 @@ def test_fixed_positions(files: Any) -> None:
 def test_number_of_heads(heads: int, tmp_path: Path) -> None:
     def refuse(weights: Arrays, **how: Any) -> str:
         save_file(weights, tmp_path / "file", how.pop("metadata", None))
+        how["pixel_range"] = "half"
         with pytest.raises(UserError) as caught:
             import_weights(tmp_path / "file", how.pop("origin", "timm"), tmp_path / "run", **how)
         return str(caught.value)

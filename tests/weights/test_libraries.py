@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +201,19 @@ def test_a_preprocessor_of_another_range(libraries: Path, tmp_path: Path) -> Non
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     with pytest.raises(UserError, match=r"Pass --pixel-range imagenet"):
         read(tmp_path, "auto", heads=None, pixel_range=None)
-    clip = {"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28]}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(clip))
-    with pytest.raises(UserError, match=r"mean \[0.48, 0.46, 0.41\]"):
-        read(tmp_path, "auto", heads=None, pixel_range=None)
+    for mean, std in (([0.48, 0.46, 0.41], [0.5, 0.5, 0.5]), ([0.5, 0.5, 0.5], [0.23, 0.22, 0.22])):
+        stated = json.dumps({"image_mean": mean, "image_std": std})
+        (tmp_path / "preprocessor_config.json").write_text(stated)
+        with pytest.raises(UserError, match=re.escape(f"mean {mean} and standard deviation {std}")):
+            read(tmp_path, "auto", heads=None, pixel_range=None)
+
+
+def test_the_image_size_of_timm(libraries: Path, tmp_path: Path) -> None:
+    folder = libraries / "timm_vit"
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    del config["model_args"]["img_size"]
+    config["pretrained_cfg"]["input_size"] = [3, 8, 32]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"grid of 2x8 patches. Expected a square grid"):
+        read(tmp_path, "auto", heads=None)
