@@ -191,7 +191,7 @@ def _state(tree: Mapping[Any, Any], place: Place, report: ImportReport) -> dict[
 
 
 def _shown(name: Any) -> str:
-    return ascii(name)[1:-1] if isinstance(name, str) else str(name)
+    return ascii(name)[1:-1] if isinstance(name, str) else str(name)[:80]
 
 
 def _names(state: Mapping[str, Any], place: Place, report: ImportReport) -> dict[str, str]:

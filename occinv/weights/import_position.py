@@ -13,6 +13,7 @@ from occinv.weights.grids import SINCOS_TABLES, Grid, Rows, check_square, find_r
 from occinv.weights.pytorch_names import ArrayReader, Tree
 
 IMAGE_SIZE = 224  # of a checkpoint that does not state it
+MAX_SIDE = 1024  # of a position embedding that is computed
 TABLE = "relative_position_bias_table"
 
 
@@ -68,6 +69,11 @@ def read_sizes(
         )
         grid = (IMAGE_SIZE // patch_size,) * 2
     check_square("the ViT", grid)
+    if grid[0] > MAX_SIDE:
+        raise UserError(
+            f"the grid has {grid[0]} patches a side and no position embedding. Expected {MAX_SIDE} "
+            "or fewer: pass --grid HxW."
+        )
     return Sizes(width, patch_size, grid[0], 1)
 
 

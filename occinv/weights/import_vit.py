@@ -25,6 +25,7 @@ from occinv.weights.import_position import (
     tokens_and_position,
 )
 from occinv.weights.import_report import IMAGES, ImportedRun, ImportReport, grouped
+from occinv.weights.model_config import RANGES
 from occinv.weights.pytorch_names import ArrayReader, Tree
 
 OTHER_HEADS = {("mocov3", 384): 12}  # other ViT-S have 6 heads
@@ -179,7 +180,13 @@ def _fields(
             (OFFICIAL_RANGES.get(origin), by_origin),
         ),
     }
-    return {name: _choose(report, f"encoder.{name}", *each) for name, each in candidates.items()}
+    fields = {name: _choose(report, f"encoder.{name}", *each) for name, each in candidates.items()}
+    if fields["pixel_range"] not in RANGES:
+        raise UserError(
+            f"pixels are normalized by {fields['pixel_range']}. Expected ImageNet's mean and "
+            "standard deviation, or 0.5 for both: our ViT has no other."
+        )
+    return fields
 
 
 def _choose(report: ImportReport, field: str, *candidates: tuple[Any, str]) -> Any:

@@ -43,8 +43,8 @@ FIELDS = ("layer_scale", "relative_position", "registers", "class_token", "gelu"
 
 
 @pytest.fixture(scope="module")
-def libraries(reference: Path) -> Path:
-    return reference / "libraries"
+def libraries() -> Path:
+    return Path(__file__).resolve().parent.parent / "reference" / "libraries"
 
 
 @pytest.fixture(scope="module")
