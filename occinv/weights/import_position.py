@@ -54,7 +54,7 @@ def read_sizes(
         return Sizes(width, patch_size, *rows)
     tables = [name for name in reader.arrays if name.endswith(TABLE)]
     if tables:
-        count = reader.shape(tables[0])[0]
+        count = reader.shape(tables[0], 2)[0]
         return Sizes(width, patch_size, table_side(tables[0], count, grid), 0)
     if "decoder_pos_embed" in reader:
         return Sizes(width, patch_size, *_rows(reader, "decoder_pos_embed", (1,), grid))
@@ -96,10 +96,10 @@ def _first_rows(reader: ArrayReader, origin: str) -> tuple[int, ...]:
     """Return how many rows of the position embedding may precede the patches, the usual first."""
     has_class = int("cls_token" in reader)
     if origin == "big_vision":  # its current code adds positions before the class token
-        square = math.isqrt(reader.shape("pos_embed")[-2]) ** 2 == reader.shape("pos_embed")[-2]
-        return (0, has_class) if square else (has_class, 0)
+        count = reader.shape("pos_embed", 3)[1]
+        return (0, has_class) if math.isqrt(count) ** 2 == count else (has_class, 0)
     if origin == "timm":  # `no_embed_class` or not
-        registers = reader.shape("reg_token")[-2] if "reg_token" in reader else 0
+        registers = reader.shape("reg_token", 3)[1] if "reg_token" in reader else 0
         return (has_class + registers, 0) if has_class + registers else (0,)
     return (has_class,)
 
@@ -118,7 +118,7 @@ def tokens_and_position(reader: ArrayReader, sizes: Sizes, origin: str) -> Tree:
     if has_class := "cls_token" in reader:
         found["class_token"] = reader.vector("cls_token", width)
     if name := registers_name(reader):
-        found["registers"] = reader.take(name, 1, reader.shape(name)[-2], width)[0]
+        found["registers"] = reader.take(name, 1, reader.shape(name, 3)[1], width)[0]
     if tables := [name for name in reader.arrays if name.endswith(TABLE)]:
         if "pos_embed" in reader:
             raise UserError("the ViT has absolute and relative positions. Expected one of them.")
@@ -129,7 +129,7 @@ def tokens_and_position(reader: ArrayReader, sizes: Sizes, origin: str) -> Tree:
         return found
     first = sizes.first
     position = read_position(reader, "pos_embed", width, sizes.side, first, origin)
-    if first > 1:  # rows of the registers, after that of the class token
+    if first > int(has_class):  # rows of the registers, after that of the class token
         found["registers"] = found["registers"] + position[int(has_class) : first]
     row = position[:1] if first and has_class else np.zeros((1, width), np.float32)
     if has_class and not first:

@@ -141,7 +141,7 @@ def _parts(reader: ArrayReader) -> dict[str, Any]:
     if "cls_token" not in reader:
         fields["class_token"] = False
     if name := registers_name(reader):
-        fields["registers"] = reader.shape(name)[1] if len(reader.shape(name)) == 3 else 0
+        fields["registers"] = reader.shape(name, 3)[1]
     if reader.has_layer_scale:
         fields["layer_scale"] = 1.0  # the initial value, which the file's values replace
     if any(name.endswith(TABLE) for name in reader.arrays):
@@ -208,7 +208,7 @@ def _decoder(
     reader: ArrayReader, sizes: Sizes, given: int | None, stored: int | None
 ) -> tuple[Tree, dict[str, Any]]:
     """Return the parameters of MAE's decoder, and the config section `objective`."""
-    own = reader.shape("decoder_embed.weight")[0]
+    own = reader.shape("decoder_embed.weight", 2)[0]
     usual = own // 32 if own and own % 32 == 0 else None
     candidates = (given, "given"), (stored, "from the file"), (usual, f"usual for width {own}")
     heads = _choose(reader.report, "objective.decoder_heads", *candidates)

@@ -81,11 +81,17 @@ class ArrayReader:
     def __contains__(self, name: str) -> bool:
         return name in self.arrays
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of the array `name`. Raises UserError if it is missing."""
+    def shape(self, name: str, axes: int | None = None) -> tuple[int, ...]:
+        """Return the shape of the array `name`.
+
+        Raises UserError if it is missing, or has another number of `axes`.
+        """
         if name not in self.arrays:
             raise UserError(f"{name} is missing. Expected every parameter of a ViT.")
-        return self.arrays[name].value.shape
+        found = self.arrays[name].value.shape
+        if axes not in (None, len(found)):
+            raise UserError(f"{name} has shape {list(found)}. Expected {axes} axes.")
+        return found
 
     def take(self, name: str, *shape: int) -> np.ndarray:
         """Return the array `name`. Raises UserError if it is missing or has another shape."""

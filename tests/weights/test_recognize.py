@@ -189,3 +189,28 @@ def test_registers_with_rows_of_positions() -> None:
     rows = weights["pos_embed"][0]
     np.testing.assert_allclose(encoder["registers"], weights["reg_token"][0] + rows[1:3])
     np.testing.assert_array_equal(encoder["position"], np.delete(rows, (1, 2), axis=0))
+    # Without a class token, and one register.
+    del weights["cls_token"]
+    weights |= {"reg_token": weights["reg_token"][:, :1], "pos_embed": weights["pos_embed"][:, 2:]}
+    encoder = found(weights, "timm", grid=(4, 4), pixel_range="half")[0].params["encoder"]
+    np.testing.assert_allclose(encoder["registers"], weights["reg_token"][0] + rows[2:3])
+    np.testing.assert_array_equal(encoder["position"][1:], rows[3:])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["cls_token", "pos_embed", "reg_token", "register_tokens", "mask_token", "head.weight",
+     "decoder_embed.weight", "rel_pos_bias.relative_position_bias_table", "patch_embed.proj.weight",
+     "blocks.0.attn.qkv.weight", "blocks.0.ls1.gamma", "norm.weight", "fc_norm.weight"],
+)  # fmt: skip
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (1, 0, 8), (2, 2, 2, 2, 2)])
+def test_a_shape_of_another_kind_is_refused(name: str, shape: tuple[int, ...]) -> None:
+    weights = random_vit(np.random.default_rng(3), 8) | {name: np.ones(shape, np.float32)}
+    if "table" in name:
+        del weights["pos_embed"]
+    try:
+        found(weights, "timm", pixel_range="half")
+    except UserError as error:
+        assert "\n" not in str(error)
+    else:  # parts after the encoder, and registers that are none
+        assert name in ("head.weight", "fc_norm.weight", "mask_token") or shape == (1, 0, 8)
