@@ -76,7 +76,8 @@ def huggingface_model(trained: TrainedRun, path: str | Path) -> HuggingFaceModel
     else:
         name, kind = "ViTModel", "vit"
         config["intermediate_size"] = 4 * encoder.width
-        if isinstance(decoder, Decoder):
+        # Its target is the pixels as the encoder gets them; ours is in ImageNet's range.
+        if isinstance(decoder, Decoder) and encoder.pixel_range == "imagenet":
             name, kind = "ViTMAEForPreTraining", "vit_mae"
             config |= _decoder_config(decoder, trained.objective)
             written.add("decoder")

@@ -65,7 +65,8 @@ def export_weights(path: str | Path, target: Target, file: Path) -> str:
         head = trained.params["head"] if isinstance(trained.objective, Classification) else None
         arrays = to_pytorch(trained.params["encoder"], head)
         written = {"encoder"} if head is None else {"encoder", "head"}
-        load = f"load with: {_timm_model(encoder)}"
+        num_classes = 0 if head is None else head["linear"]["bias"].shape[0]
+        load = f"load with: {_timm_model(encoder, num_classes)}"
     if target == "timm":
         arrays = _timm_names(arrays)
     elif target == "big_vision":
@@ -135,15 +136,15 @@ def _timm_names(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return found
 
 
-def _timm_model(encoder: ViT) -> str:
-    """Return the call that makes timm's model without a head."""
+def _timm_model(encoder: ViT, num_classes: int) -> str:
+    """Return the call that makes timm's model; without a head if there are 0 classes."""
     fields: dict[str, Any] = {
         "img_size": encoder.image_size,
         "patch_size": encoder.patch_size,
         "embed_dim": encoder.width,
         "depth": encoder.depth,
         "num_heads": encoder.heads,
-        "num_classes": 0,
+        "num_classes": num_classes,
     }
     if encoder.layer_scale is not None:
         fields["init_values"] = 1.0

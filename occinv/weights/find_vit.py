@@ -91,6 +91,8 @@ def find_vit(tree: Any, origin: Origin, prefix: str | None, report: ImportReport
     places = list(dict.fromkeys(_places(tree, (), set())))
     if not places:
         _refuse(tree)
+    if bad := next((place for place in places if not str(place).isprintable()), None):
+        raise UserError(f"the key {str(bad)[:80]!r} cannot be printed. Rename it.")
     place = _choose(places, prefix, report)
     if origin != "auto" and place.style != STYLES.get(origin, "pytorch"):
         others = [name for name, style in STYLES.items() if style == place.style]

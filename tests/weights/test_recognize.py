@@ -122,6 +122,8 @@ def test_a_teacher_is_taken_aloud() -> None:
         run, report = found(tree, prefix=given)
         assert said in report.notes
         same(run.params["encoder"], found(weights, pixel_range="half")[0].params["encoder"])
+    with pytest.raises(UserError, match=r"cannot be printed"):
+        found({"a\x1b[31m": plain, "teacher": plain}, prefix="head")
     with pytest.raises(UserError, match=r"--prefix head has no ViT. Expected one of: student\."):
         found(tree, prefix="head")
     with pytest.raises(UserError, match=r"has 2 ViTs: left\., right\.\. Choose one by --prefix"):

@@ -199,7 +199,8 @@ def check() -> None:
             if name in ("hf_beit", "hf_ijepa"):
                 continue  # have no export
             if isinstance(model, timm.models.VisionTransformer):
-                export_weights(run, "timm", file)
+                said = export_weights(run, "timm", file)
+                model = eval(said.rpartition("load with: ")[2])  # the call for the user
                 model.load_state_dict(load_file(file), strict=True)
             else:
                 export_weights(run, "huggingface", file)
