@@ -94,7 +94,8 @@ def huggingface_model(trained: TrainedRun, path: str | Path) -> HuggingFaceModel
         )
     arrays = _with_parts_of(kind, to_pytorch(params["encoder"], head), encoder.depth)
     if "decoder" in written:
-        arrays |= decoder_to_pytorch(params["decoder"])
+        decoder_arrays = decoder_to_pytorch(params["decoder"])
+        arrays |= {"decoder.mask_token": decoder_arrays.pop("mask_token"), **decoder_arrays}
     rules = TO_DINOV2 if is_dinov2 else TO_VIT
     named = {renamed(key, rules): value for key, value in _apart(arrays).items()}
     if len(written) > 1:
