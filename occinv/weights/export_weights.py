@@ -165,6 +165,8 @@ def _warnings(target: Target, encoder: ViT, arrays: Mapping[str, np.ndarray]) ->
         for name, usual in ASSUMED[target].items()
         if getattr(encoder, name) != usual
     ]
-    if "mask_token" in arrays and target != "huggingface":
+    if encoder.mask_token and target != "huggingface":
         found.append(f"warning: {target} has no mask_token: remove it, or extend the model")
+    elif encoder.mask_token and "embeddings.mask_token" not in arrays:
+        found.append("warning: ViTModel has no mask_token: it is left out")
     return found
