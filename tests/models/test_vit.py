@@ -183,7 +183,7 @@ def test_registers_and_no_class_token(pixels: np.ndarray, visible: np.ndarray) -
     for found in (*whole, *part):
         mean = found[..., 1:, :].mean(-2)
         np.testing.assert_allclose(found[..., 0, :], mean, rtol=1e-5, atol=1e-6)
-    moved = params | {"registers": params["registers"] + 1}
+    moved = params | {"registers": -params["registers"]}
     other = model.apply({"params": moved}, pixels).tokens
     assert np.abs(other - whole.tokens).max() > 1e-3
 

@@ -207,7 +207,7 @@ def check() -> None:
                 found, info = type(model).from_pretrained(file, output_loading_info=True)
                 assert not any(info.values()), info
                 processor = transformers.ViTImageProcessor.from_pretrained(file)
-                assert (processor.image_mean, processor.image_std) == tuple(pixels)
+                assert (list(processor.image_mean), list(processor.image_std)) == tuple(pixels)
                 model = found
             again = output(model.eval(), images, pixels)
         assert set(again) == set(recorded)
