@@ -49,7 +49,7 @@ def read_checkpoint(path: Path) -> Contents:
     if path.is_dir():
         inside = [path / name for name in FOLDER_FILES if (path / name).is_file()]
         if not inside:
-            raise UserError(f"{path} has none of {' and '.join(FOLDER_FILES)}. {EXPECTED}")
+            raise UserError(f"the folder {path} has no {' or '.join(FOLDER_FILES)}. {EXPECTED}")
         path = inside[0]
     if not path.is_file():
         raise UserError(f"{path} does not exist. {EXPECTED}")
