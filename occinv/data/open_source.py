@@ -6,12 +6,13 @@ from occinv.data.source import Source
 from occinv.schema import UserError, nearest
 
 KINDS = ("photos", "digits", "folder", "tfds")
+FORMS = "photos, photos:TILE, digits, folder:PATH, tfds:NAME[:SPLIT] or your own module:Class"
 
 
 def open_source(
     spec: str, *, train: bool, data_dir: str | None = None, classes: str | None = None
 ) -> Source:
-    """Open `photos[:TILE]`, `digits`, `folder:PATH` or `tfds:NAME[:SPLIT]`.
+    """Open `photos[:TILE]`, `digits`, `folder:PATH`, `tfds:NAME[:SPLIT]` or `module:Class`.
 
     Args:
       spec: As in `data.source`.
@@ -41,12 +42,13 @@ def open_source(
         from occinv.data.tfds.source import open_tensorflow_datasets
 
         source = open_tensorflow_datasets(rest, train=train, data_dir=data_dir)
+    elif kind not in KINDS and rest and all(part.isidentifier() for part in kind.split(".")):
+        from occinv.data.own_source import open_own
+
+        source = open_own(spec, train=train)
     else:
         hint = "" if kind in KINDS else nearest(kind, KINDS)
-        raise UserError(
-            f"data source {spec!r}, expected photos, photos:TILE, digits, folder:PATH or "
-            f"tfds:NAME[:SPLIT]{hint}"
-        )
+        raise UserError(f"data.source={spec!r}, expected {FORMS}{hint}")
     if classes is None:
         return source
     from occinv.data.selections import of_classes

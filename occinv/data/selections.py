@@ -51,8 +51,8 @@ def listed(source: Source, file: str) -> Subset:
     """Choose the images listed in a file. They keep the order of the source.
 
     Each line begins with the index of an image or with its file name, perhaps escaped as by
-    `printable`; anything after a tab is ignored. So `images.tsv` of another run is such a list, and so are published lists of labeled
-    ImageNet files.
+    `printable`; anything after a tab is ignored. So `images.tsv` of another run is such a list, and
+    so are published lists of labeled ImageNet files.
 
     Raises:
       UserError: A line matches no image or several images, or repeats an earlier line.

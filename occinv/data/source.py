@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -88,7 +89,18 @@ class Source(abc.ABC):
         They are compared at every start, so they must come without reading images. The bytes are
         empty if they are unknown, and so is the class of a file of several images.
         """
-        if not len(self.names):
+        if len(self.names) == 0:
             return
         for name, label in zip(self.names, self.labels.tolist(), strict=True):
             yield f"{printable(name)}\t\t{self.classes[label] if label >= 0 else ''}"
+
+    def fingerprint(self) -> str:
+        """Return a hash of the number of images, the class names and `files`. Reads no image.
+
+        An image that was replaced by another one of the same size does not change it.
+        """
+        content = hashlib.sha256(f"{len(self)} images, {len(self.classes)} classes\n".encode())
+        for lines in (self.classes, self.files()):
+            for line in lines:
+                content.update(f"{line}\n".encode())
+        return content.hexdigest()

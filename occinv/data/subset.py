@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -60,6 +61,12 @@ class Subset(Source):
     def files(self) -> Iterator[str]:
         """Yield the files of the parent."""
         return self.parent.files()
+
+    def fingerprint(self) -> str:
+        """Return a hash of the parent's fingerprint and the choice of images."""
+        content = hashlib.sha256(self.parent.fingerprint().encode())
+        content.update(self.indices.tobytes() + self.labels.tobytes())
+        return content.hexdigest()
 
     def lines(self) -> Iterator[str]:
         """Yield the index, class and printable file name of each image, separated by tabs."""
