@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
+import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -29,13 +32,28 @@ class FolderSource(Source):
     classes: tuple[str, ...]
     names: list[str]  # paths relative to `folder`
     labels: np.ndarray  # int32 [len]
-    sizes: list[int]  # bytes
 
     def __post_init__(self) -> None:
         self.name = f"folder:{printable(self.folder)}"
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @functools.cached_property
+    def sizes(self) -> list[int]:
+        """The bytes of each file."""
+
+        def of_some(names: Sequence[str]) -> list[int]:
+            return [os.stat(os.path.join(self.folder, name)).st_size for name in names]
+
+        # Threads hide the latency of a remote disk. A task for each file would cost more than that.
+        parts = [self.names[start : start + 1000] for start in range(0, len(self), 1000)]
+        try:
+            with ThreadPoolExecutor(8) as pool:
+                return list(itertools.chain.from_iterable(pool.map(of_some, parts)))
+        except OSError as error:
+            where = printable(os.fsdecode(error.filename))
+            raise UserError(f"cannot read the size of {where}: {error.strerror}") from error
 
     def files(self) -> Iterator[str]:
         """Yield the path, bytes and class of each image."""
@@ -130,7 +148,7 @@ def _open(root: Path, train: Path | None = None) -> FolderSource:
     table = _table_of(found)
     log_ignored(found)
     shown = printable(str(root))
-    if not found.sizes and not found.folders:
+    if not found.images and not found.folders:
         raise UserError(f"{shown} holds no image, expected files named {', '.join(SUFFIXES)}")
     class_of = _classes_of(found, table)
     own = sorted(set(class_of.values()))
@@ -146,15 +164,14 @@ def _open(root: Path, train: Path | None = None) -> FolderSource:
             f"their classes in {LABELS[0]}: docs/data.md"
         )
     label_of = {name: label for label, name in enumerate(names)}
-    labels = {path: label_of.get(class_of.get(path, ""), -1) for path in found.sizes}
-    is_nested = bool(found.folders)
-    paths = sorted(found.sizes, key=lambda path: path.split("/", 1) if is_nested else path)
+    # By class, then by path: the "/" after the class comes before all characters of longer names.
+    paths = sorted(found.images, key=lambda path: path.replace("/", "\0", 1))
+    labels = [label_of.get(class_of.get(path, ""), -1) for path in paths]
     return FolderSource(
         folder=str(root),
         classes=tuple(map(printable, names)),
         names=paths,
-        labels=np.array([labels[path] for path in paths], np.int32),
-        sizes=[found.sizes[path] for path in paths],
+        labels=np.array(labels, np.int32),
     )
 
 
@@ -186,13 +203,13 @@ def _classes_of(found: Listing, table: Path | None) -> dict[str, str]:
         return _labels_of(found, table)
     if not found.folders:
         return {}
-    loose = min((path for path in found.sizes if "/" not in path), default=None)
+    loose = min((path for path in found.images if "/" not in path), default=None)
     if loose is not None:
         raise UserError(
             f"{root} holds both images ({loose!r} ...) and folders ({found.folders[0]!r} ...), "
             "expected one folder per class or only images"
         )
-    class_of = {path: path.split("/", 1)[0] for path in found.sizes}
+    class_of = {path: path.split("/", 1)[0] for path in found.images}
     # Validation images may lack a class of `train`, but an empty folder is a mistake.
     if empty := sorted(set(found.folders) - set(class_of.values())):
         listed = ", except what another class holds" if found.repeated else ""
@@ -214,6 +231,7 @@ def _labels_of(found: Listing, table: Path) -> dict[str, str]:
     """
     shown = printable(str(table))
     class_of: dict[str, str] = {}
+    images = set(found.images)
     for number, cells in enumerate(_rows(table), 1):
         where = f"{shown}, line {number}"
         is_heading = number == 1 and cells and not is_image(cells[0])
@@ -222,13 +240,13 @@ def _labels_of(found: Listing, table: Path) -> dict[str, str]:
         if len(cells) != 2 or not all(cells):
             raise UserError(f"{where}: {cells}, expected a file and its class")
         name, label = cells
-        if name not in found.sizes:
-            hint = nearest(printable(name), map(printable, found.sizes))
+        if name not in images:
+            hint = nearest(printable(name), map(printable, images))
             raise UserError(f"{where}: {name!r} is no image of {printable(str(found.root))}{hint}")
         if name in class_of:
             raise UserError(f"{where} repeats {name!r}. Remove one of the lines.")
         class_of[name] = label
-    if missing := sorted(found.sizes.keys() - class_of.keys()):
+    if missing := sorted(images - class_of.keys()):
         raise UserError(f"{shown} has no line for {len(missing)} images, such as {missing[0]!r}")
     return class_of
 

@@ -26,14 +26,14 @@ class Listing:
 
     Attributes:
       root: The folder.
-      sizes: The bytes of each image, by path.
+      images: Files named as images, unsorted.
       folders: Its direct sub-folders.
       ignored: Files that are not images.
       repeated: Links to files and folders that are listed already.
     """
 
     root: Path
-    sizes: dict[str, int] = dataclasses.field(default_factory=dict)
+    images: list[str] = dataclasses.field(default_factory=list)
     folders: list[str] = dataclasses.field(default_factory=list)
     ignored: list[str] = dataclasses.field(default_factory=list)
     repeated: list[str] = dataclasses.field(default_factory=list)
@@ -48,7 +48,7 @@ def list_images(root: Path) -> Listing:
     """List a folder and the folders below it, without hidden files and folders.
 
     Links are followed after everything else, so that a file keeps its own place. A link to a file
-    or folder that is listed already is not followed. Sizes are read, but no image.
+    or folder that is listed already is not followed.
 
     Raises:
       OSError: A folder cannot be read.
@@ -84,9 +84,9 @@ def list_images(root: Path) -> Listing:
             found.repeated.append(path)
         else:
             linked.add(target)
-            found.sizes[path] = full.stat().st_size
+            found.images.append(path)
     found.folders.sort()
-    _check_names([*found.folders, *found.sizes], root)
+    _check_names([*found.folders, *found.images], root)
     return found
 
 
@@ -112,7 +112,7 @@ def _walk(found: Listing, path: str, real: str, folders: set[str], links: list[s
                     if not path:
                         found.folders.append(name)
                 elif is_image(name) and entry.is_file():
-                    found.sizes[below] = entry.stat().st_size
+                    found.images.append(below)
                 else:
                     found.ignored.append(below)
 
