@@ -32,7 +32,7 @@ choices:
   variants     :tiny_imagenet, :quickstart and :smoke of each config
   objectives   {", ".join(OBJECTIVES)}, or your own as module:Class
   encoders     {", ".join(encoders)}
-  data.source  photos, digits, folder:PATH, tfds:NAME[:SPLIT]
+  data.source  photos, digits, folder:PATH, arrow:PATH, tfds:NAME[:SPLIT], or module:Class
 
 examples:
   occinv train --config configs/mae.py:smoke --workdir runs/try

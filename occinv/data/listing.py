@@ -141,11 +141,11 @@ def log_ignored(found: Listing) -> None:
     if found.ignored:
         kinds = collections.Counter(Path(p).suffix.lower() or "no suffix" for p in found.ignored)
         parts = ", ".join(f"{count} {printable(kind)}" for kind, count in kinds.most_common())
-        total, first = len(found.ignored), printable(min(found.ignored))
-        _log_once(f"{root}: ignored {total} other files: {parts} (first: {first})")
+        first = printable(min(found.ignored))
+        _log_once(f"{root}: ignored other files: {parts} (first: {first})")
     if found.repeated:
-        total, first = len(found.repeated), printable(min(found.repeated))
-        _log_once(f"{root}: ignored {total} links to what is listed already (first: {first})")
+        count, first = len(found.repeated), printable(min(found.repeated))
+        _log_once(f"{root}: ignored links to what is listed already: {count} (first: {first})")
 
 
 @functools.cache

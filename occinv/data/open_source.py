@@ -5,14 +5,14 @@ from __future__ import annotations
 from occinv.data.source import Source
 from occinv.schema import UserError, nearest
 
-KINDS = ("photos", "digits", "folder", "tfds")
-FORMS = "photos, photos:TILE, digits, folder:PATH, tfds:NAME[:SPLIT] or your own module:Class"
+KINDS = ("photos", "digits", "folder", "arrow", "tfds")
+FORMS = "photos, photos:TILE, digits, folder:PATH, arrow:PATH, tfds:NAME[:SPLIT] or module:Class"
 
 
 def open_source(
     spec: str, *, train: bool, data_dir: str | None = None, classes: str | None = None
 ) -> Source:
-    """Open `photos[:TILE]`, `digits`, `folder:PATH`, `tfds:NAME[:SPLIT]` or `module:Class`.
+    """Open `photos[:TILE]`, `digits`, `folder:PATH`, `arrow:PATH`, `tfds:NAME…` or `module:Class`.
 
     Args:
       spec: As in `data.source`.
@@ -38,6 +38,10 @@ def open_source(
         from occinv.data.folder import open_folder
 
         source = open_folder(rest, train=train)
+    elif kind == "arrow" and rest:
+        from occinv.data.arrow import open_arrow
+
+        source = open_arrow(rest, train=train)
     elif kind == "tfds" and rest:
         from occinv.data.tfds.source import open_tensorflow_datasets
 

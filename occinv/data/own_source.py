@@ -27,12 +27,18 @@ def open_own(spec: str, *, train: bool) -> Source:
         from occinv.data.open_source import KINDS
 
         raise UserError(f"{error}{nearest(module, KINDS)}") from error
+    if inspect.isabstract(found):
+        missing = ", ".join(sorted(found.__abstractmethods__))
+        raise UserError(f"data.source={spec!r}: {name} does not define {missing}")
     try:
         inspect.signature(found).bind(*argument, train=train)
     except TypeError as error:
         given = ", ".join([*map(repr, argument), f"train={train}"])
         raise UserError(f"data.source={spec!r}: {name}({given}) is wrong: {error}") from error
-    source = found(*argument, train=train)
+    try:
+        source = found(*argument, train=train)
+    except OSError as error:
+        raise UserError(f"data.source={spec!r} cannot be opened: {error}") from error
     _check(source, f"data.source={spec!r}: ")
     return source
 

@@ -21,7 +21,7 @@ def test_each_kind_opens(tmp_path):
     [
         ("photo", "did you mean 'photos'"),
         ("tdfs:mnist", "did you mean 'tfds'"),
-        ("imagenet", "expected one of: digits, folder, photos, tfds"),
+        ("imagenet", "expected one of: arrow, digits, folder, photos, tfds"),
         ("folder:", "folder:PATH"),
         ("tfds", "tfds:NAME"),
         ("digits:8", "expected photos"),
