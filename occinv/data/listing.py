@@ -139,10 +139,10 @@ def log_ignored(found: Listing) -> None:
     """Log how many files were ignored, by suffix, and how many links."""
     root = printable(str(found.root))
     if found.ignored:
-        kinds = collections.Counter(Path(p).suffix.lower() or "no suffix" for p in found.ignored)
+        paths = sorted(found.ignored)
+        kinds = collections.Counter(Path(path).suffix.lower() or "no suffix" for path in paths)
         parts = ", ".join(f"{count} {printable(kind)}" for kind, count in kinds.most_common())
-        first = printable(min(found.ignored))
-        _log_once(f"{root}: ignored other files: {parts} (first: {first})")
+        _log_once(f"{root}: ignored other files: {parts} (first: {printable(paths[0])})")
     if found.repeated:
         count, first = len(found.repeated), printable(min(found.repeated))
         _log_once(f"{root}: ignored links to what is listed already: {count} (first: {first})")

@@ -39,7 +39,7 @@ def test_the_first_frame_is_read(kind):
     assert np.abs(decode_rgb(content, "image").astype(int) - (255, 0, 0)).max() <= 2
 
 
-OTHERS = ["EPS", "ICO", "TGA", "PPM", "PCX", "SGI", "IM", "DIB", "JPEG2000", "ICNS", "DDS", "AVIF"]
+OTHERS = ["EPS", "ICO", "TGA", "PPM", "PCX", "SGI", "DIB", "JPEG2000", "ICNS", "DDS", "AVIF"]
 
 
 @pytest.mark.parametrize("kind", OTHERS)

@@ -87,7 +87,7 @@ def test_ignored_files_are_counted_once(pets, caplog):
     with caplog.at_level(logging.INFO, logger="occinv.data"):
         assert names(pets) == names(pets) == PETS
     assert caplog.messages == [
-        f"{pets}: ignored other files: 2 .txt, 1 .svg, 1 no suffix, 1 .jpg (first: cat/notes.txt)",
+        f"{pets}: ignored other files: 2 .txt, 1 no suffix, 1 .svg, 1 .jpg (first: cat/notes.txt)",
         f"{pets}: ignored links to what is listed already: 1 (first: dog/link.png)",
     ]
 
