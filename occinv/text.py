@@ -13,3 +13,8 @@ def printable(name: str) -> str:
     return "".join(
         c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode() for c in name
     )
+
+
+def is_utf8(name: str) -> bool:
+    """Return whether a name can be written as UTF-8. Python decodes other bytes to surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)

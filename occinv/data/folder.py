@@ -86,9 +86,9 @@ def open_folder(path: str, *, train: bool) -> FolderSource:
     Raises:
       UserError: The folder is missing, unreadable, empty or ambiguous, or its labels do not fit.
     """
-    root = Path(path).expanduser()
-    _check_folder(root)
+    root = Path(os.path.expanduser(path))
     try:
+        _check_folder(root)
         parts = _parts(root)
         if not parts:
             return _open(root)

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from occinv.schema import UserError
-from occinv.text import printable
+from occinv.text import is_utf8, printable
 
 logger = logging.getLogger("occinv.data")
 
@@ -126,13 +126,9 @@ def _check_names(paths: list[str], root: Path) -> None:
     try:
         "\n".join(paths).encode()
     except UnicodeEncodeError as error:
-        wrong = next(path for path in paths if not _is_utf8(path))
+        wrong = next(path for path in paths if not is_utf8(path))
         shown = printable(f"{root}/{wrong}")
         raise UserError(f"the name of {shown} is not UTF-8. Rename it.") from error
-
-
-def _is_utf8(name: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def log_ignored(found: Listing) -> None:

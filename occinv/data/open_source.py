@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from occinv.data.source import Source
 from occinv.schema import UserError, nearest
+from occinv.text import is_utf8
 
 KINDS = ("photos", "digits", "folder", "arrow", "tfds")
 FORMS = "photos, photos:TILE, digits, folder:PATH, arrow:PATH, tfds:NAME[:SPLIT] or module:Class"
@@ -23,6 +24,8 @@ def open_source(
     Raises:
       UserError: The source cannot be opened; see the function of each kind.
     """
+    if not is_utf8(spec):
+        raise UserError(f"data.source={spec!r} is not UTF-8. Rename the folder.")
     # Each kind is imported only if it is used: tensorflow_datasets alone takes seconds.
     kind, colon, rest = spec.partition(":")
     source: Source
