@@ -53,6 +53,7 @@ def test_what_is_elsewhere_is_listed_once(pets):
     (store / "more" / "loop").symlink_to(store)
     (pets / "cat" / "x.png").symlink_to(store / "a.png")  # also in the linked folder
     (pets / "dog" / "y.png").symlink_to(store / "more" / "b.png")
+    (pets / "dog" / "z.png").symlink_to(pets / "cat" / "x.png")  # the same file again
     assert names(pets) == ["cat/1.png", "cat/2.png", "cat/x.png", "dog/1.png", "dog/y.png"]
     (pets / "dog" / "store").symlink_to(store)
     (pets / "dog" / "store_too").symlink_to(store)
