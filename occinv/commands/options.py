@@ -54,7 +54,7 @@ choices:
   variants     :tiny_imagenet, :quickstart and :smoke of each config
   objectives   {", ".join(OBJECTIVES)}, or your own as module:Class
   encoders     {", ".join(encoders)}
-  data.source  photos, digits, folder:PATH, tfds:NAME[:SPLIT]
+  data.source  photos, digits, folder:PATH, arrow:PATH, tfds:NAME[:SPLIT], or module:Class
 
 examples:
   occinv train --config mae:smoke --workdir runs/try

@@ -23,10 +23,10 @@ from clu import parameter_overview
 
 from occinv import parallel
 from occinv.data.identity import identify
-from occinv.data.subset import Subset
 from occinv.schema import Experiment
 from occinv.train import workdir as files
 from occinv.train.checkpoints import Checkpoints
+from occinv.train.data_record import check_data, write_data
 from occinv.train.evaluation import make_evaluation, pictures
 from occinv.train.flops import model_flops
 from occinv.train.prepare import Run, prepare
@@ -63,11 +63,22 @@ class Outcome(NamedTuple):
     stopped_by: int | None
 
 
-def train(experiment: Experiment, workdir: Path, watch: Watch | None = None) -> Outcome:
+def train(
+    experiment: Experiment,
+    workdir: Path,
+    watch: Watch | None = None,
+    accept_changed_data: bool = False,
+) -> Outcome:
     """Train in `workdir`, from the newest checkpoint there, until the end or a signal.
 
     A run that was killed at any moment and restarted gives exactly the parameters of an
     uninterrupted run.
+
+    Args:
+      experiment: The config.
+      workdir: The folder of the run.
+      watch: Called after every step.
+      accept_changed_data: Go on if the data differs from that of the run in `workdir`.
 
     Raises:
       UserError: The config or the data is wrong; nothing is written.
@@ -77,9 +88,7 @@ def train(experiment: Experiment, workdir: Path, watch: Watch | None = None) -> 
     steps = run.assembly.steps
     evals = make_evals(run, workdir)
     if jax.process_index() == 0:
-        files.claim(workdir, experiment, run.classes)
-        if isinstance(run.loader.source, Subset):
-            files.record_images(workdir, run.loader.source.lines())
+        claim(run, workdir, accept_changed_data)
     if (workdir / files.RESULT).exists():
         finished = json.loads((workdir / files.RESULT).read_text())
         return Outcome(finished["step"], steps, finished["metrics"], None)
@@ -107,6 +116,18 @@ def train(experiment: Experiment, workdir: Path, watch: Watch | None = None) -> 
             result["images"] = dataclasses.asdict(images)
         files.write_json(workdir / files.RESULT, result)
     return Outcome(step, steps, metrics, stop.requested and int(stop.requested))
+
+
+def claim(run: Run, workdir: Path, accept_changed_data: bool) -> None:
+    """Write config and data to the workdir, or check that they are those that are there."""
+    experiment = run.assembly.experiment
+    files.check_folder(workdir)
+    if (workdir / files.CONFIG).exists():
+        files.check_same(workdir, experiment, run.classes)
+    data = check_data(workdir, run.sources, accept_changed_data)
+    files.claim(workdir, experiment, run.classes)
+    if data is not None:
+        write_data(workdir, run.sources, data)
 
 
 def make_evals(run: Run, workdir: Path) -> Evals | None:

@@ -1,7 +1,7 @@
 """The files of a workdir, and how a finished or running run is read back from them.
 
 <workdir>/config.json    the experiment, field by field, and the names of its classes
-<workdir>/images.tsv     the training images, if they are a subset of the source
+<workdir>/data.json      the data, compared at every start, and images.tsv: see data_record.py
 <workdir>/checkpoints/   see checkpoints.py
 <workdir>/metrics.jsonl  one line for each time metrics were logged
 <workdir>/profile/       a trace of some steps, if train.profile is set: see profiler.py
@@ -114,20 +114,8 @@ def check_same(
 
 
 def record_images(workdir: Path, lines: Iterable[str]) -> None:
-    """Write the list of training images, or check that it is the one the run began with.
-
-    Raises:
-      UserError: The source has changed, so that the seed draws other images now.
-    """
-    path, text = workdir / IMAGES, "index\tclass\tfile\n" + "".join(f"{line}\n" for line in lines)
-    if not path.exists():
-        _write(path, text)
-    elif (before := path.read_text()) != text:
-        changed = set(before.splitlines()) ^ set(text.splitlines())
-        raise UserError(
-            f"{path}: the data has changed since the run began, so other images would be drawn "
-            f"({len(changed)} lines differ); use another --workdir, or put the images back"
-        )
+    """Write the list of training images."""
+    _write(workdir / IMAGES, "index\tclass\tfile\n" + "".join(f"{line}\n" for line in lines))
 
 
 def as_json(experiment: schema.Experiment) -> dict[str, Any]:
