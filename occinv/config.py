@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from occinv.config_error import config_error
 from occinv.schema import UserError, nearest, plain
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -54,6 +55,10 @@ def _get_config(spec: str) -> Any:
     sys.path[:0] = [str(path.resolve().parent.parent), here]
     try:
         module = runpy.run_path(str(path), run_name=f"occinv_config_{path.stem}")
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise config_error(path, error) from error
     finally:
         sys.path[:] = before if here in before else [here, *before]
     if "get_config" not in module:
@@ -61,7 +66,12 @@ def _get_config(spec: str) -> Any:
     variants = module.get("VARIANTS", ())
     if variant and variants and variant not in variants:
         raise UserError(f"--config {name!r} has no variant {variant!r}{nearest(variant, variants)}")
-    return module["get_config"](variant) if variant else module["get_config"]()
+    try:
+        return module["get_config"](variant) if variant else module["get_config"]()
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise config_error(path, error) from error
 
 
 def _apply(config: dict[str, Any], override: str) -> None:

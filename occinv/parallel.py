@@ -27,8 +27,10 @@ STACK = "scan"  # the name of the stacked parameters of transformer blocks
 # Smaller arrays (mostly biases) are not worth the communication: every device holds them whole.
 SHARDED_FROM = 2**15  # numbers
 
-# A process that has died is noticed after this many seconds; then all others stop.
-PEER_TIMEOUT = 60
+# A process that has died, or does not start, is noticed after this many seconds; then all stop.
+PEER_TIMEOUT = 45
+# A cluster manager may start its processes minutes apart.
+CLUSTER_TIMEOUT = 300
 
 
 def join(
@@ -43,7 +45,8 @@ def join(
       num_processes, process_id: The number of processes, and the number of this one from 0.
 
     Raises:
-      UserError: No cluster is found and no arguments were given, or only some of them.
+      UserError: No cluster is found and no arguments were given, or only some of them, or process
+        0 cannot listen at the address.
     """
     given = {
         "--coordinator": coordinator,
@@ -57,7 +60,11 @@ def join(
         raise UserError(f"--process-id {process_id}, expected 0 to {num_processes - 1}")
     try:
         jax.distributed.initialize(
-            coordinator, num_processes, process_id, heartbeat_timeout_seconds=PEER_TIMEOUT
+            coordinator,
+            num_processes,
+            process_id,
+            heartbeat_timeout_seconds=PEER_TIMEOUT,
+            initialization_timeout=CLUSTER_TIMEOUT if coordinator is None else PEER_TIMEOUT,
         )
     except ValueError as error:
         raise UserError(

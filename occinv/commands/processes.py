@@ -19,7 +19,8 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
     add("--distributed", action="store_true",
         help="Join the processes that SLURM, Cloud TPU, Kubernetes or Open MPI started.")
     add("--coordinator", metavar="HOST:PORT",
-        help="Connect to process 0 at this address. Needed without a cluster manager.")
+        help="Connect to process 0 at this address. Needed without a cluster manager. All "
+             "processes must start within 45 seconds.")
     add("--num-processes", type=int, metavar="N",
         help="Number of processes; needs --coordinator.")
     add("--process-id", type=int, metavar="I",
@@ -38,9 +39,11 @@ def join(options: argparse.Namespace) -> Console:
 
     from occinv import parallel
     from occinv.commands.compilation_cache import use_compilation_cache
+    from occinv.commands.stderr_filter import filter_stderr
 
     cluster = options.coordinator, options.num_processes, options.process_id
     if options.distributed or cluster != (None, None, None):
+        filter_stderr()
         parallel.join(*cluster)
     use_compilation_cache()
     if jax.process_index() == 0:

@@ -1,4 +1,4 @@
-"""`occinv weights`: import and export checkpoints of other libraries."""
+"""`occinv weights`: import and export checkpoints of other libraries, and accept old ones."""
 
 from __future__ import annotations
 
@@ -28,11 +28,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Write a file for timm (safetensors) or big_vision (npz).")
     add("workdir", type=Path, metavar="DIR", help="Export the encoder of the run in this folder.")
     add("file", type=Path, metavar="FILE", help="Write this new file.")
+    add = directions.add_parser("accept", help="Trust checkpoints without a manifest.").add_argument
+    add("workdir", type=Path, metavar="DIR",
+        help="Write manifests for the checkpoints in this folder that have none, as they are.")
     # fmt: on
 
 
 def run(options: argparse.Namespace, rest: list[str]) -> int:
     """Run `occinv weights` and return the exit status."""
+    if options.direction == "accept":
+        from occinv.train.lock import lock_workdir
+        from occinv.train.workdir import accept, read_config
+
+        read_config(options.workdir)
+        with lock_workdir(options.workdir, "Wait until it ends."):
+            steps = ", ".join(map(str, accept(options.workdir))) or "no checkpoint"
+        print(f"{options.workdir}: wrote the manifest of {steps}")
+        return 0
     if options.direction == "export":
         from occinv.weights.export_weights import export_weights
 

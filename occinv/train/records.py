@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import jax
@@ -16,7 +15,7 @@ from occinv.data.identity import Images
 from occinv.evaluators.base import Record, Result
 from occinv.evaluators.pictures import save_pictures
 from occinv.schema import UserError
-from occinv.train.workdir import write_json
+from occinv.train.disk import read_json, write_json
 
 FOLDER = "evaluate"
 PICTURE = 128  # pixels a side of a picture in a grid, about
@@ -51,9 +50,9 @@ def read_records(path: Path) -> list[Record]:
     if not path.exists():
         return []
     try:
-        stored = json.loads(path.read_text())
+        stored = read_json(path)
         return [Record(**{**each, "images": Images(**each["images"])}) for each in stored]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
             f"{path} has no records of this version of occinv ({error}). Move it away."
         ) from None
