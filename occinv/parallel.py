@@ -9,6 +9,7 @@ sharded over `fsdp` and replicated over `data` (Rajbhandari et al. 2020, ZeRO, a
 from __future__ import annotations
 
 import functools
+import socket
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -58,6 +59,8 @@ def join(
         raise UserError(f"{' and '.join(missing)} missing; give all of {', '.join(given)}")
     if num_processes is not None and not 0 <= (process_id or 0) < num_processes:
         raise UserError(f"--process-id {process_id}, expected 0 to {num_processes - 1}")
+    if coordinator is not None:
+        check_address(coordinator, is_ours=process_id == 0)
     try:
         jax.distributed.initialize(
             coordinator,
@@ -70,6 +73,27 @@ def join(
         raise UserError(
             "--distributed found no cluster (SLURM, Cloud TPU, Kubernetes, Open MPI); give "
             f"--coordinator HOST:PORT, --num-processes and --process-id ({error})"
+        ) from error
+
+
+def check_address(coordinator: str, is_ours: bool) -> None:
+    """Raise UserError unless `coordinator` is HOST:PORT, and a free port if `is_ours`.
+
+    JAX crashes where its port is in use.
+    """
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise UserError(f"--coordinator {coordinator!r}, expected HOST:PORT")
+    has_ipv6 = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if has_ipv6 else socket.AF_INET
+    try:
+        if is_ours:
+            address = ("", int(port))
+            socket.create_server(address, family=family, dualstack_ipv6=has_ipv6).close()
+    except OSError as error:
+        raise UserError(
+            f"--coordinator {coordinator}: process 0 cannot listen there ({error.strerror}). Use "
+            "another port."
         ) from error
 
 

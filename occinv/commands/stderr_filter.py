@@ -14,7 +14,11 @@ import sys
 
 FATAL = re.compile(rb"^F\d{4} .*JAX distributed service detected fatal errors.*absl::Status: (.*)")
 # Messages of C++ about the same event.
-NOISE = re.compile(rb"^[EW]\d{4} .*(coordination|chttp2_server|preemption)")
+NOISE = re.compile(rb"^[EW]\d{4} .*(coordination|preemption)")
+MORE_NOISE = re.compile(
+    rb"^($|[A-Z_]+: |Barrier|# of tasks|The (first|following|tasks)|[\d ,]+$| \[type"
+    rb"|This suggests|RPC: |Additional GRPC|:UNKNOWN)"
+)
 
 
 def filter_stderr() -> None:
@@ -44,13 +48,16 @@ def explain(lines: list[bytes]) -> str:
 def main() -> None:
     """Copy lines, and replace a fatal error and all that follows it by one line."""
     fatal: list[bytes] = []
+    is_noise = False
     for line in sys.stdin.buffer:
         if fatal:
             fatal.append(line.strip())
         elif found := FATAL.match(line):
             fatal.append(found[1].strip())
-        elif not NOISE.match(line):
-            os.write(1, line)
+        else:
+            is_noise = bool(NOISE.match(line) or (is_noise and MORE_NOISE.match(line)))
+            if not is_noise:
+                os.write(1, line)
     if fatal:
         os.write(1, explain(fatal).encode())
 

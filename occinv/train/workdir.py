@@ -16,6 +16,7 @@ import json
 import logging
 import math
 import os
+import stat
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
@@ -89,16 +90,18 @@ class Stored(NamedTuple):
 def check_folder(workdir: Path) -> None:
     """Raise UserError if `workdir` cannot be a folder."""
     shown = f"--workdir {str(workdir)[:100]!r}"
-    try:
-        for path in (workdir, *workdir.parents):
-            if path.is_file():
+    for path in (workdir, *workdir.parents):
+        try:
+            if not stat.S_ISDIR(os.stat(path).st_mode):
                 raise UserError(f"{shown}: {path} is a file, expected a folder")
-            if path.is_symlink() and not path.exists():
-                raise UserError(f"{shown}: {path} is a link to a missing folder, expected a folder")
-            os.path.lexists(path) and path.stat()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{shown}: {reason}. Expected a folder that can be written.") from None
+        except (FileNotFoundError, NotADirectoryError):
+            if os.path.islink(path):
+                raise UserError(
+                    f"{shown}: {path} is a link to a missing folder, expected a folder"
+                ) from None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"{shown}: {reason}. Use another folder.") from None
 
 
 def check_free(workdir: Path, experiment: schema.Experiment, classes: tuple[str, ...]) -> None:
