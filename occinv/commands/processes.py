@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import sys
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -61,6 +62,9 @@ def fail(status: int, reason: object) -> int:
     print(f"occinv: {reason}", file=sys.stderr, flush=True)
     if is_one_of_several():
         sys.stdout.flush()
+        if sys.modules["jax"].process_index() == 0:
+            # When process 0 ends, JAX aborts the others. Let them say first why they end.
+            time.sleep(2)
         os._exit(status)
     return status
 

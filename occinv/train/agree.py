@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -15,19 +15,26 @@ from jax.experimental import multihost_utils
 from occinv.data.source import Source
 from occinv.schema import UserError
 
+T = TypeVar("T")
 
-def on_first_process(act: Callable[[], None]) -> None:
-    """Call `act` on process 0 only. Its UserError is raised on every process."""
+
+def on_first_process(act: Callable[[], T]) -> T:
+    """Call `act` on process 0 only. Every process gets its result, or raises its UserError.
+
+    With several processes the result is in JSON's types, so a tuple becomes a list.
+    """
     if jax.process_count() == 1:
         return act()
-    message = ""
+    answer: dict[str, Any] = {}
     if jax.process_index() == 0:
         try:
-            act()
+            answer["result"] = act()
         except UserError as error:
-            message = str(error)
-    if message := gather_texts(message)[0]:
-        raise UserError(message)
+            answer["mistake"] = str(error)
+    answer = json.loads(gather_texts(json.dumps(answer))[0])
+    if "mistake" in answer:
+        raise UserError(answer["mistake"])
+    return answer["result"]
 
 
 def agree(facts: Mapping[str, Any]) -> None:

@@ -13,7 +13,6 @@ import dataclasses
 import json
 import logging
 import time
-import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -86,27 +85,27 @@ def train(experiment: Experiment, workdir: Path, watch: Watch | None = None) -> 
     on_first_process(lambda: files.check_free(workdir, experiment, run.classes))
     otherwise = "Wait until it ends, or use another --workdir."
     with lock_workdir(workdir, otherwise) as lock:
-        claimed: list[RunIdentity | None] = []
-        on_first_process(lambda: claimed.append(claim(run, workdir)))
-        identity = claimed[0] if claimed else None  # only process 0 reads and writes it
-        if (finished := finished_result(workdir)) is not None:
+        identity = on_first_process(lambda: claim(run, workdir))
+        if (finished := on_first_process(lambda: finished_result(workdir))) is not None:
             return Outcome(finished["step"], run.assembly.steps, finished["metrics"], None)
-        return train_claimed(run, workdir, identity, lock, evals, watch)
+        return train_claimed(run, workdir, identity and RunIdentity(*identity), lock, evals, watch)
 
 
 def prepare_alike(experiment: Experiment) -> Run:
     """Prepare the run, and check that every process has the same config, software and data."""
+    if jax.process_count() == 1:
+        return prepare(experiment)
     config = files.as_json(experiment)
     for name in ("data_dir", "num_threads"):  # a machine may have its own
         config["data"].pop(name)
     agree({"config": config, **software()})
     try:
-        run, error = prepare(experiment), None
-    except UserError as raised:
-        run, error = None, raised
-    agree({"mistake": error and str(error)})
+        run, mistake = prepare(experiment), None
+    except UserError as error:
+        run, mistake = None, str(error)
+    agree({"mistake": mistake})
     if run is None:
-        raise typing.cast(UserError, error)
+        raise UserError(mistake)
     validation = None if run.validation is None else run.validation.source
     agree({"training": data_facts(run.loader.source), "validation": data_facts(validation)})
     return run
@@ -256,11 +255,11 @@ def run_steps(
         window.add(of_step)
         logged = None
         if step % log_every == 0 or step == steps:
-            logged = window.means()
-            logged["learning_rate"] = float(assembly.schedule(step - 1))
-            logged |= clock.rates(settings.batch_size)
+            rate = {"learning_rate": float(assembly.schedule(step - 1))}
+            logged = window.means() | rate | clock.rates(settings.batch_size)
             writer.write_scalars(step, logged)
             window, clock = LogWindow(), Clock()
+            lock.check()
             raise_if_not_finite(run, state, checkpoints)
         if watch is not None:
             watch(step, steps, logged)

@@ -165,11 +165,14 @@ def read_config(workdir: Path) -> Stored:
     path = workdir / CONFIG
     try:
         stored = read_json(path)
-        experiment = schema.resolve(stored["experiment"])
-        return Stored(experiment, tuple(map(str, stored["classes"])), _identity(stored))
     except FileNotFoundError:
         raise UserError(f"{workdir} is not the workdir of a run; expected a file {path}") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    try:
+        experiment = schema.resolve(stored["experiment"])
+        return Stored(experiment, tuple(map(str, stored["classes"])), _identity(stored))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not the config of a run: {error!r}") from None
 
 

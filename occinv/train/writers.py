@@ -21,6 +21,8 @@ import numpy as np
 
 from occinv.train.disk import write_bytes, write_text
 
+SHOWN = 30  # seconds until an event is in the file, for a TensorBoard that watches the run
+
 log = logging.getLogger("occinv.train")
 
 
@@ -116,6 +118,7 @@ class TensorBoardWriter(Writer):
                 _cut_events(path, resume_step)
         # Two starts within a second must not write to one file.
         self._writer = EventsWriter(str(workdir / "events"), f".{time.time_ns()}")
+        self._flushed = time.monotonic()
         if resume_step is not None:
             self._write(resume_step + 1, session_log=SessionLog(status=SessionLog.START))
 
@@ -142,9 +145,12 @@ class TensorBoardWriter(Writer):
         from tensorboardX.proto.event_pb2 import Event
 
         self._writer.write_event(Event(step=int(step), wall_time=time.time(), **content))
+        if time.monotonic() - self._flushed > SHOWN:
+            self.flush()
 
     def flush(self) -> None:
         self._writer.flush()
+        self._flushed = time.monotonic()
 
     def close(self) -> None:
         self._writer.close()
