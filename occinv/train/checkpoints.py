@@ -54,6 +54,8 @@ log = logging.getLogger("occinv.train")
 # Orbax logs its progress and tracebacks through absl's logger. Every failure also reaches the
 # caller as an exception, so its records are dropped. Records of other users of absl pass.
 logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
+# asyncio logs the other errors of a failed save, of which one was raised.
+logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in record.getMessage())
 
 
 class Checkpoints:

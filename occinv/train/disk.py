@@ -87,10 +87,11 @@ def disk_problem(error: BaseException) -> str | None:
         if isinstance(each, OSError) and each.errno is not None:
             name, path = errno.errorcode.get(each.errno), each.filename
         else:
-            found = re.search(rf"\b({'|'.join(REMEDIES)})\b", text)
-            name = found and found[1]
-            quoted = re.search(r"/[^\s\"'\]:,]+", text)
-            path = quoted and quoted[0]
+            # The wording of TensorStore, with which Orbax writes arrays.
+            found = re.search(r"os_error_code='(\d+)'", text)
+            name = found and errno.errorcode.get(int(found[1]))
+            quoted = re.search(r"Failed writing: \"(/[^\"]+)\"|\"(/[^\"]+)\"", text)
+            path = quoted and (quoted[1] or quoted[2])
         if name in REMEDIES:
             where = f"{os.fsdecode(path)}: " if path is not None else ""
             reason = os.strerror(getattr(errno, name))

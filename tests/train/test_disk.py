@@ -58,7 +58,11 @@ def test_an_error_of_the_disk_says_what_to_do(name: str) -> None:
     wrapped = RuntimeError("a thread failed")
     wrapped.__cause__ = ValueError("x")
     wrapped.__cause__.__context__ = error
-    text = ValueError(f"NOT_FOUND: Error writing /work/run/file: [OS error 1: {name} text]\nmore")
+    text = ValueError(
+        'OUT_OF_RANGE: Error writing "x/0" in OCDBT database at local file "/work/run": Failed '
+        'writing: "/work/run/file": Failed to write 9 bytes to file 7: reason '
+        f"[os_error_code='{error.errno}']\nmore"
+    )
     for each in (error, wrapped, text, ExceptionGroup("several", [KeyError("x"), error])):
         line = disk_problem(each)
         assert line is not None and line.startswith("cannot write: /work/run/file: ")
