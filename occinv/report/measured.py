@@ -58,8 +58,8 @@ def records_of(workdir: Path, stage: str) -> list[Record]:
         for record in read_records(path)
         if record.evaluator in QUANTITIES
     ]
-    result = read_result(workdir) or {}
-    if "top1" in result.get("metrics", {}):
+    result = read_result(workdir)
+    if result is not None and "images" in result and "top1" in result["metrics"]:
         images, values = Images(**result["images"]), {"top1": result["metrics"]["top1"]}
         found.append(Record(stage, str(workdir), stage, result["step"], images, {}, "", values, {}))
     return found

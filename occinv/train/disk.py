@@ -58,9 +58,14 @@ def read_json(path: Path) -> Any:
 
     Raises:
       FileNotFoundError: The file does not exist.
-      UserError: The file is empty or damaged.
+      UserError: The file is empty, damaged or cannot be read.
     """
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:

@@ -10,8 +10,8 @@ import dataclasses
 from pathlib import Path
 
 import jax
+import pydantic
 
-from occinv.data.identity import Images
 from occinv.evaluators.base import Record, Result
 from occinv.evaluators.pictures import save_pictures
 from occinv.schema import UserError
@@ -50,9 +50,11 @@ def read_records(path: Path) -> list[Record]:
     if not path.exists():
         return []
     try:
-        stored = read_json(path)
-        return [Record(**{**each, "images": Images(**each["images"])}) for each in stored]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return pydantic.TypeAdapter(list[Record]).validate_python(read_json(path))
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
         raise UserError(
-            f"{path} has no records of this version of occinv ({error}). Move it away."
+            f"{path} has no records of this version of occinv ({place}: {first['msg']}). Move it "
+            "away."
         ) from None

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from occinv import schema
+from occinv.data.identity import Images
 from occinv.objectives.base import Objective, objective_of
 from occinv.schema import UserError
 from occinv.train.agree import differences, digest
@@ -187,13 +188,15 @@ def read_result(workdir: Path) -> dict[str, Any] | None:
         return None
     result = read_json(path)
     try:
-        step, metrics = int(result["step"]), dict(result["metrics"])
-    except (ValueError, KeyError, TypeError) as error:
+        step, metrics = int(result["step"]), result["metrics"]
+        metrics = {n: math.nan if value is None else float(value) for n, value in metrics.items()}
+        if "images" in result:
+            Images(**result["images"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not the result of a run: {error!r}. Move it away.") from None
     ours = read_config(workdir).identity
     if result.get("run") != (ours and ours.run):
         raise UserError(f"{path} is the result of another run than {CONFIG}. Move it away.")
-    metrics = {name: math.nan if value is None else value for name, value in metrics.items()}
     return {**result, "step": step, "metrics": metrics}
 
 

@@ -63,7 +63,7 @@ class JsonlWriter(Writer):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             last = math.inf if resume_step is None else resume_step
-            kept = [_to_line(line) for line in _read_lines(path) if line["step"] <= last]
+            kept = [_to_line(line) for line in read_scalars(path) if line["step"] <= last]
             write_text(path, "".join(kept))
         self._file = path.open("a", encoding="utf-8")
 
@@ -76,9 +76,7 @@ class JsonlWriter(Writer):
         if taken := {"step", "time"} & scalars.keys():
             raise ValueError(f"A scalar cannot be called {min(taken)!r}. Rename it.")
         numbers = {name: _number(name, value) for name, value in scalars.items()}
-        # json.dumps spells NaN and infinities; as strings they are valid JSON.
-        line = {name: x if math.isfinite(x) else json.dumps(x) for name, x in numbers.items()}
-        self._file.write(_to_line({"step": int(step), "time": time.time()} | line))
+        self._file.write(_to_line({"step": int(step), "time": time.time()} | numbers))
         # Only whole lines are visible to a reader, and after a kill.
         self._file.flush()
 
@@ -220,28 +218,31 @@ def read_scalars(path: Path) -> list[dict[str, Any]]:
     Raises:
       FileNotFoundError: The file does not exist.
     """
-    return [
-        {name: float(value) if isinstance(value, str) else value for name, value in line.items()}
-        for line in _read_lines(path)
-    ]
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
     lines = []
     texts = path.read_bytes().split(b"\n")
     for number, text in enumerate(texts, start=1):
         try:
             if number == len(texts):  # the text after the last newline is an incomplete line
                 raise ValueError
-            lines.append({**json.loads(text), "step": int(json.loads(text)["step"])})
-        except (ValueError, TypeError, KeyError, RecursionError):
+            lines.append(_read_line(text))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             if text or number < len(texts):
                 log.warning("%s: dropped line %d, which is broken: %r", path, number, text[:60])
     return lines
 
 
-def _to_line(content: Mapping[str, Any]) -> str:
-    return json.dumps(content, allow_nan=False) + "\n"
+def _read_line(text: bytes) -> dict[str, Any]:
+    line = {
+        name: value if isinstance(value, int) else float(value)
+        for name, value in json.loads(text).items()
+    }
+    return {**line, "step": int(line["step"])}
+
+
+def _to_line(content: Mapping[str, int | float]) -> str:
+    # json.dumps spells NaN and infinities; as strings they are valid JSON.
+    spelled = {name: x if math.isfinite(x) else json.dumps(x) for name, x in content.items()}
+    return json.dumps(spelled, allow_nan=False) + "\n"
 
 
 def _number(name: str, value: Any) -> int | float:

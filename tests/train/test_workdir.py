@@ -73,7 +73,18 @@ def test_the_result_of_another_run_is_not_believed(tmp_path: Path) -> None:
             workdir.read_result(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"\0" * 40, b'{"step": 3, "met', b"[]", b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\0" * 40,
+        b'{"step": 3, "met',
+        b"[]",
+        b"\xff\xfe",
+        b'{"step": 3, "metrics": {"loss": "x"}}',
+        b'{"step": 3, "metrics": {}, "images": {"x": 1}}',
+    ],
+)
 @pytest.mark.parametrize("name", [workdir.CONFIG, workdir.RESULT])
 def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes) -> None:
     workdir.claim(tmp_path, experiment(), ())

@@ -101,7 +101,18 @@ def test_not_finite_survives_a_resume(path):
 
 
 @pytest.mark.parametrize(
-    "broken", [b"nonsense", b"", b"\0" * 9, b"7", b"{}", b'{"step": []}', b"\xff"]
+    "broken",
+    [
+        b"nonsense",
+        b"",
+        b"\0" * 9,
+        b"7",
+        b"{}",
+        b'{"step": []}',
+        b"\xff",
+        b'{"step": 1, "loss": "high"}',
+        b'{"step": 1, "loss": [1]}',
+    ],
 )
 def test_a_broken_line_is_dropped_aloud(path, broken, caplog):
     path.write_bytes(b'{"step": 1}\n' + broken + b'\n{"step": 2}\n{"step": 3')
