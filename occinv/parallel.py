@@ -9,6 +9,7 @@ sharded over `fsdp` and replicated over `data` (Rajbhandari et al. 2020, ZeRO, a
 from __future__ import annotations
 
 import functools
+import os
 import socket
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -49,18 +50,7 @@ def join(
       UserError: No cluster is found and no arguments were given, or only some of them, or process
         0 cannot listen at the address.
     """
-    given = {
-        "--coordinator": coordinator,
-        "--num-processes": num_processes,
-        "--process-id": process_id,
-    }
-    missing = [name for name, value in given.items() if value is None]
-    if 0 < len(missing) < len(given):
-        raise UserError(f"{' and '.join(missing)} missing; give all of {', '.join(given)}")
-    if num_processes is not None and not 0 <= (process_id or 0) < num_processes:
-        raise UserError(f"--process-id {process_id}, expected 0 to {num_processes - 1}")
-    if coordinator is not None:
-        check_address(coordinator, is_ours=process_id == 0)
+    check_processes(coordinator, num_processes, process_id)
     try:
         jax.distributed.initialize(
             coordinator,
@@ -76,25 +66,39 @@ def join(
         ) from error
 
 
-def check_address(coordinator: str, is_ours: bool) -> None:
-    """Raise UserError unless `coordinator` is HOST:PORT, and a free port if `is_ours`.
+def check_processes(
+    coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> None:
+    """Raise UserError unless all arguments of `join` are given or none, and process 0 can listen.
 
     JAX crashes where its port is in use.
     """
+    given = {
+        "--coordinator": coordinator,
+        "--num-processes": num_processes,
+        "--process-id": process_id,
+    }
+    missing = [name for name, value in given.items() if value is None]
+    if 0 < len(missing) < len(given):
+        raise UserError(f"{' and '.join(missing)} missing; give all of {', '.join(given)}")
+    if num_processes is not None and not 0 <= (process_id or 0) < num_processes:
+        raise UserError(f"--process-id {process_id}, expected 0 to {num_processes - 1}")
+    if coordinator is None:
+        return
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise UserError(f"--coordinator {coordinator!r}, expected HOST:PORT")
-    has_ipv6 = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if has_ipv6 else socket.AF_INET
-    try:
-        if is_ours:
-            address = ("", int(port))
+    if process_id == 0:
+        has_ipv6 = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if has_ipv6 else socket.AF_INET
+        address = ("", int(port))
+        try:
             socket.create_server(address, family=family, dualstack_ipv6=has_ipv6).close()
-    except OSError as error:
-        raise UserError(
-            f"--coordinator {coordinator}: process 0 cannot listen there ({error.strerror}). Use "
-            "another port."
-        ) from error
+        except OSError as error:
+            raise UserError(
+                f"--coordinator {coordinator}: process 0 cannot listen there "
+                f"({os.strerror(error.errno or 0)}). Use another port."
+            ) from error
 
 
 def make_mesh(devices: list[jax.Device] | None = None, fsdp: int = 1) -> Mesh:

@@ -44,6 +44,7 @@ def join(options: argparse.Namespace) -> Console:
 
     cluster = options.coordinator, options.num_processes, options.process_id
     if options.distributed or cluster != (None, None, None):
+        parallel.check_processes(*cluster)
         filter_stderr()
         parallel.join(*cluster)
     use_compilation_cache()

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import difflib
 import logging
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -40,6 +39,7 @@ from occinv.train.manifest import (
     verify,
     write_manifest,
 )
+from occinv.train.quiet_orbax import quiet_orbax
 
 __all__ = ["MANIFEST", "Checkpoints"]
 
@@ -51,11 +51,7 @@ LAYOUT, NOTES = "layout", "notes"
 
 log = logging.getLogger("occinv.train")
 
-# Orbax logs its progress and tracebacks through absl's logger. Every failure also reaches the
-# caller as an exception, so its records are dropped. Records of other users of absl pass.
-logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
-# asyncio logs the other errors of a failed save, of which one was raised.
-logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in record.getMessage())
+quiet_orbax()
 
 
 class Checkpoints:

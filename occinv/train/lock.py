@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import fcntl
 import os
 import platform
@@ -22,7 +23,7 @@ import jax
 from occinv.parallel import from_first_process
 from occinv.schema import UserError
 from occinv.train.agree import on_first_process
-from occinv.train.disk import RunFailed
+from occinv.train.disk import REMEDIES, RunFailed
 
 LOCK = "lock"
 
@@ -128,7 +129,8 @@ def lock_workdir(workdir: Path, otherwise: str) -> Iterator[Lock]:
         try:
             opened.append(Lock(workdir / LOCK))
         except OSError as error:
-            raise UserError(f"{workdir} cannot be written: {error.strerror}.") from error
+            remedy = REMEDIES.get(errno.errorcode.get(error.errno or 0, ""), "Use another folder")
+            raise UserError(f"{workdir} cannot be written: {error.strerror}. {remedy}.") from error
         if not opened[0].take():
             raise UserError(f"{workdir} is in use by {opened[0].holder()}. {otherwise}")
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from occinv.train.disk import write_bytes, write_text
+from occinv.train.disk import naming, write_bytes, write_text
 
 SHOWN = 30  # seconds until an event is in the file, for a TensorBoard that watches the run
 
@@ -65,6 +65,7 @@ class JsonlWriter(Writer):
             last = math.inf if resume_step is None else resume_step
             kept = [_to_line(line) for line in read_scalars(path) if line["step"] <= last]
             write_text(path, "".join(kept))
+        self._path = path
         self._file = path.open("a", encoding="utf-8")
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
@@ -76,13 +77,15 @@ class JsonlWriter(Writer):
         if taken := {"step", "time"} & scalars.keys():
             raise ValueError(f"A scalar cannot be called {min(taken)!r}. Rename it.")
         numbers = {name: _number(name, value) for name, value in scalars.items()}
-        self._file.write(_to_line({"step": int(step), "time": time.time()} | numbers))
-        # Only whole lines are visible to a reader, and after a kill.
-        self._file.flush()
+        with naming(self._path):
+            self._file.write(_to_line({"step": int(step), "time": time.time()} | numbers))
+            # Only whole lines are visible to a reader, and after a kill.
+            self._file.flush()
 
     def flush(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with naming(self._path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Put every line on disk and close the file. A second call does nothing."""
@@ -116,7 +119,7 @@ class TensorBoardWriter(Writer):
                 _cut_events(path, resume_step)
         # Two starts within a second must not write to one file.
         self._writer = EventsWriter(str(workdir / "events"), f".{time.time_ns()}")
-        self._flushed = time.monotonic()
+        self._workdir, self._flushed = workdir, time.monotonic()
         if resume_step is not None:
             self._write(resume_step + 1, session_log=SessionLog(status=SessionLog.START))
 
@@ -142,12 +145,14 @@ class TensorBoardWriter(Writer):
     def _write(self, step: int, **content: Any) -> None:
         from tensorboardX.proto.event_pb2 import Event
 
-        self._writer.write_event(Event(step=int(step), wall_time=time.time(), **content))
+        with naming(self._workdir):
+            self._writer.write_event(Event(step=int(step), wall_time=time.time(), **content))
         if time.monotonic() - self._flushed > SHOWN:
             self.flush()
 
     def flush(self) -> None:
-        self._writer.flush()
+        with naming(self._workdir):
+            self._writer.flush()
         self._flushed = time.monotonic()
 
     def close(self) -> None:

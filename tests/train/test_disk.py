@@ -82,3 +82,10 @@ def test_the_command_line_prints_the_line(monkeypatch, capsys) -> None:
         "occinv: cannot write: /run/x: No space left on device. Free some space and run the same "
         "command to continue.\n"
     )
+
+
+def test_an_error_without_a_file_gets_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with pytest.raises(OSError, match="full") as caught, disk.naming(path):
+        raise OSError(errno.ENOSPC, "full")
+    assert f"cannot write: {path}: No space" in str(disk_problem(caught.value))

@@ -54,6 +54,8 @@ def test_a_run_keeps_its_name_and_the_hash_of_its_config(tmp_path: Path) -> None
     older = workdir.read_config(tmp_path / "a").identity
     assert older.run == identity.run and older.config != identity.config
     assert workdir.claim(tmp_path / "a", experiment("--config.evals.knn={}"), ("a", "b")) == older
+    assert workdir.claim(tmp_path / "a", experiment(), ("a", "b")) == older
+    assert json.loads(path.read_text())["experiment"]["evals"] == {}
     other = workdir.claim(tmp_path / "b", experiment(), ("a", "b"))
     assert other.run != identity.run and other.config == identity.config
     seed = workdir.claim(tmp_path / "c", experiment("--config.seed=1"), ("a", "b"))
