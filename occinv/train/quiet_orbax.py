@@ -17,7 +17,7 @@ def quiet_orbax() -> None:
     folder = f"{os.sep}orbax{os.sep}"
     logging.getLogger("absl").addFilter(lambda record: folder not in record.pathname)
     # asyncio logs the other errors of a failed save, of which one was raised.
-    logging.getLogger("asyncio").addFilter(lambda record: folder not in record.getMessage())
+    logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in record.getMessage())
     # Threads of TensorStore that still write then find no event loop.
     before = sys.unraisablehook
 

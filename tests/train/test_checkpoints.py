@@ -421,6 +421,32 @@ def test_restored_on_another_number_of_devices_and_silently(tmp_path):
         assert (ran.returncode, ran.stdout, ran.stderr) == (0, devices + "\n", "")
 
 
+LIMITED = """
+import resource, sys
+import numpy as np
+from occinv.train.checkpoints import Checkpoints
+from occinv.train.disk import disk_problem
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, 2**14))
+checkpoints = Checkpoints(sys.argv[1])
+arrays = {str(i): np.random.default_rng(i).normal(size=4096) for i in range(16)}
+checkpoints.save(1, {"params": arrays})
+try:
+    checkpoints.wait()
+except Exception as error:
+    print(disk_problem(error))
+"""
+
+
+def test_a_save_that_the_disk_refuses_is_one_line(tmp_path):
+    command = [sys.executable, "-c", LIMITED, str(tmp_path / "c")]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ran.stdout.startswith(f"cannot write: {tmp_path}/c/1.orbax-checkpoint-tmp/params")
+    assert "File too large. Raise the limit" in ran.stdout
+    assert ran.stdout.count("\n") == 1
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
 # Forks before JAX has started its threads: eight runs for one import. A run takes up where the
 # one before was killed, and tells after each save that the step before is on disk.
 KILLED = """
