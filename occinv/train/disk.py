@@ -50,12 +50,13 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Name `path` in an OSError that names no file, as those of a full disk."""
+    """Name `path` in an OSError, or its cause, that names no file, as those of a full disk."""
     try:
         yield
-    except OSError as error:
-        if error.filename is None:
-            error.filename = str(path)
+    except Exception as error:
+        for each in _chain(error):
+            if isinstance(each, OSError) and each.errno is not None and each.filename is None:
+                each.filename = str(path)
         raise
 
 

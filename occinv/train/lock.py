@@ -23,7 +23,7 @@ import jax
 from occinv.parallel import from_first_process
 from occinv.schema import UserError
 from occinv.train.agree import on_first_process
-from occinv.train.disk import REMEDIES, RunFailed
+from occinv.train.disk import REMEDIES, RunFailed, naming
 
 LOCK = "lock"
 
@@ -138,7 +138,8 @@ def lock_workdir(workdir: Path, otherwise: str) -> Iterator[Lock]:
         on_first_process(take)
         lock = opened[0] if opened else Lock(workdir / LOCK)
         try:
-            yield lock
+            with naming(workdir):
+                yield lock
         except Exception:
             lock.check()
             raise

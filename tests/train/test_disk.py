@@ -89,3 +89,6 @@ def test_an_error_without_a_file_gets_its_name(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="full") as caught, disk.naming(path):
         raise OSError(errno.ENOSPC, "full")
     assert f"cannot write: {path}: No space" in str(disk_problem(caught.value))
+    with pytest.raises(ValueError) as other, disk.naming(path):
+        raise ValueError("x") from OSError(errno.ENOSPC, "full")
+    assert f"cannot write: {path}: No space" in str(disk_problem(other.value))
