@@ -114,6 +114,7 @@ def main() -> None:
                 while kills < count and not (killed / files.RESULT).exists():
                     saving += kill(begin(spec, images, killed, cache), killed, draw)
                     kills += 1
+                    print(f"{spec}: kill {kills} after step {newest(killed)}", flush=True)
                 end(begin(spec, images, killed, cache))
                 compare(killed, whole)
                 runs += 1
