@@ -108,8 +108,8 @@ def disk_problem(error: BaseException) -> str | None:
             # The wording of TensorStore, with which Orbax writes arrays.
             found = re.search(r"os_error_code='(\d+)'", text)
             name = found and errno.errorcode.get(int(found[1]))
-            quoted = re.search(r"Failed writing: \"(/[^\"]+)\"|\"(/[^\"]+)\"", text)
-            path = quoted and (quoted[1] or quoted[2])
+            quoted = re.findall(r"\"(/[^\"]+)\"", text)  # the last is the file
+            path = quoted[-1] if quoted else None
         if name in REMEDIES:
             where = f"{os.fsdecode(path)}: " if path is not None else ""
             reason = os.strerror(getattr(errno, name))
