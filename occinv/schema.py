@@ -103,7 +103,8 @@ class Data:
     """The images, and how the host crops them (docs/data.md).
 
     Attributes:
-      source: The images: photos, digits, folder:PATH or tfds:NAME[:SPLIT].
+      source: The images: photos, digits, folder:PATH, arrow:PATH, tfds:NAME[:SPLIT], or
+        module:Class for a source of your own.
       eval_source: The validation images, named as in `source`. None: the validation part of it.
       image_size: Pixels a side of a crop.
       crop_scale: Smallest and largest area of the random resized crop, as a share of the image.
