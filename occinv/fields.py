@@ -18,7 +18,7 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from occinv.schema import Duration
 
-INT_LIMITS = (2**31, 2**53)  # of int32 and of whole numbers in float64; not worth a word
+LIMITS = (2**31, 2**53, 3e38)  # of the dtypes; not worth a word
 SIGNS = {Ge: (">=", "ge"), Gt: (">", "gt"), Le: ("<=", "le"), Lt: ("<", "lt")}
 
 
@@ -93,7 +93,7 @@ def type_text(hint: Any) -> str:
     if origin is typing.Annotated:
         kind, *limits = choices
         pairs = [(SIGNS[type(x)][0], getattr(x, SIGNS[type(x)][1])) for x in limits]
-        bounds = [f"{sign} {value}" for sign, value in pairs if value not in INT_LIMITS]
+        bounds = [f"{sign} {value}" for sign, value in pairs if value not in LIMITS]
         return f"{type_text(kind)} {' and '.join(bounds)}"
     if origin is Literal:
         return " or ".join(map(str, choices))
