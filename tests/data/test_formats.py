@@ -53,6 +53,7 @@ def test_other_formats_reach_no_decoder(kind, tmp_path, monkeypatch):
         open_folder(str(tmp_path), train=True).read(0)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")  # of Pillow, for the cut TIFF
 @pytest.mark.parametrize("kind", FORMATS)
 def test_only_the_decoder_of_the_format_gets_a_file(kind, monkeypatch):
     """Pillow would try one decoder after the other."""
