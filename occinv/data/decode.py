@@ -57,6 +57,11 @@ def decode_rgb(encoded: bytes, name: str, reduction: Reduction | None = None) ->
             image = ImageOps.exif_transpose(opened)
     except UnidentifiedImageError:  # its message is the address of the BytesIO
         raise ValueError(f"no image: {len(encoded)} bytes, the first {encoded[:8]!r}") from None
+    return to_rgb(image)
+
+
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """Convert an upright image of any mode as `decode_rgb` does: uint8 [H, W, 3]."""
     if image.mode.startswith("I"):
         # Pillow opens a 16-bit gray PNG as "I;16" or "I", and would clip instead of scale.
         wide = np.clip(np.asarray(image, np.int64), 0, 65535)

@@ -31,8 +31,10 @@ from occinv.train.evaluation import make_evaluation, pictures
 from occinv.train.flops import model_flops
 from occinv.train.prepare import Run, prepare
 from occinv.train.profiler import Profiler
+from occinv.train.provenance import record_start
 from occinv.train.signals import StopRequest
 from occinv.train.step import TrainState, init_state, trace_step
+from occinv.train.wandb_writer import WandbWriter
 from occinv.train.writers import JsonlWriter, MultiWriter, TensorBoardWriter, Writer
 
 if TYPE_CHECKING:
@@ -83,6 +85,7 @@ def train(experiment: Experiment, workdir: Path, watch: Watch | None = None) -> 
     if (workdir / files.RESULT).exists():
         finished = json.loads((workdir / files.RESULT).read_text())
         return Outcome(finished["step"], steps, finished["metrics"], None)
+    record_start(workdir)
     with (
         StopRequest() as stop,
         Checkpoints(workdir / files.CHECKPOINTS, keep=experiment.train.keep) as checkpoints,
@@ -90,7 +93,7 @@ def train(experiment: Experiment, workdir: Path, watch: Watch | None = None) -> 
     ):
         state = start_or_resume(run, checkpoints)
         done = int(state.step)
-        writer = make_writer(workdir, done)
+        writer = make_writer(workdir, done, experiment)
         try:
             program = trace_step(run.assembly, state)
             describe(run, state, writer, done)
@@ -272,16 +275,17 @@ def raise_if_not_finite(run: Run, state: TrainState, checkpoints: Checkpoints) -
         )
 
 
-def make_writer(workdir: Path, done: int) -> Writer:
+def make_writer(workdir: Path, done: int, experiment: Experiment) -> Writer:
     """Return the writer of process 0; the other processes write nothing."""
     if jax.process_index() != 0:
         return Writer()
-    return MultiWriter(
-        [
-            JsonlWriter(workdir / files.METRICS, resume_step=done),
-            TensorBoardWriter(workdir, resume_step=done),
-        ]
-    )
+    writers: list[Writer] = [
+        JsonlWriter(workdir / files.METRICS, resume_step=done),
+        TensorBoardWriter(workdir, resume_step=done),
+    ]
+    if experiment.train.wandb is not None:
+        writers.append(WandbWriter(workdir, experiment.train.wandb, files.as_json(experiment)))
+    return MultiWriter(writers)
 
 
 def describe(run: Run, state: TrainState, writer: Writer, done: int) -> None:
@@ -292,7 +296,7 @@ def describe(run: Run, state: TrainState, writer: Writer, done: int) -> None:
     flops = model_flops(assembly, state)
     log.info(
         "%s: %s; %.3g GFLOP an image and step in matrix products; %s; steps %d to %d of %d images "
-        "on %d %s device(s)",
+        "on %d %s device(s); compiling",
         experiment.objective["name"],
         ", ".join(f"{name} {size / 1e6:.3g} M parameters" for name, size in sizes.items()),
         flops / 1e9,

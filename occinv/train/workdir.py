@@ -1,6 +1,7 @@
 """The files of a workdir, and how a finished or running run is read back from them.
 
 <workdir>/config.json    the experiment, field by field, and the names of its classes
+<workdir>/provenance.json  the version, machine and command of each start
 <workdir>/images.tsv     the training images, if they are a subset of the source
 <workdir>/checkpoints/   see checkpoints.py
 <workdir>/metrics.jsonl  one line for each time metrics were logged
@@ -36,6 +37,7 @@ FREE = (
     "train.checkpoint_every",
     "train.keep",
     "train.profile",
+    "train.wandb",
     "evals",
     "data.num_threads",
     "data.max_corrupt",

@@ -71,7 +71,7 @@ class JsonlWriter(Writer):
         """
         if taken := {"step", "time"} & scalars.keys():
             raise ValueError(f"A scalar cannot be called {min(taken)!r}. Rename it.")
-        numbers = {name: _number(name, value) for name, value in scalars.items()}
+        numbers = {name: to_number(name, value) for name, value in scalars.items()}
         # json.dumps spells NaN and infinities; as strings they are valid JSON.
         line = {name: x if math.isfinite(x) else json.dumps(x) for name, x in numbers.items()}
         self._file.write(_to_line({"step": int(step), "time": time.time()} | line))
@@ -104,11 +104,11 @@ class TensorBoardWriter(Writer):
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         for name, value in scalars.items():
-            self._writer.add_scalar(name, _number(name, value), step)
+            self._writer.add_scalar(name, to_number(name, value), step)
 
     def write_images(self, step: int, images: Mapping[str, Any]) -> None:
         for name, batch in images.items():
-            self._writer.add_images(name, _to_uint8(name, batch), step, dataformats="NHWC")
+            self._writer.add_images(name, to_uint8(name, batch), step, dataformats="NHWC")
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
         for name, text in texts.items():
@@ -173,7 +173,8 @@ def _to_line(content: Mapping[str, Any]) -> str:
     return json.dumps(content, allow_nan=False) + "\n"
 
 
-def _number(name: str, value: Any) -> int | float:
+def to_number(name: str, value: Any) -> int | float:
+    """Return a scalar as a Python number. Raises ValueError if it is not one number."""
     array = np.asarray(value)
     if array.size != 1 or array.dtype.kind in "OSU":
         raise ValueError(
@@ -183,7 +184,8 @@ def _number(name: str, value: Any) -> int | float:
     return int(array.item()) if array.dtype.kind in "biu" else float(array.item())
 
 
-def _to_uint8(name: str, batch: Any) -> np.ndarray:
+def to_uint8(name: str, batch: Any) -> np.ndarray:
+    """Return images [N, H, W, C] as uint8. Raises ValueError if the shape is another."""
     array = np.asarray(batch)
     if array.ndim != 4 or array.shape[-1] not in (1, 3):
         raise ValueError(f"Images {name!r} have shape {array.shape}, expected [N, H, W, 1 or 3].")
