@@ -47,9 +47,9 @@ class LoadedEncoder:
       >>> from skimage.data import astronaut
       >>> encoder = occinv.load_encoder("runs/mae")
       >>> encoder.image_size, encoder.num_patches, encoder.width, encoder.depth
-      (32, 16, 16, 1)
+      (16, 16, 16, 1)
       >>> encoder.preprocess(astronaut()).shape
-      (32, 32, 3)
+      (16, 16, 3)
     """
 
     def __init__(self, encoder: ViT, params: Any, resize_ratio: float = 0.875) -> None:
@@ -80,7 +80,7 @@ class LoadedEncoder:
           >>> from PIL import Image
           >>> encoder = occinv.load_encoder("runs/mae")
           >>> encoder.preprocess(Image.new("L", (300, 200))).shape
-          (32, 32, 3)
+          (16, 16, 3)
         """
         if isinstance(image, np.ndarray):
             pixels = image
@@ -124,7 +124,7 @@ class LoadedEncoder:
         Example:
           >>> import numpy as np, occinv
           >>> encoder = occinv.load_encoder("runs/mae")
-          >>> encoder.features(np.zeros((3, 32, 32, 3), np.uint8)).shape
+          >>> encoder.features(np.zeros((3, 16, 16, 3), np.uint8)).shape
           (3, 17, 16)
         """
         return self._run(images, visible, None, batch_size)[0]
@@ -149,7 +149,7 @@ class LoadedEncoder:
         Example:
           >>> import numpy as np, occinv
           >>> encoder = occinv.load_encoder("runs/mae")
-          >>> encoder.intermediate(np.zeros((3, 32, 32, 3), np.uint8), layers=[-1]).shape
+          >>> encoder.intermediate(np.zeros((3, 16, 16, 3), np.uint8), layers=[-1]).shape
           (1, 3, 17, 16)
         """
         chosen = range(1, self.depth + 1) if layers is None else layers
@@ -173,7 +173,7 @@ class LoadedEncoder:
         Example:
           >>> import numpy as np, occinv
           >>> encoder = occinv.load_encoder("runs/mae")
-          >>> encoder.attention(np.zeros((3, 32, 32, 3), np.uint8)).shape
+          >>> encoder.attention(np.zeros((3, 16, 16, 3), np.uint8)).shape
           (3, 2, 16)
         """
         from occinv.evaluators.attention import class_attention  # imports matplotlib

@@ -6,6 +6,7 @@ The module is also the function `occinv.evaluate`, which is `evaluate_one`.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -141,3 +142,4 @@ class _Callable(ModuleType):
 
 # Python sets the attribute `evaluate` of `occinv` to this module, so it must be the function, too.
 sys.modules[__name__].__class__ = _Callable
+__signature__ = inspect.signature(evaluate_one)

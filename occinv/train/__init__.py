@@ -5,6 +5,7 @@ The package is also the function `occinv.train`.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -69,3 +70,4 @@ class _Callable(ModuleType):
 
 # Python sets the attribute `train` of `occinv` to this package, so it must be the function, too.
 sys.modules[__name__].__class__ = _Callable
+__signature__ = inspect.signature(train)
