@@ -23,7 +23,6 @@ from example_models import (
     make,
     save_run,
 )
-
 from PIL import ExifTags, Image
 
 import occinv
