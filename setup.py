@@ -69,6 +69,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2"],
         # Data sets in a bucket: gs://.
         "gcs": ["gcsfs>=2025.3"],
+        "wandb": ["wandb>=0.31"],  # train.wandb
         "dev": [
             "pytest>=9.0",
             "pytest-xdist>=3.8",

@@ -81,6 +81,30 @@ def load(spec: str, overrides: Iterable[str] = ()) -> Loaded:
     return Loaded(config, overridden, inherited)
 
 
+def make_config(
+    config: str | Path | Mapping[str, Any], overrides: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return a config as `load_config` does, with fields set to values of Python.
+
+    Args:
+      config: A `spec` of `load`, or the fields as a dict or ConfigDict.
+      overrides: Values by path, such as `{"data.flip": False}`, applied in their order.
+
+    Raises:
+      UserError: The file, the variant or a path is not valid.
+    """
+    given = [
+        f"--config.{path}={str(value) if isinstance(value, Path) else value!r}"
+        for path, value in overrides.items()
+    ]
+    if isinstance(config, (str, Path)):
+        return load_config(str(config), given)
+    fields: dict[str, Any] = plain(config)
+    for override in given:
+        _apply(fields, override)
+    return complete(fields)[0]
+
+
 def complete(config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Set the fields of `SHAPE` that are not set, from the run of `init_from`.
 

@@ -1,10 +1,16 @@
-"""`occinv evaluate`: measure the runs in workdirs, and write records."""
+"""`occinv evaluate`: measure the runs in workdirs, and write records.
+
+The module is also the function `occinv.evaluate`, which is `evaluate_one`.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import inspect
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from occinv.data.open_source import open_source
@@ -35,6 +41,31 @@ class Evaluated(NamedTuple):
     record: Record
     text: str
     pictures: Path | None
+
+
+def evaluate_one(run: str | Path, evaluator: str, **options: Any) -> Record:
+    """Measure the newest checkpoint of a run, and write the record into its workdir.
+
+    Args:
+      run: A workdir, its `checkpoints` folder, or one step in it.
+      evaluator: The name of an evaluator, such as `knn`, or `module:Class`.
+      **options: Fields of the evaluator.
+
+    Returns:
+      The record: `values` has the numbers, `images` and `protocol` say how they were made.
+
+    Raises:
+      UserError: An option is wrong, or the run cannot be read or measured.
+
+    Example:
+      >>> import occinv
+      >>> record = occinv.evaluate("runs/mae", "knn", neighbors=5, num_images=40)
+      >>> record.evaluator, record.images.count, record.protocol["neighbors"]
+      ('knn', 40, 5)
+      >>> 0 <= record.values["top1"] <= 1
+      True
+    """
+    return evaluate(evaluator, [run], **options)[0].record
 
 
 def evaluate(
@@ -107,3 +138,12 @@ def workdir_of(path: str | Path) -> Path:
     """Return the workdir of a path that `load_run` accepts: a workdir or a path in it."""
     path = Path(path).expanduser().absolute()
     return next(p for p in (path, *path.parents) if (p / CONFIG).exists())
+
+
+class _Callable(ModuleType):
+    __call__ = staticmethod(evaluate_one)
+
+
+# Python sets the attribute `evaluate` of `occinv` to this module, so it must be the function, too.
+sys.modules[__name__].__class__ = _Callable
+__signature__ = inspect.signature(evaluate_one)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
 Watch = Callable[[int, int, dict[str, float] | None], None]
+STARTING = "opening data and compiling"
 
 
 class Progress:
     """A context manager that shows the progress of training stages.
 
     A terminal shows a bar for the current stage and, with `total`, one for all stages. Other
-    outputs get one line for each logged set of metrics.
+    outputs get one line for each logged set of metrics. Before the first step of a stage, the bar
+    says that it opens the data and compiles.
 
     Args:
       total: The cost of all stages, in any unit; 0 for a single stage.
@@ -36,6 +39,7 @@ class Progress:
             disable=not self.console.is_terminal,
             speed_estimate_period=120,  # seconds, because stages differ in speed
         )
+        self._stage: TaskID | None = None
         self._total: TaskID | None = None
         if total:
             self._total = self._bars.add_task("all stages", total=total, note="")
@@ -45,6 +49,7 @@ class Progress:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._end_stage()
         self._bars.stop()
 
     def say(self, line: str) -> None:
@@ -57,28 +62,39 @@ class Progress:
             self._bars.advance(self._total, cost)
 
     def stage(self, name: str, cost: float = 0.0) -> Watch:
-        """Return the function to call after every step of a stage.
+        """Begin a stage, and return the function to call after each of its steps.
 
         Args:
           name: The text beside the bar.
           cost: The cost of the whole stage.
         """
-        bar: TaskID | None = None
+        self._end_stage()
+        bar = self._stage = self._bars.add_task(name, total=None, note=STARTING)
         seen = 0.0
         note = ""
 
         def watch(step: int, steps: int, metrics: dict[str, float] | None) -> None:
-            nonlocal bar, seen, note
+            nonlocal seen, note
+            count = f"step {step}/{steps}"
             if metrics is not None:
-                note = f"loss {metrics['loss']:.3f}, {metrics['images_per_second']:.0f} images/s"
-                if not self.console.is_terminal:
-                    self.say(f"{name}: step {step} of {steps}, {note}")
-            if bar is None:
-                bar = self._bars.add_task(name, total=steps, note=note)
-            self._bars.update(bar, completed=step, note=note)
+                note = f", loss {metrics['loss']:.3f}, {metrics['images_per_second']:.0f} images/s"
+            if self._stage == bar:
+                self._bars.update(bar, completed=step, total=steps, note=count + note)
+                if metrics is not None and not self.console.is_terminal:
+                    self.say(f"{name}: {count}{note}{self._left(bar)}")
             if step == steps:
-                self._bars.remove_task(bar)
+                self._end_stage()
             self.done(cost * (step / steps - seen))
             seen = step / steps
 
         return watch
+
+    def _left(self, bar: TaskID) -> str:
+        """Return the remaining time as a text, empty before it can be estimated."""
+        seconds = next(task for task in self._bars.tasks if task.id == bar).time_remaining
+        return "" if not seconds else f", {timedelta(seconds=round(seconds))} left"
+
+    def _end_stage(self) -> None:
+        if self._stage is not None:
+            self._bars.remove_task(self._stage)
+            self._stage = None

@@ -237,6 +237,7 @@ class Train:
       checkpoint_every: The interval between two checkpoints.
       keep: The number of checkpoints that are kept.
       profile: Trace these steps for TensorBoard: the first, counted from 1, and how many.
+      wandb: The project of Weights & Biases to which the run is logged. None: no logging there.
       max_nonfinite: The number of steps with a non-finite loss or gradient that are skipped before
         the run fails.
     """
@@ -254,6 +255,7 @@ class Train:
     checkpoint_every: Duration = Duration(epochs=1)
     keep: Count = 3
     profile: tuple[Count, Count] | None = None
+    wandb: str | None = None
     max_nonfinite: Natural = 0
 
 

@@ -70,6 +70,11 @@ def decode_rgb(encoded: bytes, name: str, reduction: Reduction | None = None) ->
         image = ImageOps.exif_transpose(opened)
         if opened.format == "TIFF" and image.mode in ("I", "F"):
             raise ValueError("a TIFF of 32 bits a value, expected 8 or 16")
+    return to_rgb(image)
+
+
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """Convert an upright image of any mode as `decode_rgb` does: uint8 [H, W, 3]."""
     if image.mode.startswith("I"):
         # Pillow opens a 16-bit gray PNG as "I;16" or "I", and would clip instead of scale.
         wide = np.clip(np.asarray(image, np.int64), 0, 65535)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from occinv.losses.contrastive import unit
 
@@ -133,3 +134,45 @@ def relative_cosine(cosines: jax.Array, real: jax.Array) -> jax.Array:
     other = other / jnp.maximum(count - 1, 1)
     is_varied = other < 1 - CONSTANT
     return jnp.where(is_varied, (same - other) / jnp.where(is_varied, 1 - other, 1.0), 0.0)
+
+
+def cka(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the unbiased linear CKA of two features of the same images.
+
+    CKA = HSIC₁(K, L) / sqrt(HSIC₁(K, K) · HSIC₁(L, L)) with K = X Xᵀ, L = Y Yᵀ and the unbiased
+    estimator HSIC₁ (Song et al. 2012, Eq. 5; Nguyen et al. 2021). It is 1 for features that are
+    equal up to a rotation and a scale. For unrelated features it is about 0 and may be negative.
+
+    Args:
+      first: [B, F], one feature of each image, such as `features[:, 0]`, the class token. B is 4
+        or more. Memory grows with B².
+      second: [B, G], features of the same images in the same order.
+
+    Returns:
+      The CKA; 0 if the features do not vary.
+
+    Raises:
+      ValueError: A shape is wrong, or a value is not finite.
+
+    Example:
+      >>> import numpy as np, occinv
+      >>> x = np.random.default_rng(0).normal(size=(50, 3))
+      >>> round(occinv.cka(x, 2 * x[:, ::-1]), 3)
+      1.0
+    """
+    arrays = [np.asarray(x, np.float32) for x in (first, second)]
+    shapes = [list(x.shape) for x in arrays]
+    if any(x.ndim != 2 for x in arrays) or len(arrays[0]) != len(arrays[1]):
+        raise ValueError(
+            f"features of shapes {shapes[0]} and {shapes[1]}, expected [B, F] and [B, G]; choose "
+            "one feature of each image, such as features[:, 0]"
+        )
+    if len(arrays[0]) < MIN_BATCH:
+        raise ValueError(f"features of {len(arrays[0])} images, expected {MIN_BATCH} or more")
+    if not all(np.isfinite(x).all() for x in arrays):
+        raise ValueError("features with values that are not finite, expected finite numbers")
+    real = jnp.ones(len(arrays[0]))
+    own, other = (u_centered(gram(jnp.asarray(x)[None], real), real)[0] for x in arrays)
+    between, of_first, of_second = (float(value) for value in hsic(own, other, real))
+    scale = (of_first * of_second) ** 0.5
+    return between / scale if scale else 0.0

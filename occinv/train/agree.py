@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from importlib import metadata
 from typing import Any, TypeVar
 
 import jax
@@ -14,6 +13,7 @@ from jax.experimental import multihost_utils
 
 from occinv.data.source import Source
 from occinv.schema import UserError
+from occinv.version import __version__
 
 T = TypeVar("T")
 
@@ -64,7 +64,7 @@ def check_equal(facts: list[Mapping[str, Any]]) -> None:
 
 def software() -> dict[str, str]:
     """Return the versions that the numbers of a run depend on."""
-    return {"occinv": metadata.version("occinv"), "jax": jax.__version__}
+    return {"occinv": __version__, "jax": jax.__version__}
 
 
 def data_facts(source: Source | None) -> dict[str, Any] | None:

@@ -36,8 +36,10 @@ from occinv.train.log_window import LogWindow
 from occinv.train.manifest import RunIdentity
 from occinv.train.prepare import Run, prepare
 from occinv.train.profiler import Profiler
+from occinv.train.provenance import record_start
 from occinv.train.signals import StopRequest
 from occinv.train.step import TrainState, init_state, join_state, split_state, trace_step
+from occinv.train.wandb_writer import WandbWriter
 from occinv.train.writers import JsonlWriter, MultiWriter, TensorBoardWriter, Writer
 
 if TYPE_CHECKING:
@@ -151,6 +153,7 @@ def train_claimed(
     """Train in a workdir that is locked and holds the config."""
     steps, settings = run.assembly.steps, run.assembly.experiment.train
     folder = workdir / files.CHECKPOINTS
+    record_start(workdir)
     with (
         StopRequest() as stop,
         Checkpoints(folder, keep=settings.keep, run=identity) as checkpoints,
@@ -159,7 +162,7 @@ def train_claimed(
         state = start_or_resume(run, checkpoints)
         checkpoints.prune()
         done = int(state.step)
-        writer = make_writer(workdir, done)
+        writer = make_writer(workdir, done, run.assembly.experiment)
         try:
             describe(run, state, writer, done)
             state = split_state(run.assembly, state)
@@ -343,17 +346,18 @@ def raise_if_not_finite(run: Run, state: TrainState, checkpoints: Checkpoints) -
         )
 
 
-def make_writer(workdir: Path, done: int) -> Writer:
+def make_writer(workdir: Path, done: int, experiment: Experiment) -> Writer:
     """Return the writer of process 0; the other processes write nothing."""
     if jax.process_index() != 0:
         return Writer()
     last = done or -1  # a run that starts again writes its first line again
-    return MultiWriter(
-        [
-            JsonlWriter(workdir / files.METRICS, resume_step=last),
-            TensorBoardWriter(workdir, resume_step=last),
-        ]
-    )
+    writers: list[Writer] = [
+        JsonlWriter(workdir / files.METRICS, resume_step=last),
+        TensorBoardWriter(workdir, resume_step=last),
+    ]
+    if experiment.train.wandb is not None:
+        writers.append(WandbWriter(workdir, experiment.train.wandb, files.as_json(experiment)))
+    return MultiWriter(writers)
 
 
 def describe(run: Run, state: TrainState, writer: Writer, done: int) -> None:
@@ -364,7 +368,7 @@ def describe(run: Run, state: TrainState, writer: Writer, done: int) -> None:
     flops = model_flops(assembly, state)
     log.info(
         "%s: %s; %.3g GFLOP an image and step in matrix products; %s; steps %d to %d of %d images "
-        "on %d %s device(s)",
+        "on %d %s device(s); compiling",
         experiment.objective["name"],
         ", ".join(f"{name} {size / 1e6:.3g} M parameters" for name, size in sizes.items()),
         flops / 1e9,

@@ -20,6 +20,7 @@ from occinv.schema import Duration, Experiment, UserError
 from occinv.train import workdir as files
 from occinv.train.check import check_config
 from occinv.train.step import Assembly, assemble
+from occinv.train.wandb_writer import check_wandb
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +61,7 @@ def prepare(experiment: Experiment) -> Run:
     """Build a run and check it. Raises UserError; writes nothing."""
     data, train = experiment.data, experiment.train
     check_config(experiment)
+    check_wandb(train.wandb)
     pretrained = None
     if experiment.init_from is not None:
         pretrained = files.load_run(experiment.init_from).params["encoder"]

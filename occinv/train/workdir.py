@@ -2,6 +2,7 @@
 
 <workdir>/config.json    the experiment, field by field, its classes, and the name of the run
 <workdir>/data.json      the data, compared at every start, and images.tsv: see data_record.py
+<workdir>/provenance.json  the version, machine and command of each start
 <workdir>/checkpoints/   see checkpoints.py
 <workdir>/metrics.jsonl  one line for each time metrics were logged
 <workdir>/profile/       a trace of some steps, if train.profile is set: see profiler.py
@@ -49,6 +50,7 @@ FREE = (
     "train.checkpoint_every",
     "train.keep",
     "train.profile",
+    "train.wandb",
     "evals",
     "data.num_threads",
     "data.max_corrupt",

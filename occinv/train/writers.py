@@ -76,7 +76,7 @@ class JsonlWriter(Writer):
         """
         if taken := {"step", "time"} & scalars.keys():
             raise ValueError(f"A scalar cannot be called {min(taken)!r}. Rename it.")
-        numbers = {name: _number(name, value) for name, value in scalars.items()}
+        numbers = {name: to_number(name, value) for name, value in scalars.items()}
         with naming(self._path):
             self._file.write(_to_line({"step": int(step), "time": time.time()} | numbers))
             # Only whole lines are visible to a reader, and after a kill.
@@ -127,13 +127,13 @@ class TensorBoardWriter(Writer):
         from tensorboardX import summary
 
         for name, value in scalars.items():
-            self._write(step, summary=summary.scalar(name, _number(name, value)))
+            self._write(step, summary=summary.scalar(name, to_number(name, value)))
 
     def write_images(self, step: int, images: Mapping[str, Any]) -> None:
         from tensorboardX import summary
 
         for name, batch in images.items():
-            pixels = _to_uint8(name, batch)
+            pixels = to_uint8(name, batch)
             self._write(step, summary=summary.image(name, pixels, dataformats="NHWC"))
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
@@ -250,7 +250,8 @@ def _to_line(content: Mapping[str, int | float]) -> str:
     return json.dumps(spelled, allow_nan=False) + "\n"
 
 
-def _number(name: str, value: Any) -> int | float:
+def to_number(name: str, value: Any) -> int | float:
+    """Return a scalar as a Python number. Raises ValueError if it is not one number."""
     array = np.asarray(value)
     if array.size != 1 or array.dtype.kind in "OSU":
         raise ValueError(
@@ -260,7 +261,8 @@ def _number(name: str, value: Any) -> int | float:
     return int(array.item()) if array.dtype.kind in "biu" else float(array.item())
 
 
-def _to_uint8(name: str, batch: Any) -> np.ndarray:
+def to_uint8(name: str, batch: Any) -> np.ndarray:
+    """Return images [N, H, W, C] as uint8. Raises ValueError if the shape is another."""
     array = np.asarray(batch)
     if array.ndim != 4 or array.shape[-1] not in (1, 3):
         raise ValueError(f"Images {name!r} have shape {array.shape}, expected [N, H, W, 1 or 3].")

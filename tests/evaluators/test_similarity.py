@@ -10,6 +10,7 @@ import pytest
 from song import linear_gram, song
 
 from occinv.evaluators.similarity import (
+    cka,
     cosine_matrix,
     gram,
     hsic,
@@ -142,3 +143,26 @@ def test_relative_cosine() -> None:
     assert relative_cosine(jnp.ones((1, 3, 3)), real)[0] == 0
     alike = jnp.full((1, 3, 3), 0.5).at[0, 0, 0].set(1).at[0, 1, 1].set(1)
     assert relative_cosine(alike, real)[0] == pytest.approx(1)
+
+
+def test_cka_equals_songs_estimator(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    x, y = pair
+    assert cka(x, y) == pytest.approx(cka1(x, y, song_of), rel=1e-4)
+    assert cka(x, 3 * x[:, ::-1]) == pytest.approx(1, rel=1e-5)
+    assert cka(x, np.ones_like(y)) == 0
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (np.ones((5, 2, 3)), np.ones((5, 3)), r"\[5, 2, 3\] and \[5, 3\], expected \[B, F\]"),
+        (np.ones((5, 2)), np.ones((6, 2)), r"\[5, 2\] and \[6, 2\]"),
+        (np.ones((3, 2)), np.ones((3, 2)), "of 3 images, expected 4 or more"),
+        (np.full((5, 2), np.nan), np.ones((5, 2)), "not finite"),
+    ],
+)
+def test_cka_of_impossible_features_is_an_error(
+    first: np.ndarray, second: np.ndarray, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        cka(first, second)

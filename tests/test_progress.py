@@ -1,0 +1,66 @@
+"""The bar on a terminal and the lines in a log."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from occinv.progress import Progress
+
+METRICS = {"loss": 0.25, "images_per_second": 1200.4}
+
+
+def show(is_terminal: bool) -> tuple[Progress, io.StringIO]:
+    out = io.StringIO()
+    console = Console(
+        file=out, force_terminal=is_terminal, width=200, highlight=False, markup=False
+    )
+    return Progress(console=console), out
+
+
+def text_of(progress: Progress) -> str:
+    """What the bar shows now."""
+    console = Console(file=io.StringIO(), width=200)
+    console.print(progress._bars.get_renderable())
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_the_bar_says_that_it_compiles_until_the_first_step() -> None:
+    progress, _ = show(is_terminal=True)
+    with progress:
+        watch = progress.stage("mae")
+        assert "mae" in text_of(progress)
+        assert "compiling" in text_of(progress)
+        watch(1, 4, None)
+        assert "compiling" not in text_of(progress)
+        assert "step 1/4" in text_of(progress)
+        watch(2, 4, METRICS)
+        watch(3, 4, None)  # the last logged numbers stay
+        assert "step 3/4, loss 0.250, 1200 images/s" in text_of(progress)
+        watch(4, 4, METRICS)
+        assert "mae" not in text_of(progress)
+
+
+def test_a_stage_that_took_no_step_leaves_no_bar() -> None:
+    progress, _ = show(is_terminal=True)
+    with progress:
+        progress.stage("finished")
+        progress.stage("next")
+        assert "finished" not in text_of(progress)
+    assert not progress._bars.tasks
+
+
+def test_a_log_has_one_line_for_each_logged_step() -> None:
+    progress, out = show(is_terminal=False)
+    now = 0.0
+    progress._bars.get_time = lambda: now
+    with progress:
+        watch = progress.stage("mae")
+        for step in range(1, 5):
+            now += 10
+            watch(step, 4, METRICS if step % 2 == 0 else None)
+    assert out.getvalue().splitlines() == [
+        "mae: step 2/4, loss 0.250, 1200 images/s, 0:00:20 left",
+        "mae: step 4/4, loss 0.250, 1200 images/s",
+    ]
