@@ -95,7 +95,7 @@ def test_an_experiment_survives_its_own_fields() -> None:
             {"steps": 8, "epochs": 2.0},
             "give one, such as train.duration={'epochs': 2.0} in",
         ),
-        ("train.duration", {"share": 0.1}, "only optimizer.warmup can be a share of the run; set"),
+        ("train.duration", {"share": 0.1}, "optimizer.cooldown can be a share of the run; set"),
         ("optimizer.warmup", {"share": 1.1}, "optimizer.warmup.share=1.1, expected a number <= 1"),
         ("train.duration", {}, "train.duration has no length; set one of train.duration.steps"),
         ("train.duration", {"steps": -8}, "-8 steps, expected a length of 0 or more"),

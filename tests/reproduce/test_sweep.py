@@ -120,7 +120,7 @@ def test_names_stay_different_and_are_names_of_folders(config: str) -> None:
 
 def test_a_wrong_setting_is_refused_before_anything_runs(config: str, tmp_path: Path) -> None:
     sweep = Sweep(config, read_settings({"objective.typo": [1]}), tmp_path / "s")
-    with pytest.raises(UserError, match="typo=1: unknown field 'objective.typo'"):
+    with pytest.raises(UserError, match=r"typo=1: unknown field 'objective\.typo'"):
         run_sweep(sweep)
     assert not (tmp_path / "s").exists()
     with pytest.raises(UserError, match="--seeds 0"):
@@ -178,7 +178,7 @@ def test_another_config_in_the_folder_is_refused(
     settings = read_settings({"optimizer.base_lr": [0.1]})
     assert run_sweep(Sweep(config, settings, tmp_path / "s")) == 0
     other = Sweep(config, settings, tmp_path / "s", overrides=("--config.train.batch_size=4",))
-    with pytest.raises(UserError, match="train.batch_size=8 \\(now 4\\)"):
+    with pytest.raises(UserError, match=r"train.batch_size=8 \(now 4\)"):
         run_sweep(other)
 
 
@@ -200,7 +200,7 @@ def test_evaluators_are_metrics(
     assert "Best: base_lr=1.0, the highest mean knn/top1" in capsys.readouterr().out
     assert run_sweep(Sweep(config, settings, tmp_path / "s", metric="loss")) == 0
     assert "Best: base_lr=0.1, the lowest mean loss" in capsys.readouterr().out
-    with pytest.raises(UserError, match="--metric 'knn/top' is not measured .*'knn/top1'"):
+    with pytest.raises(UserError, match=r"--metric 'knn/top' is not measured .*'knn/top1'"):
         run_sweep(Sweep(config, settings, tmp_path / "s", metric="knn/top"))
 
 
