@@ -267,6 +267,8 @@ class Experiment:
         (docs/evaluators.md).
       init_from: The workdir or checkpoint whose encoder this run starts from. The run takes the
         fields of the encoder's shape and the image size from it, unless they are set.
+      init: What this run takes from `init_from`: the `encoder`; the `params` of all networks; or
+        the whole `state`, with EMA target and optimizer state. It starts at step 0.
       seed: The seed of initialization, order and augmentation.
     """
 
@@ -277,6 +279,7 @@ class Experiment:
     train: Train = Train()
     evals: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     init_from: str | None = None
+    init: Literal["encoder", "params", "state"] = "encoder"
     seed: Annotated[int, Ge(0), Lt(2**32)] = 0
 
 
@@ -298,6 +301,8 @@ def resolve(config: Mapping[str, Any]) -> Experiment:
             f"train.accumulate={train.accumulate}, expected a divisor of "
             f"train.batch_size={train.batch_size}"
         )
+    if experiment.init != "encoder" and experiment.init_from is None:
+        raise UserError(f"init={experiment.init!r} needs init_from; set it to the workdir of a run")
     if data.crop_scale[0] > data.crop_scale[1]:
         raise UserError(f"data.crop_scale={data.crop_scale}, expected smallest <= largest")
     subsets = ("list", "per_class", "fraction", "num_images")

@@ -199,11 +199,11 @@ def init_state(
     objective: Objective,
     optimizer: optax.GradientTransformation,
     seed: jax.Array | int,
-    encoder: Any = None,
+    pretrained: Any = None,
 ) -> TrainState:
-    """Return the state before the first step, from the seed and a pretrained `encoder`, if any."""
+    """Return the state before the first step, from the seed and `pretrained` networks, if any."""
     rng = jax.random.fold_in(jax.random.key(seed), 0)
-    params, objective_state = forward.init(objective, rng, encoder)
+    params, objective_state = forward.init(objective, rng, pretrained)
     zero = jnp.zeros((), jnp.int32)
     return TrainState(
         step=zero,
@@ -214,6 +214,12 @@ def init_state(
         nonfinite=zero,
         first_nonfinite=zero,
     )
+
+
+def as_items(state: TrainState) -> dict[str, Any]:
+    """Return the items of a checkpoint. Parameters are their own item, to be loaded alone."""
+    fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+    return {"params": fields.pop("params"), "rest": fields}
 
 
 def make_step(

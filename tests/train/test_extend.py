@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 from tiny_runs import assert_same_end, losses, overrides, run, state_of, toy_config
 
@@ -12,8 +14,11 @@ from occinv import cli, schema
 from occinv.config import load_config
 from occinv.schema import UserError
 from occinv.train import workdir as files
+from occinv.train.checkpoints import Checkpoints
 from occinv.train.extend import extend
-from occinv.train.step import lengths_of
+from occinv.train.prepare import prepare
+from occinv.train.restart import is_adam
+from occinv.train.step import TrainState, as_items, lengths_of
 
 pytestmark = pytest.mark.usefixtures("compiled")  # runs of one shape compile once
 
@@ -95,7 +100,7 @@ def test_extensions_that_are_refused(
     with pytest.raises(UserError, match=said):
         extend(experiment(arguments, *fields), tmp_path)
     assert (tmp_path / files.CONFIG).read_text() == before
-    with pytest.raises(UserError, match="holds no run. Leave out --extend"):
+    with pytest.raises(UserError, match=r"holds no run. Leave out --extend"):
         extend(experiment(arguments), tmp_path / "nothing")
 
 
@@ -106,3 +111,68 @@ def test_warm_up_and_cooldown_must_fit(arguments: list[str]) -> None:
     with pytest.raises(UserError, match=r"\(2 \+ 7 and 8 steps\); shorten one"):
         lengths_of(too_long, 24)
     lengths_of(experiment(arguments, "optimizer.cooldown.steps=7"), 24)  # cosine has no cooldown
+
+
+@pytest.fixture(scope="module")
+def first(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of eight steps."""
+    workdir = tmp_path_factory.mktemp("first") / "run"
+    run(arguments, workdir)
+    return workdir
+
+
+def step_of(workdir: Path, arguments: list[str], *fields: str) -> dict[str, np.ndarray]:
+    """The state after one step of a run, at a learning rate of 0."""
+    run(arguments, workdir, "train.stop_after.steps=1", *fields)
+    return state_of(workdir)
+
+
+def test_init_params_takes_every_network(first: Path, arguments: list[str], tmp_path: Path) -> None:
+    before = files.load_run(first).params
+    state = step_of(tmp_path / "p", arguments, f"init_from={first}", "init=params")
+    head, encoder = before["head"]["kernel"], before["encoder"]["scale"]
+    np.testing.assert_array_equal(state["['params']['head']['kernel']"], head)
+    np.testing.assert_array_equal(state["['params']['encoder']['scale']"], encoder)
+    target = next(value for name, value in state.items() if "target" in name)
+    np.testing.assert_array_equal(target, encoder)
+    alone = step_of(tmp_path / "e", arguments, f"init_from={first}")
+    assert (alone["['params']['head']['kernel']"] != head).any()
+    np.testing.assert_array_equal(alone["['params']['encoder']['scale']"], encoder)
+
+
+def test_init_state_takes_ema_and_moments_and_restarts_the_schedules(
+    first: Path, arguments: list[str], tmp_path: Path
+) -> None:
+    """The learning rate of step 7 was not 0, and that of the first step of the warm-up is."""
+    start = first / files.CHECKPOINTS / "6"
+    fields = (f"init_from={start}", "init=state", "seed=3")
+    begun = prepare(experiment(arguments, *fields)).start
+    assert begun is not None
+    assert (int(begun.step), int(begun.seed)) == (0, 3)
+    with Checkpoints(first / files.CHECKPOINTS, read_only=True) as checkpoints:
+        _, items = checkpoints.restore(as_items(begun), 6)
+    before = TrainState(params=items["params"], **items["rest"])
+    for part in ("params", "objective_state"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(begun, part), getattr(before, part))
+    adam, old = (
+        next(x for x in jax.tree.leaves(each.opt_state, is_leaf=is_adam) if is_adam(x))
+        for each in (begun, before)
+    )
+    assert int(adam.count) == 6
+    jax.tree.map(np.testing.assert_array_equal, adam.mu, old.mu)
+    state = step_of(tmp_path / "s", arguments, *fields)
+    head = before.params["head"]["kernel"]
+    np.testing.assert_array_equal(state["['params']['head']['kernel']"], head)
+    assert not np.array_equal(files.load_run(first).params["head"]["kernel"], head)
+
+
+def test_a_state_that_does_not_fit_is_refused_before_anything_is_written(
+    first: Path, arguments: list[str], tmp_path: Path
+) -> None:
+    for fields, said in (
+        ((f"init_from={first}", "init=state", "optimizer.name=lars"), "init=state: .*init=params"),
+        (("init=params",), "init='params' needs init_from"),
+    ):
+        with pytest.raises(UserError, match=said):
+            run(arguments, tmp_path / "run", *fields)
+    assert not (tmp_path / "run").exists()
