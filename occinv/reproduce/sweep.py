@@ -129,6 +129,7 @@ def run_sweep(sweep: Sweep, worker: Worker = ONLY_WORKER, console: Console | Non
             check_config(run.stage.experiment)
         except UserError as error:
             raise UserError(f"{run.name or 'the sweep'}: {error}") from None
+    collect(sweep, runs)
     write = functools.partial(write_report, sweep, runs)
     return run_all(runs, sweep.workdir, write, worker, console)
 

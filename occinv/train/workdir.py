@@ -42,6 +42,9 @@ FREE = (
     "data.data_dir",
 )
 
+# Fields that `occinv train --extend` may change.
+LENGTH = ("train.duration", "train.stop_after")
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainedRun:
@@ -110,7 +113,10 @@ def check_same(
     if classes is not None and theirs["classes"] != list(classes):
         changed.append(f"{len(theirs['classes'])} classes (now {len(classes)}, or others)")
     if changed:
-        raise UserError(f"{workdir} holds a run with {', '.join(changed)}; use another --workdir")
+        advice = "use another --workdir"
+        if all(each.startswith(LENGTH) for each in changed):
+            advice += ", or --extend for a longer run"
+        raise UserError(f"{workdir} holds a run with {', '.join(changed)}; {advice}")
 
 
 def record_images(workdir: Path, lines: Iterable[str]) -> None:

@@ -59,7 +59,8 @@ def test_a_finished_cosine_run_goes_on_with_the_longer_cosine(
     before = losses(workdir)
     longer = [*command, *overrides(LONGER)]
     assert cli.main(longer) == 2
-    assert "train.duration.steps=8 (now 12)" in capsys.readouterr().err
+    advice = "use another --workdir, or --extend for a longer run"
+    assert f"train.duration.steps=8 (now 12); {advice}" in capsys.readouterr().err
     assert losses(workdir) == before
     assert cli.main([*longer, "--extend"]) == 0
     shown = capsys.readouterr().out
