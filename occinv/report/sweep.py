@@ -19,6 +19,7 @@ from occinv.report.figures import style_axes
 from occinv.report.html import Plot, as_plot, make_environment, readable_date, write_atomically
 from occinv.report.results import MISSING
 from occinv.report.statistics import Comparison, paired_t
+from occinv.report.table import console_of_width
 from occinv.schema import UserError, nearest
 
 FILE = "sweep.json"
@@ -206,7 +207,7 @@ def interval_text(measured: Measured) -> str:
 
 def print_sweep(results: SweepResults, console: Console | None = None) -> None:
     """Print one line for each setting, and the conclusion."""
-    console = console or Console()
+    console = console_of_width(console)
     table = Table(box=box.SIMPLE_HEAD)
     for heading in ("setting", f"mean {results.metric}", "95 % interval", "each seed"):
         table.add_column(heading, overflow="fold")
