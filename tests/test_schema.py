@@ -211,5 +211,6 @@ def test_every_field_has_a_type_that_can_be_checked() -> None:
     """A field whose type cannot be checked would refuse every value."""
     experiment = resolve(SMALL)
     for section in (experiment.data, experiment.encoder, experiment.optimizer, experiment.train):
-        assert from_mapping(type(section), dataclasses.asdict(section), "section") == section
+        name = type(section).__name__.lower()
+        assert from_mapping(type(section), dataclasses.asdict(section), name) == section
         assert set(typing.get_type_hints(type(section))) == set(dataclasses.asdict(section))
