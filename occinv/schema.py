@@ -160,6 +160,9 @@ class Encoder:
       gelu: The GELU of the MLPs: exact (`erf`), or its approximation (`tanh`), as in big_vision.
       pixel_range: Normalize pixels by the mean and deviation of `imagenet`, or to [-1, 1] (`half`),
         as in big_vision.
+      class_token: Whether there is a class token. False: the mean patch token takes its place in
+        the features.
+      registers: The number of learned tokens that are not part of the features.
     """
 
     name: Literal["micro", "tiny", "small", "base", "large", "huge"] = "base"
@@ -173,6 +176,8 @@ class Encoder:
     layer_scale: NonNegative | None = None
     gelu: Literal["erf", "tanh"] = "erf"
     pixel_range: Literal["imagenet", "half"] = "imagenet"
+    class_token: bool = True
+    registers: Annotated[int, Ge(0), Le(1024)] = 0
 
 
 @dataclasses.dataclass(frozen=True)

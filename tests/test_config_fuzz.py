@@ -1,4 +1,4 @@
-"""Any value in any field of any config is accepted, or refused in one line before data is opened."""
+"""Any value in any field of a config is accepted, or refused in one line before data opens."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from occinv.schema import Optimizer
 # Each choice of `optimizer.decay` includes all earlier ones.
 DECAYED = {
     "kernels": ("kernel", "relative_position"),  # 2-D parameters, as in PyTorch code
-    "tokens": ("class_token", "mask_token"),
+    "tokens": ("class_token", "mask_token", "registers"),
     "positions": ("position",),
     "all": ("bias", "scale"),
 }
