@@ -2,8 +2,9 @@
 # Train on a Kubernetes cluster as a JobSet (jobset.sigs.k8s.io), with one process per node.
 #
 #   NAME=mae IMAGE=registry.example/occinv HOSTS=4 CHIPS=4 TPU=tpu-v5-lite-podslice TOPOLOGY=4x4 \
-#     VOLUME=shared launch/kubernetes.sh [--dry-run] CONFIG WORKDIR [--config.field=value ...]
+#     VOLUME=shared launch/kubernetes.sh [--dry-run] [sweep] CONFIG WORKDIR [--config.field=value ...]
 #
+# The word sweep runs `occinv sweep` instead of `occinv train`.
 # For GPUs, leave TPU and TOPOLOGY out; CHIPS is then the number of nvidia.com/gpu. IMAGE has occinv
 # installed; or it has Python and git, and INSTALL='occinv[tpu] @ git+URL@REF' installs occinv at the
 # start. CONFIG is a config of occinv, such as mae, or a file in the image. VOLUME is the name of a
@@ -15,8 +16,10 @@ set -euo pipefail
 
 dry_run=false
 if [[ ${1-} == --dry-run ]]; then dry_run=true; shift; fi
+subcommand=train
+if [[ ${1-} == train || ${1-} == sweep ]]; then subcommand=$1; shift; fi
 if (($# < 2)); then
-  echo "usage: $0 [--dry-run] CONFIG WORKDIR [--config.field=value ...]" >&2
+  echo "usage: $0 [--dry-run] [sweep] CONFIG WORKDIR [--config.field=value ...]" >&2
   exit 2
 fi
 if [[ $2 != /shared/* ]]; then
@@ -56,7 +59,7 @@ fi
 
 # Pod 0 of the JobSet is process 0, under this host name. The shell in the container expands
 # JOB_COMPLETION_INDEX, the number of its pod.
-occinv="exec occinv train --coordinator $NAME-workers-0-0.$NAME:8476 --num-processes $HOSTS \
+occinv="exec occinv $subcommand --coordinator $NAME-workers-0-0.$NAME:8476 --num-processes $HOSTS \
 --process-id \$JOB_COMPLETION_INDEX $(printf '%q ' --config "$1" --workdir "$2" "${@:3}")"
 if [[ -n ${INSTALL-} ]]; then
   occinv="python3 -m pip install --quiet $(printf '%q' "$INSTALL") && $occinv"

@@ -1,16 +1,19 @@
 #!/usr/bin/env bash
 # Train on all accelerators of this machine, or on its CPU if it has no accelerator.
 #
-#   launch/local.sh [--dry-run] CONFIG WORKDIR [--config.field=value ...]
+#   launch/local.sh [--dry-run] [sweep] CONFIG WORKDIR [--config.field=value ...]
 #
+# The word sweep runs `occinv sweep` instead of `occinv train`.
 # CONFIG is a config of occinv, such as mae:smoke, or a file. After an interruption, run the same
 # command again: the run in WORKDIR continues.
 set -euo pipefail
 
 dry_run=false
 if [[ ${1-} == --dry-run ]]; then dry_run=true; shift; fi
+subcommand=train
+if [[ ${1-} == train || ${1-} == sweep ]]; then subcommand=$1; shift; fi
 if (($# < 2)); then
-  echo "usage: $0 [--dry-run] CONFIG WORKDIR [--config.field=value ...]" >&2
+  echo "usage: $0 [--dry-run] [sweep] CONFIG WORKDIR [--config.field=value ...]" >&2
   exit 2
 fi
 
@@ -23,6 +26,6 @@ if ! $dry_run && ! command -v "$occinv" > /dev/null; then
   exit 2
 fi
 
-command=("$occinv" train --config "$1" --workdir "$2" "${@:3}")
+command=("$occinv" "$subcommand" --config "$1" --workdir "$2" "${@:3}")
 printf '%q ' "${command[@]}"; echo
 $dry_run || exec "${command[@]}"

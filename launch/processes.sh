@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Train with N processes on this machine, to see how several hosts behave.
 #
-#   launch/processes.sh [--dry-run] N CONFIG WORKDIR [--config.field=value ...]
+#   launch/processes.sh [--dry-run] [sweep] N CONFIG WORKDIR [--config.field=value ...]
 #
+# The word sweep runs `occinv sweep` instead of `occinv train`.
 # On a CPU, each process has one device. For GPUs, use local.sh, where one process uses all GPUs, or
 # set CUDA_VISIBLE_DEVICES per process in a wrapper of occinv. SIGTERM and Ctrl-C reach all
 # processes. After an interruption, run the same command again, with any N: the run in WORKDIR
@@ -11,8 +12,10 @@ set -euo pipefail
 
 dry_run=false
 if [[ ${1-} == --dry-run ]]; then dry_run=true; shift; fi
+subcommand=train
+if [[ ${1-} == train || ${1-} == sweep ]]; then subcommand=$1; shift; fi
 if (($# < 3)); then
-  echo "usage: $0 [--dry-run] N CONFIG WORKDIR [--config.field=value ...]" >&2
+  echo "usage: $0 [--dry-run] [sweep] N CONFIG WORKDIR [--config.field=value ...]" >&2
   exit 2
 fi
 count=$1
@@ -34,7 +37,7 @@ port=${PORT:-$((20000 + RANDOM % 20000))}
 processes=()
 trap 'kill -TERM "${processes[@]}" 2> /dev/null || true' TERM INT
 for ((i = 0; i < count; i++)); do
-  command=("$occinv" train --coordinator "localhost:$port" --num-processes "$count" --process-id "$i"
+  command=("$occinv" "$subcommand" --coordinator "localhost:$port" --num-processes "$count" --process-id "$i"
     --config "$2" --workdir "$3" "${@:4}")
   printf '%q ' "${command[@]}"; echo
   $dry_run || { "${command[@]}" & processes+=($!); }

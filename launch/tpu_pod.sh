@@ -5,8 +5,9 @@
 #   INSTALL='occinv[tpu,gcs] @ git+URL@REF'
 #
 #   NAME=occinv ZONE=us-east5-b TYPE=v6e-32 VERSION=v2-alpha-tpuv6e PROJECT=my-project \
-#     launch/tpu_pod.sh [--dry-run] CONFIG WORKDIR [--config.field=value ...]
+#     launch/tpu_pod.sh [--dry-run] [sweep] CONFIG WORKDIR [--config.field=value ...]
 #
+# The word sweep runs `occinv sweep` instead of `occinv train`.
 # QUEUE=1 waits for a queued slice. SPOT=1 uses a slice that may be preempted. A preempted slice is
 # deleted and created again, up to RESTARTS times (default: 100), and the run in WORKDIR continues.
 # CONFIG is a config of occinv, such as mae, or a committed file of this checkout. WORKDIR is a
@@ -17,8 +18,10 @@ set -euo pipefail
 
 dry_run=false
 if [[ ${1-} == --dry-run ]]; then dry_run=true; shift; fi
+subcommand=train
+if [[ ${1-} == train || ${1-} == sweep ]]; then subcommand=$1; shift; fi
 if (($# < 2)); then
-  echo "usage: $0 [--dry-run] CONFIG WORKDIR [--config.field=value ...]" >&2
+  echo "usage: $0 [--dry-run] [sweep] CONFIG WORKDIR [--config.field=value ...]" >&2
   exit 2
 fi
 if [[ $2 != /* && $2 != gs://* ]]; then
@@ -92,7 +95,7 @@ if [[ -z ${INSTALL-} ]]; then
 fi
 for ((attempt = 0; ; attempt++)); do
   # `set -e` does not apply in an `if`. The slice can be preempted during each of these steps.
-  if make_slice && install && on_all_workers "cd occinv && .venv/bin/occinv train --distributed \
+  if make_slice && install && on_all_workers "cd occinv && .venv/bin/occinv $subcommand --distributed \
 $(printf '%q ' --config "$1" --workdir "$2" "${@:3}")"; then exit 0; else status=$?; fi
   if [[ $(state) != PREEMPTED ]] || ((attempt >= ${RESTARTS:-100})); then exit "$status"; fi
   echo "$NAME was preempted. Creating it again."

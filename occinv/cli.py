@@ -27,6 +27,7 @@ COMMANDS = {
     "plan": "Compute memory and time of a run on TPUs or GPUs, without one.",
     "evaluate": "Measure trained encoders and draw their outputs.",
     "reproduce": "Run a table of the paper.",
+    "sweep": "Run a config with every setting of a sweep, and compare the settings.",
     "list": "List every objective with its T1, T2, target and M.",
     "report": "Compare runs, or show the results of `occinv reproduce`.",
     "weights": "Import and export checkpoints of other libraries.",

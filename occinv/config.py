@@ -105,6 +105,16 @@ def make_config(
     return complete(fields)[0]
 
 
+def load_sweep(spec: str) -> Any:
+    """Return what the function `sweep` of a config file returns; None if it has no such function.
+
+    Raises:
+      UserError: The file is not valid.
+    """
+    sweep = _run_file(_split(spec)[0]).get("sweep")
+    return None if sweep is None else plain(sweep())
+
+
 def complete(config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Set the fields of `SHAPE` that are not set, from the run of `init_from`.
 
@@ -170,20 +180,25 @@ def _find(name: str) -> Path:
     return path
 
 
-def _get_config(name: str, variant: str) -> Any:
+def _run_file(name: str) -> dict[str, Any]:
+    """Run a config file, and return its names."""
     path = _find(name)
     # A config may import modules beside it, as a script may, and of the working directory. The
     # working directory stays importable: an objective may be named `module:Class`.
     before, here = list(sys.path), str(Path.cwd())
     sys.path[:0] = [here, str(path.resolve().parent)]
     try:
-        module = runpy.run_path(str(path), run_name=f"occinv_config_{path.stem}")
+        return runpy.run_path(str(path), run_name=f"occinv_config_{path.stem}")
     except UserError:
         raise
     except (Exception, SystemExit) as error:
         raise config_error(path, error) from error
     finally:
         sys.path[:] = before if here in before else [here, *before]
+
+
+def _get_config(name: str, variant: str) -> Any:
+    module = _run_file(name)
     if "get_config" not in module:
         raise UserError(f"--config {name!r} has no function get_config")
     variants = module.get("VARIANTS", ())
@@ -194,7 +209,7 @@ def _get_config(name: str, variant: str) -> Any:
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        raise config_error(path, error) from error
+        raise config_error(_find(name), error) from error
 
 
 def _apply(config: dict[str, Any], override: str) -> str:

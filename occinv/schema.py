@@ -48,7 +48,7 @@ class Duration:
       steps: Steps of the optimizer.
       examples: Images, counted each time that a step reads them.
       epochs: Passes over the training images.
-      share: A share of `train.duration`, for `optimizer.warmup` only.
+      share: A share of `train.duration`, for `optimizer.warmup` and `optimizer.cooldown` only.
     """
 
     EXPECTED: ClassVar[str] = "a length; set {path}.steps, .examples or .epochs"
@@ -70,10 +70,10 @@ class Duration:
             )
         if not given:
             raise UserError(f"{path} has no length; set one of {path}.steps, .examples, .epochs")
-        if "share" in given and path != "optimizer.warmup":
+        if "share" in given and path not in ("optimizer.warmup", "optimizer.cooldown"):
             raise UserError(
-                f"{path}.share={self.share}: only optimizer.warmup can be a share of the run; set "
-                f"{path}.steps, .examples or .epochs"
+                f"{path}.share={self.share}: only optimizer.warmup and optimizer.cooldown can be a "
+                f"share of the run; set {path}.steps, .examples or .epochs"
             )
 
     def in_steps(self, batch_size: int, num_examples: int, total_steps: int = 0) -> int:
@@ -183,13 +183,17 @@ class Encoder:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """AdamW (or LARS) with linear warm-up and a cosine schedule, as in the official MAE code.
+    """AdamW (or LARS), its learning rate and its weight decay. The defaults are those of MAE.
 
     Attributes:
       name: The optimizer.
       base_lr: The peak learning rate for 256 images a step: lr = base_lr * batch_size / 256.
-      min_lr: The learning rate at the end of the cosine.
+      min_lr: The learning rate at the end of the run.
       warmup: The length of the linear warm-up from 0.
+      schedule: The learning rate after the warm-up: a half `cosine` to min_lr; or constant, then
+        linear to min_lr over the cooldown (`wsd`: warm-up, stable, decay), so that a run can be
+        extended.
+      cooldown: The length of the cooldown of `wsd`.
       betas: The decay rates of AdamW's moments.
       momentum: The momentum of LARS.
       trust_coefficient: The trust coefficient of LARS.
@@ -206,6 +210,8 @@ class Optimizer:
     base_lr: NonNegative = 1.5e-4
     min_lr: NonNegative = 0.0
     warmup: Duration = Duration(epochs=20)
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    cooldown: Duration = Duration(share=0.2)
     betas: tuple[Rate, Rate] = (0.9, 0.95)
     momentum: Rate = 0.9
     trust_coefficient: Positive = 1e-3
@@ -224,7 +230,8 @@ class Train:
     Attributes:
       batch_size: The images of a step, over all devices of all processes.
       duration: The length of the run and of every schedule.
-      stop_after: An earlier end, in the middle of the schedules. None: no earlier end.
+      stop_after: An earlier end, in the middle of the schedules. None: no earlier end. Go on later
+        with `occinv train --extend`.
       accumulate: The number of parts in which a batch is computed, to save memory.
       fsdp: The number of devices that share one copy of parameters, EMA and optimizer state.
       remat: Whether whole blocks are recomputed in the backward pass. None: where reading costs
@@ -273,6 +280,8 @@ class Experiment:
         (docs/evaluators.md).
       init_from: The workdir or checkpoint whose encoder this run starts from. The run takes the
         fields of the encoder's shape and the image size from it, unless they are set.
+      init: What this run takes from `init_from`: the `encoder`; the `params` of all networks; or
+        the whole `state`, with EMA target and optimizer state. It starts at step 0.
       seed: The seed of initialization, order and augmentation.
     """
 
@@ -283,6 +292,7 @@ class Experiment:
     train: Train = Train()
     evals: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     init_from: str | None = None
+    init: Literal["encoder", "params", "state"] = "encoder"
     seed: Annotated[int, Ge(0), Lt(2**32)] = 0
 
 
@@ -304,6 +314,8 @@ def resolve(config: Mapping[str, Any]) -> Experiment:
             f"train.accumulate={train.accumulate}, expected a divisor of "
             f"train.batch_size={train.batch_size}"
         )
+    if experiment.init != "encoder" and experiment.init_from is None:
+        raise UserError(f"init={experiment.init!r} needs init_from; set it to the workdir of a run")
     optimizer, peak = experiment.optimizer, experiment.optimizer.base_lr * train.batch_size / 256
     if optimizer.min_lr > peak:
         raise UserError(

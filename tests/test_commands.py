@@ -14,10 +14,11 @@ import pytest
 
 from occinv import schema
 from occinv.cli import make_parser
-from occinv.config import load_config
+from occinv.config import load_config, load_sweep
 from occinv.objectives.base import objective_of
 from occinv.reproduce.options import parse_overrides
 from occinv.reproduce.run import TableRun
+from occinv.reproduce.sweep import Sweep, read_settings
 from occinv.reproduce.tables import choose, make_table
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -77,6 +78,16 @@ def check(page: str, command: str, words: list[str]) -> None:
     assert not unknown, f"{page}: {command}: unknown {unknown}"
     if options.command in ("train", "plan") or getattr(options, "fields", 0) is None:
         objective_of(schema.resolve(load_config(options.config, rest)), num_classes=10)
+    elif options.command == "sweep":
+        sweep = Sweep(
+            options.config,
+            read_settings(load_sweep(options.config), options.set),
+            options.workdir,
+            options.seeds,
+            tuple(rest),
+        )
+        for each in sweep.runs:
+            objective_of(each.stage.experiment, num_classes=10)
     elif options.command == "reproduce":
         table = make_table(options.table, options.scale or "quickstart", options.images)
         rows = choose(table, options.rows)

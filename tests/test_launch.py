@@ -65,6 +65,28 @@ def test_local_runs_the_train_command() -> None:
     assert command[1:] == expected
 
 
+@pytest.mark.parametrize("script", ["kubernetes.sh", "local.sh", "slurm.sbatch", "tpu_pod.sh"])
+def test_a_script_runs_a_sweep(script: str) -> None:
+    settings = {**POD, **JOBSET, "INSTALL": "occinv"}
+    shown = launch(script, "--dry-run", "sweep", *ARGUMENTS, "--seeds", "2", **settings)
+    assert shown.returncode == 0, shown.stderr
+    assert re.search(r"occinv\\? sweep\\? ", shown.stdout)
+    assert not re.search(r"occinv\\? train", shown.stdout)
+
+
+def test_processes_run_a_sweep() -> None:
+    shown = launch("processes.sh", "--dry-run", "sweep", "2", *ARGUMENTS)
+    assert shown.returncode == 0, shown.stderr
+    assert [shlex.split(line)[1] for line in shown.stdout.splitlines()] == ["sweep", "sweep"]
+
+
+def test_a_job_of_a_slurm_array_is_a_worker_of_a_sweep() -> None:
+    array = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_MIN": "4", "SLURM_ARRAY_TASK_COUNT": "3"}
+    words = shlex.split(launch("slurm.sbatch", "--dry-run", "sweep", *ARGUMENTS, **array).stdout)
+    assert words[words.index("--jobs") + 1 :][:3] == ["2", "of", "3"]
+    assert "--jobs" not in launch("slurm.sbatch", "--dry-run", *ARGUMENTS, **array).stdout
+
+
 def test_local_returns_the_exit_status(tmp_path: Path) -> None:
     """Run a fake occinv in another checkout. It prints its arguments."""
     script = tmp_path / "launch" / "local.sh"

@@ -95,7 +95,7 @@ def test_an_experiment_survives_its_own_fields() -> None:
             {"steps": 8, "epochs": 2.0},
             "give one, such as train.duration={'epochs': 2.0} in",
         ),
-        ("train.duration", {"share": 0.1}, "only optimizer.warmup can be a share of the run; set"),
+        ("train.duration", {"share": 0.1}, "optimizer.cooldown can be a share of the run; set"),
         ("optimizer.warmup", {"share": 1.1}, "optimizer.warmup.share=1.1, expected a number <= 1"),
         ("train.duration", {}, "train.duration has no length; set one of train.duration.steps"),
         ("train.duration", {"steps": -8}, "train.duration.steps=-8, expected a number >= 0"),
@@ -211,5 +211,6 @@ def test_every_field_has_a_type_that_can_be_checked() -> None:
     """A field whose type cannot be checked would refuse every value."""
     experiment = resolve(SMALL)
     for section in (experiment.data, experiment.encoder, experiment.optimizer, experiment.train):
-        assert from_mapping(type(section), dataclasses.asdict(section), "section") == section
+        name = type(section).__name__.lower()
+        assert from_mapping(type(section), dataclasses.asdict(section), name) == section
         assert set(typing.get_type_hints(type(section))) == set(dataclasses.asdict(section))

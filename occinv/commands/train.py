@@ -19,6 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", required=True, type=to_path, metavar="DIR", help=text)
     text = "Continue although files of the data were added, removed or changed since the start."
     parser.add_argument("--accept-changed-data", action="store_true", help=text)
+    text = "Continue the run in the folder to a longer train.duration or train.stop_after."
+    parser.add_argument("--extend", action="store_true", help=text)
     add_processes(parser)
 
 
@@ -26,10 +28,13 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     """Run `occinv train` and return the exit status."""
     experiment = schema.resolve(load_config(options.config, overrides))
     from occinv.progress import Progress
+    from occinv.train.extend import extend
     from occinv.train.loop import NonFinite, train
 
     console = join(options)
     say = functools.partial(console.print, soft_wrap=True)
+    if options.extend and (extended := extend(experiment, options.workdir)):
+        say(f"{options.workdir}: {extended}")
     try:
         with Progress(console=console) as progress:
             watch = progress.stage(options.workdir.name)

@@ -20,6 +20,7 @@ from occinv.models.vit import start_from
 from occinv.objectives.base import Context, Objective, Obtained, Params, State, Terms
 from occinv.objectives.ema import EMA
 from occinv.rng import split
+from occinv.schema import UserError
 from occinv.transforms.view import View, unit_range
 
 
@@ -42,12 +43,15 @@ def bind(
 
 
 def init(
-    objective: Objective, rng: jax.Array, encoder: Params | None = None
+    objective: Objective, rng: jax.Array, pretrained: Params | None = None
 ) -> tuple[Params, State]:
     """Initialize parameters by a scalar PRNG key, and make the state.
 
-    The networks are initialized by a forward pass of one black image on one device. f starts from
-    `encoder`, where given: see `start_from`.
+    The networks are initialized by a forward pass of one black image on one device. They start from
+    those of `pretrained`, where given: only the encoder (see `start_from`), or all.
+
+    Raises:
+      UserError: `pretrained` does not fit.
     """
     setting = objective.setting
     plain = dataclasses.replace(
@@ -69,12 +73,34 @@ def init(
         return alone.loss(net, alone.features(net, views, ctx), views, ctx)
 
     params: Params = nn.init(forward, alone.networks, mutable=["params"])(rng)["params"]
-    if encoder is not None:
-        fresh = params["encoder"]
-        params = {**params, "encoder": start_from(alone.networks.encoder, fresh, encoder)}
+    if pretrained is not None:
+        params = start_networks(alone, params, pretrained)
     return params, {
         name: part.copy(params) if isinstance(part, EMA) else part for name, part in state.items()
     }
+
+
+def start_networks(objective: Objective, fresh: Params, pretrained: Params) -> Params:
+    """Replace `fresh` networks by those of `pretrained`, which has the encoder alone or all.
+
+    Raises:
+      UserError: `pretrained` has other networks, or one of them has other shapes.
+    """
+    encoder = start_from(objective.networks.encoder, fresh["encoder"], pretrained["encoder"])
+    others = {name: value for name, value in pretrained.items() if name != "encoder"}
+    if others and pretrained.keys() != fresh.keys():
+        raise UserError(
+            f"init_from: that run has the networks {', '.join(sorted(pretrained))}, expected "
+            f"{', '.join(sorted(fresh))}; use init=encoder"
+        )
+    for name, value in others.items():
+        theirs, ours = jax.tree.map(jnp.shape, value), jax.tree.map(jnp.shape, fresh[name])
+        if theirs != ours:
+            raise UserError(
+                f"init_from: {name} of that run has shapes {theirs}, expected {ours}; use its "
+                "config, or init=encoder"
+            )
+    return {**fresh, **others, "encoder": encoder}
 
 
 def update_target(objective: Objective, params: Params, state: State, step: jax.Array) -> State:

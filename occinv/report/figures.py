@@ -112,7 +112,7 @@ def cka_by_block(results: Results, *, name_encoders: bool = True) -> Figure | No
             axes.remove()
         drawn += panels[: len(members)].tolist()
         for axes, row in zip(panels, members, strict=False):
-            _style_axes(
+            style_axes(
                 axes,
                 textwrap.fill(row.name, 22) if encoder == encoders[0] else "",
                 "block" if encoder == encoders[-1] else "",
@@ -163,7 +163,7 @@ def cka_by_ratio(results: Results) -> Figure | None:
     labeled: dict[str, Artist] = {}
     for axes, encoder in zip(panels, encoders, strict=True):
         ylabel = "CKA at the last block" if axes is panels[0] else ""
-        _style_axes(axes, f"{ENCODERS[encoder]} encoders", "patches dropped (%)", ylabel)
+        style_axes(axes, f"{ENCODERS[encoder]} encoders", "patches dropped (%)", ylabel)
         axes.set_ylim(low, 1 + 0.02 * (1 - low))
         labeled |= _plot_floors(axes, results, encoder)
         for row in results.rows:
@@ -198,7 +198,7 @@ def pretraining_losses(results: Results) -> Figure | None:
     panels = list(figure.subplots(lines, columns, squeeze=False).flat)
     for axes, (row, loss) in zip(panels, rows, strict=False):
         title = textwrap.fill(row.name, 26)
-        _style_axes(axes, title, "step", "training loss" if axes in panels[::columns] else "")
+        style_axes(axes, title, "step", "training loss" if axes in panels[::columns] else "")
         _plot_curve(axes, loss, color=row_style(results, row)["color"])
         _write_if_empty(axes, "training loss")
     for axes in panels[len(rows) :]:
@@ -214,8 +214,8 @@ def training_curves(results: Results, stage: str) -> Figure | None:
         return None
     figure = Figure(figsize=(11.3, 3.6), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
-    _style_axes(loss, "training loss", "step", "cross-entropy")
-    _style_axes(accuracy, "validation accuracy", "step", "top-1 (%)")
+    style_axes(loss, "training loss", "step", "cross-entropy")
+    style_axes(accuracy, "validation accuracy", "step", "top-1 (%)")
     labeled: dict[str, Line2D] = {}
     for row, record in trained:
         style = row_style(results, row)
@@ -253,7 +253,7 @@ def accuracies(results: Results) -> Figure | None:
         1, len(panels), sharey=True, squeeze=False, width_ratios=[3 if o else 2 for _, o in panels]
     )
     for axes, (column, is_ours) in zip(grid.flat, panels, strict=True):
-        _style_axes(axes, column.heading if is_ours else "", "ours" if is_ours else "paper")
+        style_axes(axes, column.heading if is_ours else "", "ours" if is_ours else "paper")
         axes.margins(x=0.15)
         for place, row in enumerate(rows):
             ours, paper = row.seed_values(column), row.paper.get(column.key)
@@ -270,7 +270,8 @@ def accuracies(results: Results) -> Figure | None:
     return figure
 
 
-def _style_axes(axes: Axes, title: str, xlabel: str = "", ylabel: str = "") -> None:
+def style_axes(axes: Axes, title: str, xlabel: str = "", ylabel: str = "") -> None:
+    """Give axes the title, labels and colors of every figure."""
     axes.set_title(title, fontsize=10, color=INK, loc="left")
     axes.set_xlabel(xlabel, fontsize=9, color=FAINT)
     axes.set_ylabel(ylabel, fontsize=9, color=FAINT)

@@ -67,8 +67,12 @@ def write_html(results: Results | None, folder: str | Path, name: str = "report.
     """
     folder = Path(folder)
     page = render(load_results(folder) if results is None else results, folder)
-    path = folder / name
-    unfinished = folder / f".{name}.{os.getpid()}"
+    return write_atomically(folder / name, page)
+
+
+def write_atomically(path: Path, page: str) -> Path:
+    """Write a page so that the file is the old one or the whole new one, and return its path."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         unfinished.write_text(page, encoding="utf-8")
         unfinished.replace(path)
@@ -77,15 +81,20 @@ def write_html(results: Results | None, folder: str | Path, name: str = "report.
     return path
 
 
-def render(results: Results, folder: str | Path) -> str:
-    """The page as text. All values are escaped, and all pictures are embedded."""
-    environment = Environment(
+def make_environment() -> Environment:
+    """The templates of this folder. They escape all values."""
+    return Environment(
         loader=PackageLoader("occinv.report", ""),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def render(results: Results, folder: str | Path) -> str:
+    """The page as text. All values are escaped, and all pictures are embedded."""
+    environment = make_environment()
     environment.filters["duration"] = duration
     environment.filters["png"] = lambda path: _png(Path(folder) / path)
     plots = _plots(results)
@@ -95,7 +104,7 @@ def render(results: Results, folder: str | Path) -> str:
         encoders=ENCODERS,
         stages=STAGES,
         psnr=PSNR,
-        created=_date(results.created),
+        created=readable_date(results.created),
         caption=caption(results),
         dropped=percent(QUOTED_RATIO),
         has_floor=any(c.floor for row in results.rows for c in row.cka.values() if c),
@@ -112,7 +121,8 @@ def render(results: Results, folder: str | Path) -> str:
     )
 
 
-def _date(created: str | None) -> str:
+def readable_date(created: str | None) -> str:
+    """A date in ISO form as a reader writes it."""
     if not created:
         return "at an unknown time"
     moment = datetime.fromisoformat(created)
@@ -144,10 +154,13 @@ def _plots(results: Results) -> dict[str, Plot | None]:
         "pretrain": figures.pretraining_losses(results),
     }
     drawn |= {key: figures.training_curves(results, key) for key in STAGES if key != "pretrain"}
-    return {name: None if figure is None else _plot(figure, name) for name, figure in drawn.items()}
+    return {
+        name: None if figure is None else as_plot(figure, name) for name, figure in drawn.items()
+    }
 
 
-def _plot(figure: Figure, name: str) -> Plot:
+def as_plot(figure: Figure, name: str) -> Plot:
+    """The figure as an element of the page. `name` is unique on the page."""
     return Plot(svg.as_svg(figure, name), PIXELS_PER_INCH * figure.get_figwidth())
 
 

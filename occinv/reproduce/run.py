@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 import shlex
@@ -95,8 +96,51 @@ class Stage:
         return read_json(path) if path.exists() else 0.0
 
 
+class Work(abc.ABC):
+    """What one worker takes at a time: a trial of a table, or a run of a sweep.
+
+    Attributes:
+      folder: Its folder, with its lock.
+      encoder: The workdir of the encoder that its evaluations measure, or None.
+      stages: Its training runs by name, in their order.
+      evaluations: The output files of its evaluations by name.
+      costs: The cost of each stage, in the unit of the progress bar.
+      cost: The cost of all stages and evaluations.
+      is_done: Whether all stages and evaluations are complete.
+    """
+
+    @property
+    def encoder(self) -> Path | None:
+        return None
+
+    @property
+    @abc.abstractmethod
+    def folder(self) -> Path: ...
+
+    @property
+    @abc.abstractmethod
+    def stages(self) -> dict[str, Stage]: ...
+
+    @property
+    def evaluations(self) -> dict[str, Path]:
+        return {}
+
+    @property
+    def costs(self) -> dict[str, float]:
+        return dict.fromkeys(self.stages, 1.0)
+
+    @property
+    def cost(self) -> float:
+        return sum(self.costs.values())
+
+    @property
+    def is_done(self) -> bool:
+        results = [stage.workdir / RESULT for stage in self.stages.values()]
+        return all(path.exists() for path in (*results, *self.evaluations.values()))
+
+
 @dataclass(frozen=True)
-class Trial:
+class Trial(Work):
     """One method with one seed."""
 
     method: Method
@@ -182,12 +226,6 @@ class Trial:
         return {file.stem: file for file in files}
 
     @property
-    def is_done(self) -> bool:
-        """Whether all stages and evaluations are complete."""
-        results = [stage.workdir / RESULT for stage in self.stages.values()]
-        return all(path.exists() for path in (*results, *self.evaluations.values()))
-
-    @property
     def costs(self) -> dict[str, float]:
         """The cost of each stage."""
         method = self.method
@@ -199,7 +237,7 @@ class Trial:
     @property
     def cost(self) -> float:
         """The cost of all stages and evaluations."""
-        return sum(self.costs.values()) + EVALUATION_COST
+        return super().cost + EVALUATION_COST
 
 
 def load_experiment(config: str, overrides: tuple[str, ...] = ()) -> schema.Experiment:

@@ -1,4 +1,4 @@
-"""Run a whole table: train and evaluate what is missing, then report.
+"""Run a whole table or sweep: train and evaluate what is missing, then report.
 
 1. A worker takes the lock of a trial, so that several workers can share a workdir.
 2. It runs the trial's training stages, each of which resumes from its last checkpoint.
@@ -9,9 +9,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import platform
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 from rich.console import Console
@@ -29,7 +32,7 @@ from occinv.report.results import FILE, STAGES
 from occinv.report.table import print_results
 from occinv.reproduce.collect import collect_results
 from occinv.reproduce.options import ONLY_WORKER, Worker
-from occinv.reproduce.run import EVALUATION_COST, FAILED, SECONDS, TableRun, Trial
+from occinv.reproduce.run import FAILED, SECONDS, TableRun, Work
 from occinv.schema import UserError
 from occinv.train.disk import write_json
 from occinv.train.lock import locked
@@ -51,6 +54,13 @@ class Stopped(Exception):
     def __init__(self, signal: int) -> None:
         super().__init__(signal)
         self.signal = signal
+
+
+class Written(NamedTuple):
+    """Whether every run of a report is complete, and the path of the page."""
+
+    is_done: bool
+    page: Path
 
 
 def reproduce(run: TableRun, worker: Worker = ONLY_WORKER, console: Console | None = None) -> int:
@@ -75,10 +85,36 @@ def reproduce(run: TableRun, worker: Worker = ONLY_WORKER, console: Console | No
     if not trials:
         raise UserError("--rows: the chosen rows only have published numbers. Add a row to run.")
     collect_results(run)
-    check_folder(run.workdir)
-    run.workdir.mkdir(parents=True, exist_ok=True)
-    # Fine-tuning is the same program in every row. With the cache it is compiled once.
-    cache = run.workdir.absolute() / "compiled" / platform.node()
+    return run_all(trials, run.workdir, functools.partial(write_report, run), worker, console)
+
+
+def run_all(
+    trials: Sequence[Work],
+    workdir: Path,
+    write_report: Callable[[bool], Written],
+    worker: Worker = ONLY_WORKER,
+    console: Console | None = None,
+) -> int:
+    """Run the trials that no other worker holds, and report after each.
+
+    Args:
+      trials: The trials of all workers.
+      workdir: The folder that the workers share.
+      write_report: Writes what is measured so far. Its argument is whether this is the last time,
+        which includes the page.
+      worker: Decides with which trial this worker starts.
+      console: Where progress is printed; None is standard output.
+
+    Returns:
+      The exit status, as `reproduce`.
+
+    Raises:
+      UserError: A config is wrong, the data are missing, or the workdir is a file.
+    """
+    check_folder(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    # Runs of one shape are the same program. With the cache it is compiled once.
+    cache = workdir.absolute() / "compiled" / platform.node()
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
@@ -90,7 +126,7 @@ def reproduce(run: TableRun, worker: Worker = ONLY_WORKER, console: Console | No
                 busy = []
                 for trial in left:
                     if take_trial(trial, progress):
-                        write_report(run, is_last=False)
+                        write_report(False)
                     else:
                         busy.append(trial)
                 if len(busy) == len(left):
@@ -99,16 +135,16 @@ def reproduce(run: TableRun, worker: Worker = ONLY_WORKER, console: Console | No
                     break
                 left = busy
         except Stopped as stopped:
-            write_report(run, is_last=True)
+            write_report(True)
             progress.say("stopped and saved. Run the same command to continue.")
             return 128 + stopped.signal
-    is_done = write_report(run, is_last=True)
-    progress.say(f"report: {run.folder / 'report.html'}")
+    is_done, page = write_report(True)
+    progress.say(f"report: {page}")
     return 0 if is_done or left else 1
 
 
-def write_report(run: TableRun, is_last: bool) -> bool:
-    """Write the results so far, and the page if `is_last`; return whether every row is done."""
+def write_report(run: TableRun, is_last: bool) -> Written:
+    """Write the results so far, and the page if `is_last`."""
     # The lock keeps a worker from overwriting newer results of another worker.
     with locked(run.folder / ".lock", wait=True):
         results = collect_results(run)
@@ -118,10 +154,11 @@ def write_report(run: TableRun, is_last: bool) -> bool:
                 write_html(results, run.folder)
     if is_last and jax.process_index() == 0:
         print_results(results)
-    return all(row.status == "done" for row in results.rows)
+    is_done = all(row.status == "done" for row in results.rows)
+    return Written(is_done, run.folder / "report.html")
 
 
-def take_trial(trial: Trial, progress: Progress) -> bool:
+def take_trial(trial: Work, progress: Progress) -> bool:
     """Run a trial unless it is done or another worker holds it.
 
     Returns:
@@ -143,7 +180,7 @@ def take_trial(trial: Trial, progress: Progress) -> bool:
         return is_ours
 
 
-def run_trial(trial: Trial, progress: Progress) -> None:
+def run_trial(trial: Work, progress: Progress) -> None:
     """Run the stages and the evaluations of a trial.
 
     A non-finite loss is recorded in the trial's folder and ends only this trial.
@@ -172,10 +209,10 @@ def run_trial(trial: Trial, progress: Progress) -> None:
     for name, path in trial.evaluations.items():
         if not path.exists():
             evaluate_trial(trial, name, path)
-    progress.done(EVALUATION_COST)
+    progress.done(trial.cost - sum(trial.costs.values()))
 
 
-def evaluate_trial(trial: Trial, name: str, path: Path) -> None:
+def evaluate_trial(trial: Work, name: str, path: Path) -> None:
     """Run one evaluation of `Trial.evaluations` and write it to `path`."""
     workdir = trial.encoder or Path()
     if name in ("invariance_finetuned", "occlusion"):

@@ -38,7 +38,14 @@ from occinv.train.prepare import Run, prepare
 from occinv.train.profiler import Profiler
 from occinv.train.provenance import record_start
 from occinv.train.signals import StopRequest
-from occinv.train.step import TrainState, init_state, join_state, split_state, trace_step
+from occinv.train.step import (
+    TrainState,
+    as_items,
+    init_state,
+    join_state,
+    split_state,
+    trace_step,
+)
 from occinv.train.wandb_writer import WandbWriter
 from occinv.train.writers import JsonlWriter, MultiWriter, TensorBoardWriter, Writer
 
@@ -197,12 +204,14 @@ def start_or_resume(run: Run, checkpoints: Checkpoints) -> TrainState:
     """Return the state of the newest good checkpoint, or of step 0, sharded over the mesh."""
     assembly = run.assembly
 
-    def init(seed: jax.Array, encoder: Any) -> TrainState:
-        return init_state(assembly.objective, assembly.optimizer, seed, encoder)
+    def init(seed: jax.Array, pretrained: Any) -> TrainState:
+        return init_state(assembly.objective, assembly.optimizer, seed, pretrained)
 
     seed = np.uint32(assembly.experiment.seed)
     shapes = jax.eval_shape(init, seed, run.pretrained)
     shardings = parallel.of_state(assembly.mesh, shapes)
+    if checkpoints.latest() is None and run.start is not None:
+        return jax.device_put(run.start, shardings)
     if checkpoints.latest() is None:
         state = jax.jit(init, out_shardings=shardings)(seed, run.pretrained)
         loaded = {name: obtain() for name, obtain in run.obtain.items()}
@@ -217,12 +226,6 @@ def start_or_resume(run: Run, checkpoints: Checkpoints) -> TrainState:
     step, items = checkpoints.restore(as_items(template))
     log.info("continuing after step %d of %d", step, assembly.steps)
     return TrainState(params=items["params"], **items["rest"])
-
-
-def as_items(state: TrainState) -> dict[str, Any]:
-    """Return the items of a checkpoint. Parameters are their own item, to be loaded alone."""
-    fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
-    return {"params": fields.pop("params"), "rest": fields}
 
 
 def run_steps(

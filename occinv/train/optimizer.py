@@ -1,4 +1,4 @@
-"""AdamW and LARS with the official parameter groups, warm-up, cosine and layer-wise decay."""
+"""AdamW and LARS with the official parameter groups, schedules and layer-wise decay."""
 
 from __future__ import annotations
 
@@ -25,14 +25,26 @@ DECAYED = {
 }
 
 
-def learning_rate(config: Optimizer, batch_size: int, warmup: int, steps: int) -> optax.Schedule:
-    """Return linear warm-up from 0, then a half cosine to `min_lr` (`lr_sched.py` of MAE).
+def learning_rate(
+    config: Optimizer, batch_size: int, warmup: int, steps: int, cooldown: int = 0
+) -> optax.Schedule:
+    """Return the learning rate by step: linear warm-up from 0, then a half cosine to `min_lr`.
 
-    The peak is base_lr · batch_size / 256. `warmup` and `steps` count optimizer steps.
+    It is that of `lr_sched.py` of MAE. With `schedule=wsd` it stays at the peak after the warm-up
+    until the last `cooldown` steps, in which it falls linearly to `min_lr` (Hägele et al., 2024,
+    "Scaling laws and compute-optimal training beyond fixed training durations").
+
+    The peak is base_lr · batch_size / 256. All lengths count optimizer steps.
     """
+    peak = config.base_lr * batch_size / 256
+    if config.schedule == "wsd":
+        rise = optax.linear_schedule(0.0, peak, warmup)
+        fall = optax.linear_schedule(peak, config.min_lr, cooldown)
+        level = optax.constant_schedule(peak)
+        return optax.join_schedules([rise, level, fall], [warmup, steps - cooldown])
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
-        peak_value=config.base_lr * batch_size / 256,
+        peak_value=peak,
         warmup_steps=warmup,
         decay_steps=max(steps, warmup + 1),
         end_value=config.min_lr,

@@ -14,12 +14,12 @@ from occinv.data.loader import EvalLoader, LoaderSpec, TrainLoader
 from occinv.data.open_source import open_source
 from occinv.data.source import Source
 from occinv.data.subset import select
-from occinv.objectives import forward
 from occinv.objectives.base import Obtained
 from occinv.schema import Duration, Experiment, UserError
 from occinv.train import workdir as files
 from occinv.train.check import check_config
-from occinv.train.step import Assembly, assemble
+from occinv.train.restart import restart
+from occinv.train.step import Assembly, TrainState, assemble, init_state
 from occinv.train.wandb_writer import check_wandb
 
 
@@ -32,7 +32,8 @@ class Run:
       loader: The training images.
       validation: The validation images, or None.
       classes: The names of the classes.
-      pretrained: Parameters of an encoder to start from, or None.
+      pretrained: Networks to start from by name, the encoder alone or all; or None.
+      start: The whole state to start from, as NumPy arrays; or None.
       obtain: Functions that load or fit parts of the objective's state, by name.
     """
 
@@ -41,6 +42,7 @@ class Run:
     validation: EvalLoader | None
     classes: tuple[str, ...]
     pretrained: Any
+    start: TrainState | None
     obtain: dict[str, Callable[[], Any]]
 
     @property
@@ -64,7 +66,9 @@ def prepare(experiment: Experiment) -> Run:
     check_wandb(train.wandb)
     pretrained = None
     if experiment.init_from is not None:
-        pretrained = files.load_run(experiment.init_from).params["encoder"]
+        pretrained = files.load_run(experiment.init_from).params
+        if experiment.init == "encoder":
+            pretrained = {"encoder": pretrained["encoder"]}
     everything = open_source(data.source, train=True, data_dir=data.data_dir, classes=data.classes)
     validation = open_validation(experiment, everything)
     source = select(everything, data, experiment.seed)
@@ -95,8 +99,11 @@ def prepare(experiment: Experiment) -> Run:
         batches = TrainLoader(source, alone).batches(0, max(1, epoch // train.batch_size))
         return (batch.image for batch in batches)
 
-    # Raises UserError where the pretrained encoder does not fit.
-    jax.eval_shape(lambda: forward.init(objective, jax.random.key(0), pretrained))
+    # Raises UserError where the pretrained networks do not fit.
+    shapes = jax.eval_shape(lambda: init_state(objective, assembly.optimizer, 0, pretrained))
+    start = None
+    if experiment.init == "state":
+        start = restart(str(experiment.init_from), shapes, experiment.seed)
     loader = TrainLoader(source, spec)
     eval_loader = None if validation is None else EvalLoader(validation, spec)
     for each in filter(None, (loader, eval_loader)):
@@ -107,6 +114,7 @@ def prepare(experiment: Experiment) -> Run:
         validation=eval_loader,
         classes=tuple(source.classes),
         pretrained=pretrained,
+        start=start,
         obtain={
             name: part.obtain(lambda workdir: files.load_run(workdir).params, images)
             for name, part in objective.state.items()

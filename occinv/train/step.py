@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -74,8 +74,64 @@ def assemble(
     parallel.check_batch(mesh, train.batch_size)
     part = train.batch_size // train.accumulate
     parallel.check_batch(mesh, part, "train.batch_size / train.accumulate")
+    lengths = lengths_of(experiment, epoch)
+    steps = lengths.steps
+    dtype = parallel.compute_dtype(train.precision, mesh)
+    layout = Layout(remat=recomputes(train, mesh), attention=train.attention, mesh=mesh)
+    encoder = make_vit(experiment.encoder, data.image_size, dtype, layout)
+    setting = Setting(
+        encoder,
+        num_classes,
+        steps,
+        dtype,
+        train.batch_size,
+        epoch,
+        mesh,
+        has_validation=has_validation,
+    )
+    objective = make_objective(experiment.objective, setting)
+    if train.accumulate > 1 and objective.couples == "features":
+        raise UserError(
+            f"train.accumulate={train.accumulate}: {experiment.objective['name']} mixes the images "
+            "of a batch (batch norm, Mixup or CutMix), so its parts have another loss; use 1"
+        )
+    schedule = lengths.schedule(experiment)
+    optimizer = make_optimizer(experiment.optimizer, schedule, steps, objective.param_groups)
+    return Assembly(experiment, mesh, objective, optimizer, schedule, lengths.end, epoch)
+
+
+class Lengths(NamedTuple):
+    """The lengths of a run in steps.
+
+    Attributes:
+      steps: The length of the schedules.
+      end: The length of the run, which `train.stop_after` may make shorter.
+      warmup, cooldown: The lengths of the learning rate's warm-up, and of the cooldown of `wsd`.
+    """
+
+    steps: int
+    end: int
+    warmup: int
+    cooldown: int
+
+    def schedule(self, experiment: Experiment) -> optax.Schedule:
+        """Return the learning rate by step."""
+        optimizer, batch_size = experiment.optimizer, experiment.train.batch_size
+        return learning_rate(optimizer, batch_size, self.warmup, self.steps, self.cooldown)
+
+
+def lengths_of(experiment: Experiment, epoch: int) -> Lengths:
+    """Return the lengths of a run on `epoch` images.
+
+    Raises:
+      UserError: The lengths contradict each other.
+    """
+    train = experiment.train
     steps = train.duration.in_steps(train.batch_size, epoch)
-    warmup = experiment.optimizer.warmup.in_steps(train.batch_size, epoch, steps)
+    warmup, cooldown = (
+        length.in_steps(train.batch_size, epoch, steps)
+        for length in (experiment.optimizer.warmup, experiment.optimizer.cooldown)
+    )
     if steps < 1:
         raise UserError(
             f"train.duration={train.duration} is less than one step of {train.batch_size} images "
@@ -100,28 +156,13 @@ def assemble(
             f"train.duration={train.duration} ({warmup} and {steps} steps); shorten it, such as by "
             "--config.optimizer.warmup.share=0.1"
         )
-    dtype = parallel.compute_dtype(train.precision, mesh)
-    layout = Layout(remat=recomputes(train, mesh), attention=train.attention, mesh=mesh)
-    encoder = make_vit(experiment.encoder, data.image_size, dtype, layout)
-    setting = Setting(
-        encoder,
-        num_classes,
-        steps,
-        dtype,
-        train.batch_size,
-        epoch,
-        mesh,
-        has_validation=has_validation,
-    )
-    objective = make_objective(experiment.objective, setting)
-    if train.accumulate > 1 and objective.couples == "features":
+    if experiment.optimizer.schedule == "wsd" and warmup + cooldown > steps:
         raise UserError(
-            f"train.accumulate={train.accumulate}: {experiment.objective['name']} mixes the images "
-            "of a batch (batch norm, Mixup or CutMix), so its parts have another loss; use 1"
+            f"optimizer.warmup={experiment.optimizer.warmup} and optimizer.cooldown="
+            f"{experiment.optimizer.cooldown} are longer than train.duration={train.duration} "
+            f"({warmup} + {cooldown} and {steps} steps); shorten one of them"
         )
-    schedule = learning_rate(experiment.optimizer, train.batch_size, warmup, steps)
-    optimizer = make_optimizer(experiment.optimizer, schedule, steps, objective.param_groups)
-    return Assembly(experiment, mesh, objective, optimizer, schedule, end, epoch)
+    return Lengths(steps, end, warmup, cooldown)
 
 
 def recomputes(train: Train, mesh: jax.sharding.Mesh) -> bool:
@@ -158,11 +199,11 @@ def init_state(
     objective: Objective,
     optimizer: optax.GradientTransformation,
     seed: jax.Array | int,
-    encoder: Any = None,
+    pretrained: Any = None,
 ) -> TrainState:
-    """Return the state before the first step, from the seed and a pretrained `encoder`, if any."""
+    """Return the state before the first step, from the seed and `pretrained` networks, if any."""
     rng = jax.random.fold_in(jax.random.key(seed), 0)
-    params, objective_state = forward.init(objective, rng, encoder)
+    params, objective_state = forward.init(objective, rng, pretrained)
     zero = jnp.zeros((), jnp.int32)
     return TrainState(
         step=zero,
@@ -173,6 +214,12 @@ def init_state(
         nonfinite=zero,
         first_nonfinite=zero,
     )
+
+
+def as_items(state: TrainState) -> dict[str, Any]:
+    """Return the items of a checkpoint. Parameters are their own item, to be loaded alone."""
+    fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+    return {"params": fields.pop("params"), "rest": fields}
 
 
 def split_state(run: Assembly, state: TrainState) -> TrainState:

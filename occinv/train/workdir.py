@@ -57,6 +57,12 @@ FREE = (
     "data.data_dir",
 )
 
+# Fields that `occinv train --extend` may change.
+LENGTH = ("train.duration", "train.stop_after")
+
+# Fields that `occinv train --extend` changes: the checkpoints before it stay those of the run.
+LENGTH = ("train.duration", "train.stop_after")
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainedRun:
@@ -153,7 +159,7 @@ def _identity(stored: dict[str, Any]) -> RunIdentity | None:
     fixed = {
         ".".join(name): None if value == {} else value
         for name, value in flatten_dict(stored["experiment"]).items()
-        if not _is_free(name)
+        if not _is_free(name) and not ".".join(name).startswith(LENGTH)
     }
     text = json.dumps([fixed, stored["classes"]], sort_keys=True)
     return RunIdentity(str(stored["run"]), digest(text))
@@ -247,7 +253,10 @@ def check_same(
     if classes is not None and theirs.classes != tuple(classes):
         changed.append(f"{len(theirs.classes)} classes (now {len(classes)}, or others)")
     if changed:
-        raise UserError(f"{workdir} holds a run with {', '.join(changed)}; use another --workdir")
+        advice = "use another --workdir"
+        if all(each.startswith(LENGTH) for each in changed):
+            advice += ", or --extend for a longer run"
+        raise UserError(f"{workdir} holds a run with {', '.join(changed)}; {advice}")
 
 
 def record_images(workdir: Path, lines: Iterable[str]) -> None:

@@ -27,7 +27,7 @@ def test_the_first_half_encodes_the_column_and_the_second_the_row() -> None:
 def test_the_position_of_another_grid_is_resized_when_a_run_starts_from_it() -> None:
     small, large = (make("classification", size=size) for size in (16, 24))
     before = forward.init(small, jax.random.key(0))[0]["encoder"]
-    after = forward.init(large, jax.random.key(1), before)[0]["encoder"]
+    after = forward.init(large, jax.random.key(1), {"encoder": before})[0]["encoder"]
     assert after["position"].shape == (1 + 36, 16)
     np.testing.assert_allclose(after["position"], interpolate(before["position"], 6))
     np.testing.assert_array_equal(after["class_token"], before["class_token"])

@@ -158,7 +158,7 @@ def begin(relative_position: str, start: Any) -> Any:
         {"name": "classification"}, Setting(vit.make_vit(encoder, SIZE), 3, 10)
     )
     init = jax.jit(lambda start: forward.init(objective, jax.random.key(0), start)[0]["encoder"])
-    return init(start)
+    return init({"encoder": start})
 
 
 def test_a_shared_table_is_copied_to_each_block() -> None:

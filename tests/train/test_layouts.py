@@ -21,9 +21,9 @@ from occinv.models.blocks import Layout
 from occinv.objectives.base import Setting, make_objective
 from occinv.train.checkpoints import Checkpoints
 from occinv.train.evaluation import make_evaluation
-from occinv.train.loop import as_items, start_or_resume
+from occinv.train.loop import start_or_resume
 from occinv.train.prepare import prepare
-from occinv.train.step import init_state, make_step, recomputes
+from occinv.train.step import as_items, init_state, make_step, recomputes
 
 BATCH, SIZE = 16, 8
 HEADS = {"head_hidden": 16, "head_out": 16}

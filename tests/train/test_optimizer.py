@@ -40,6 +40,15 @@ def test_no_warm_up_and_a_run_shorter_than_its_warm_up() -> None:
     assert [float(short(step)) for step in (0, 5)] == pytest.approx([0, 0.5])
 
 
+def test_wsd_is_constant_until_its_cooldown_and_does_not_know_the_length() -> None:
+    config = schema.Optimizer(base_lr=1.0, min_lr=0.25, schedule="wsd")
+    rate = learning_rate(config, 512, 2, 10, cooldown=4)
+    expected = [0, 1, 2, 2, 2, 2, 2, 2 - 1.75 / 4, 2 - 3.5 / 4, 2 - 5.25 / 4, 0.25, 0.25]
+    assert [float(rate(step)) for step in range(12)] == pytest.approx(expected)
+    longer = learning_rate(config, 512, 2, 100, cooldown=4)
+    assert [float(longer(step)) for step in range(6)] == [float(rate(step)) for step in range(6)]
+
+
 @pytest.mark.parametrize(
     ("path", "with_tokens", "without"),
     [

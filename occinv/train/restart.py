@@ -1,0 +1,60 @@
+"""The whole state of an earlier run as the start of another: `init=state`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from occinv.schema import UserError
+from occinv.train import workdir as files
+from occinv.train.checkpoints import Checkpoints
+from occinv.train.step import TrainState, as_items
+
+
+def restart(init_from: str, shapes: TrainState, seed: int) -> TrainState:
+    """Read the state of an earlier run, and set its counters to those of a new run.
+
+    AdamW keeps its moments and their number of updates, which corrects their bias.
+
+    Args:
+      init_from: A workdir, its `checkpoints` folder, or one step in it.
+      shapes: The shapes and dtypes of the new run's state.
+      seed: The seed of the new run.
+
+    Returns:
+      NumPy arrays.
+
+    Raises:
+      UserError: The earlier run has another objective, optimizer or shape.
+    """
+    path = Path(init_from).expanduser()
+    workdir = next(p for p in (path, *path.parents[:2]) if (p / files.CONFIG).exists())
+    step = int(path.name) if path.parent.name == files.CHECKPOINTS else None
+    template = as_items(jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes))
+    with Checkpoints(workdir / files.CHECKPOINTS, read_only=True) as checkpoints:
+        try:
+            _, items = checkpoints.restore(template, step)
+        except UserError as error:
+            raise UserError(f"init=state: {error} Or use init=params") from None
+    state = TrainState(params=items["params"], **items["rest"])
+    zero = np.zeros((), np.int32)
+    counts: dict[str, Any] = {"step": zero, "nonfinite": zero, "first_nonfinite": zero}
+    counts["seed"] = np.uint32(seed)
+    optimizer = jax.tree.map(reset_count, state.opt_state, is_leaf=is_adam)
+    return dataclasses.replace(state, opt_state=optimizer, **counts)
+
+
+def is_adam(part: Any) -> bool:
+    """Whether a part of an optimizer's state has AdamW's moments."""
+    return isinstance(part, optax.ScaleByAdamState)
+
+
+def reset_count(part: Any) -> Any:
+    """Return 0 for a count of steps, by which schedules go, and every other part as it is."""
+    is_count = not is_adam(part) and np.issubdtype(part.dtype, np.integer)
+    return np.zeros_like(part) if is_count else part
