@@ -68,6 +68,12 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2"],
         # Data sets in a bucket: gs://.
         "gcs": ["gcsfs>=2025.3"],
+        "docs": [
+            "sphinx>=8.2",
+            "myst-nb>=1.3",
+            "furo>=2025.7",
+            "sphinx-copybutton>=0.5",
+        ],
         "dev": [
             "pytest>=9.0",
             "pytest-xdist>=3.8",

@@ -24,8 +24,6 @@ nb_execution_mode = "off"  # docs/tutorial.ipynb has its outputs
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 napoleon_use_ivar = True
-# Types of JAX and NumPy by their public names.
-autodoc_type_aliases = {"jax.Array": "jax.Array", "np.ndarray": "np.ndarray"}
 
 # The API reference has one page for each of these modules, or packages with all their modules.
 PUBLIC = (
@@ -51,6 +49,12 @@ def write_api_pages(folder: Path) -> None:
         (folder / f"{public}.rst").write_text("\n".join(sections))
 
 
+def close_literal(code: re.Match[str]) -> str:
+    """Return code in double backticks, apart from a letter or digit that follows, as in `side`²."""
+    after = f"\\ {code[2]}" if code[2] else ""
+    return f"``{code[1]}``{after}"
+
+
 def to_restructured_text(
     app: Any, what: str, name: str, obj: object, options: object, lines: list[str]
 ) -> None:
@@ -59,7 +63,8 @@ def to_restructured_text(
     These are indented paragraphs below one at the margin, and paragraphs with columns.
     """
     text = "\n".join(lines).rstrip()
-    text = re.sub(r"`([^`]+)`", lambda found: f"``{' '.join(found[1].split())}``", text)
+    # Code in single backticks; a backslash ends it before a letter, as in `side`².
+    text = re.sub(r"`([^`]+)`(\w?)", close_literal, text)
     marked: list[str] = []
     in_section = False
     for paragraph in re.split(r"\n{2,}", text):
