@@ -77,6 +77,7 @@ setup(
         "dev": [
             "pytest>=9.0",
             "pytest-xdist>=3.8",
+            "hypothesis>=6.100",
             "ruff>=0.17",
             "mypy>=2.0",
             "import-linter>=2.5",

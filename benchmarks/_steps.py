@@ -17,7 +17,15 @@ from occinv.models.vit import SIZES
 from occinv.objectives import forward
 from occinv.rng import image_rngs
 from occinv.train.flops import model_flops
-from occinv.train.step import Assembly, TrainState, assemble, batch_shapes, init_state, trace_step
+from occinv.train.step import (
+    Assembly,
+    TrainState,
+    assemble,
+    batch_shapes,
+    init_state,
+    split_state,
+    trace_step,
+)
 
 Options = dict[str, Any] | None
 MATRIX = 4096  # rows and columns of the matrices in the product of large matrices
@@ -55,7 +63,7 @@ def start(run: Assembly, options: Options = None) -> TrainState:
 
 def ours(run: Assembly, batch: Batch, options: Options = None) -> Callable[[], Any]:
     """Return a function that takes one more step, compiled with these options of XLA."""
-    state = start(run, options)
+    state = split_state(run, start(run, options))
     program = trace_step(run, state).lower().compile(compiler_options=options)
     placed = parallel.put_batch(run.mesh, batch)
 

@@ -18,6 +18,8 @@ import jax
 import torch
 from _steps import MATRIX, flops_of, make_batch, ours, prepare, products, theirs, time_in_turn
 
+from occinv.commands.allocator import keep_freed_memory
+
 ROUNDS = 5
 MODELS = {  # variant of the configs, fields, images per step
     "ViT-tiny/4": ("tiny_imagenet", ("encoder.patch_size=4", "data.image_size=32"), 64),
@@ -29,6 +31,7 @@ OBJECTIVES = {"MAE": "mae", "R-MAE": "rmae", "C-MAE": "cmae"}
 
 def main(*models: str) -> None:
     """Print a table of these models, or of all models."""
+    keep_freed_memory()  # as `occinv train` does
     torch.manual_seed(0)
     print(f"{jax.device_count()} {jax.default_backend()} device(s), medians of {ROUNDS} rounds")
     print(f"{'':12} {'':8} {'against PyTorch':>16} {'of products':>16}")

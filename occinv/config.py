@@ -20,6 +20,7 @@ UNITS = {field.name for field in dataclasses.fields(Duration)}
 SHAPE = (
     *("encoder.name", "encoder.patch_size", "encoder.width", "encoder.depth", "encoder.heads"),
     *("encoder.relative_position", "encoder.layer_scale", "encoder.gelu", "encoder.pixel_range"),
+    *("encoder.class_token", "encoder.registers"),
     "data.image_size",
 )
 

@@ -14,7 +14,7 @@ import typing
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Le, Lt
 
 from occinv.sections import UserError, from_mapping, plain
 from occinv.sections import find_class as find_class
@@ -24,13 +24,20 @@ Choice = Literal["random", "one_class", "one_per_class"]
 RelativePosition = Literal["shared", "block"]
 Attention = Literal["auto", "xla", "pallas", "cudnn"]
 
-Count = Annotated[int, Ge(1)]
-Natural = Annotated[int, Ge(0)]
-NonNegative = Annotated[float, Ge(0)]
-Positive = Annotated[float, Gt(0)]
-Fraction = Annotated[float, Gt(0), Le(1)]
+# Integers are at most what int32 holds; no number may be nan or infinite.
+Count = Annotated[int, Ge(1), Lt(2**31)]
+Natural = Annotated[int, Ge(0), Lt(2**31)]
+Width = Annotated[int, Ge(1), Le(2**16)]
+Depth = Annotated[int, Ge(1), Le(1000)]
+Side = Annotated[int, Ge(1), Le(2**14)]
+NonNegative = Annotated[float, Ge(0), Le(1e6)]
+Positive = Annotated[float, Ge(1e-9), Le(1e6)]
+Fraction = Annotated[float, Ge(1e-6), Le(1)]
+Area = Annotated[float, Ge(1e-4), Le(1)]
 Rate = Annotated[float, Ge(0), Lt(1)]
 Probability = Annotated[float, Ge(0), Le(1)]
+Temperature = Annotated[float, Ge(1e-4), Le(1e4)]
+Crops = Annotated[int, Ge(0), Le(256)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +53,9 @@ class Duration:
 
     EXPECTED: ClassVar[str] = "a length; set {path}.steps, .examples or .epochs"
 
-    steps: int | None = None
-    examples: int | None = None
-    epochs: float | None = None
+    steps: Natural | None = None
+    examples: Annotated[int, Ge(0), Lt(2**53)] | None = None
+    epochs: NonNegative | None = None
     share: Probability | None = None
 
     def check_section(self, path: str) -> None:
@@ -68,8 +75,6 @@ class Duration:
                 f"{path}.share={self.share}: only optimizer.warmup can be a share of the run; set "
                 f"{path}.steps, .examples or .epochs"
             )
-        if next(iter(given.values())) < 0:
-            raise UserError(f"{path} is {self}, expected a length of 0 or more")
 
     def in_steps(self, batch_size: int, num_examples: int, total_steps: int = 0) -> int:
         """Return the length in steps, rounded.
@@ -120,21 +125,21 @@ class Data:
 
     source: str
     eval_source: str | None = None
-    image_size: Count = 224
-    crop_scale: tuple[Fraction, Fraction] = (0.2, 1.0)
+    image_size: Side = 224
+    crop_scale: tuple[Area, Area] = (0.2, 1.0)
     flip: bool = True
     scaled_decoding: bool = False
     rand_augment: bool = False
-    resize_ratio: Fraction = 0.875
+    resize_ratio: Annotated[float, Ge(0.1), Le(1)] = 0.875
     classes: str | None = None
     list: str | None = None
-    per_class: int | None = None
+    per_class: Count | None = None
     fraction: Fraction | None = None
     num_images: Count | None = None
     choose: Choice = "random"
     data_dir: str | None = None
     max_corrupt: Natural = 0
-    num_threads: Natural = 8
+    num_threads: Annotated[int, Ge(0), Le(1024)] = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,19 +160,24 @@ class Encoder:
       gelu: The GELU of the MLPs: exact (`erf`), or its approximation (`tanh`), as in big_vision.
       pixel_range: Normalize pixels by the mean and deviation of `imagenet`, or to [-1, 1] (`half`),
         as in big_vision.
+      class_token: Whether there is a class token. False: the mean patch token takes its place in
+        the features.
+      registers: The number of learned tokens that are not part of the features.
     """
 
     name: Literal["micro", "tiny", "small", "base", "large", "huge"] = "base"
-    patch_size: Count = 16
-    width: Count | None = None
-    depth: Count | None = None
-    heads: Count | None = None
+    patch_size: Side = 16
+    width: Width | None = None
+    depth: Depth | None = None
+    heads: Width | None = None
     drop_path: Rate = 0.0
     train_position: bool = False
     relative_position: RelativePosition | None = None
-    layer_scale: float | None = None
+    layer_scale: NonNegative | None = None
     gelu: Literal["erf", "tanh"] = "erf"
     pixel_range: Literal["imagenet", "half"] = "imagenet"
+    class_token: bool = True
+    registers: Annotated[int, Ge(0), Le(1024)] = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,8 +206,8 @@ class Optimizer:
     min_lr: NonNegative = 0.0
     warmup: Duration = Duration(epochs=20)
     betas: tuple[Rate, Rate] = (0.9, 0.95)
-    momentum: float = 0.9
-    trust_coefficient: float = 1e-3
+    momentum: Rate = 0.9
+    trust_coefficient: Positive = 1e-3
     weight_decay: NonNegative = 0.05
     final_weight_decay: NonNegative | None = None
     decay: Literal["kernels", "tokens", "positions", "all"] = "tokens"
@@ -290,6 +300,12 @@ def resolve(config: Mapping[str, Any]) -> Experiment:
         raise UserError(
             f"train.accumulate={train.accumulate}, expected a divisor of "
             f"train.batch_size={train.batch_size}"
+        )
+    optimizer, peak = experiment.optimizer, experiment.optimizer.base_lr * train.batch_size / 256
+    if optimizer.min_lr > peak:
+        raise UserError(
+            f"optimizer.min_lr={optimizer.min_lr} is above the peak of the learning rate, {peak:g} "
+            "(optimizer.base_lr * train.batch_size / 256); lower it"
         )
     if data.crop_scale[0] > data.crop_scale[1]:
         raise UserError(f"data.crop_scale={data.crop_scale}, expected smallest <= largest")

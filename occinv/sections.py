@@ -58,7 +58,7 @@ def find_class(registry: Mapping[str, str], name: str, base: type, kind: str) ->
     module, _, attribute = where.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"{shown} cannot be imported: {error}") from error
     if not (isinstance(found, type) and issubclass(found, base)):
         raise UserError(f"{shown} is not a subclass of {base.__name__}")

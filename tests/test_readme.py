@@ -11,6 +11,7 @@ from tiny_runs import make_images, tiny
 from torch_writer import write_zip
 
 from occinv.cli import main
+from occinv.models.position import sincos
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -44,13 +45,14 @@ def test_the_import_example_runs(tmp_path, monkeypatch):
     for name, shape in (layers | {"norm": (width,)}).items():
         shapes[f"{name}.weight"], shapes[f"{name}.bias"] = shape, shape[:1]
     weights = {name: draw.normal(0, 0.1, shape).astype("f4") for name, shape in shapes.items()}
+    weights["pos_embed"] = sincos(side, width)[None]  # MAE is recognized by it
     write_zip(tmp_path / "mae_pretrain_vit_base.pth", {"model": weights})
     commands = re.findall(r"^    occinv (.*published-mae.*)$", README, re.MULTILINE)
     assert [command.split()[0] for command in commands] == ["weights", "evaluate", "weights"]
     for command in commands:
         assert main(command.split()) == 0, command
     assert (tmp_path / "runs/published-mae/evaluate/invariance.png").exists()
-    assert (tmp_path / "mae.safetensors").exists()
+    assert (tmp_path / "mae-folder" / "config.json").exists()
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(([\w./-]+)\)", README))

@@ -8,6 +8,8 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from occinv.commands.allocator import keep_freed_memory
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -28,11 +30,12 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
 
 
 def join(options: argparse.Namespace) -> Console:
-    """Join the other processes if the options ask for it, and turn on the compilation cache.
+    """Join the other processes if the options ask for it; set the allocator and the cache.
 
     Returns:
       A console, which prints in process 0 only. The other processes log warnings only.
     """
+    keep_freed_memory()
     import jax
     from rich.console import Console
 

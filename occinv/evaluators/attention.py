@@ -94,11 +94,16 @@ def class_attention(encoder: ViT, params: Any, pixels: jax.Array) -> jax.Array:
 
     Returns:
       float32 [depth, B, heads, N], patches in raster order. The sum over N is less than 1; the rest
-      is the class token's attention to itself.
+      is the class token's attention to itself and to registers.
+
+    Raises:
+      UserError: The encoder has no class token.
     """
+    if not encoder.class_token:
+        raise UserError("the encoder has no class token, whose attention is asked for")
     _, found = encoder.apply({"params": params}, pixels, mutable=["intermediates"])
     (weights,) = found["intermediates"]["blocks"]["scan"]["attention"]["of_class"]
-    return weights[..., 1:]
+    return weights[..., 1 + encoder.registers :]
 
 
 def attend(encoder: ViT, params: Any, image: np.ndarray, block: int) -> list[Attended]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -14,13 +15,13 @@ from occinv.models.blocks import (
     LayerScale,
     Layout,
     Mlp,
+    apply_blocks,
     branch_rngs,
     drop_path,
     layer_norm,
 )
 from occinv.models.position import sincos
 from occinv.models.vit import BEIT_INIT
-from occinv.parallel import STACK
 from occinv.rng import fold
 
 
@@ -122,15 +123,11 @@ class Regressor(nn.Module):
         regressor_rng = decoder_rng = None
         if rng is not None and self.drop_path:
             regressor_rng, decoder_rng = fold(rng, 0), fold(rng, 1)
-        in_axes = (0, 0, nn.broadcast, nn.broadcast, nn.broadcast)
-        scanned = self.layout.stack(
-            RegressorBlock, self.regressor_depth, in_axes, self.is_initializing()
-        )
         rates = jnp.linspace(0.0, self.drop_path, self.regressor_depth)
-        regress = scanned(self.heads, self.layer_scale, self.dtype, name=STACK)
-        context = context.astype(self.dtype)
-        layers = jnp.arange(self.regressor_depth)
-        x, _ = regress(x, layers, rates, context, positions, regressor_rng)
+        block = functools.partial(RegressorBlock, self.heads, self.layer_scale, self.dtype)
+        rows = jnp.arange(self.regressor_depth), rates
+        others = context.astype(self.dtype), positions, regressor_rng
+        x, _ = apply_blocks(self, block, self.layout, x, rows, others)
         latents = layer_norm("norm", self.dtype)(x)
         x, _ = Blocks(
             self.decoder_depth,

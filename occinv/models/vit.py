@@ -33,6 +33,8 @@ BEIT_INIT = nn.initializers.truncated_normal(0.02, lower=-1.0, upper=1.0)
 class Features(NamedTuple):
     """The encoder's features of a view.
 
+    Without a class token, the mean of the n tokens takes its place.
+
     Attributes:
       tokens: float32 [B, 1 + n, D], the class token, then the n encoded tokens.
       blocks: [depth, B, 1 + n, D], the residual stream after each block.
@@ -60,6 +62,9 @@ class ViT(nn.Module):
         its own norm after the mean instead (`models_vit.py` of the official MAE).
       freeze_patch_embed: Whether the patch projection gets no gradient (MoCo v3).
       gelu: The MLPs' GELU: exact as in PyTorch, or by `tanh` as in big_vision.
+      class_token: Whether the ViT has a class token.
+      registers: The number of learned tokens after the class token that are not part of the
+        features (Darcet et al., arXiv:2309.16588). They have no position embedding.
       pixel_range: How pixels are normalized: by `imagenet`'s mean and standard deviation, or to
         [-1, 1] (`half`: big_vision, some of timm).
       dtype: The dtype of the computation; parameters are float32.
@@ -83,6 +88,8 @@ class ViT(nn.Module):
     layout: Layout = Layout()
     gelu: Gelu = "erf"
     pixel_range: PixelRange = "imagenet"
+    class_token: bool = True
+    registers: int = 0
 
     @property
     def num_patches(self) -> int:
@@ -143,10 +150,9 @@ class ViT(nn.Module):
         if ids is not None:
             x = jnp.take_along_axis(x, ids[..., None], axis=1)
 
-        first = self.param("class_token", TOKEN_INIT, (width,)).astype(self.dtype)
-        if position is not None:
-            first = first + position[0]
-        x = jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], 1, width)), x], axis=1)
+        for first in reversed(self._first_tokens(position)):
+            spread = jnp.broadcast_to(first, (x.shape[0], *first.shape))
+            x = jnp.concatenate([spread, x], axis=1)
         x, blocks = Blocks(
             self.depth,
             self.heads,
@@ -159,7 +165,26 @@ class ViT(nn.Module):
         )(x, rng, self._relative(side, ids))
         if self.final_norm:
             x = layer_norm("norm", self.dtype)(x)
-        return Features(x.astype(jnp.float32), blocks)
+        return Features(*map(self._class_and_patches, (x.astype(jnp.float32), blocks)))
+
+    def _first_tokens(self, position: jax.Array | None) -> list[jax.Array]:
+        """Return the tokens before the patches: the class token [1, D] and registers [R, D]."""
+        tokens = []
+        if self.class_token:
+            token = self.param("class_token", TOKEN_INIT, (self.width,)).astype(self.dtype)
+            tokens.append((token if position is None else token + position[0])[None])
+        if self.registers:
+            shape = (self.registers, self.width)
+            tokens.append(self.param("registers", TOKEN_INIT, shape).astype(self.dtype))
+        return tokens
+
+    def _class_and_patches(self, x: jax.Array) -> jax.Array:
+        """Remove the registers from [..., tokens, D]; add the mean token if no class token."""
+        if self.class_token and not self.registers:
+            return x
+        patches = x[..., self.class_token + self.registers :, :]
+        first = x[..., :1, :] if self.class_token else patches.mean(-2, keepdims=True)
+        return jnp.concatenate([first, patches], axis=-2)
 
     def _relative(self, side: int, ids: jax.Array | None) -> RelativePosition | None:
         """Return the bias of `side`² patches: of the visible ones at `ids` [B, n], or of all."""
@@ -197,6 +222,11 @@ def make_vit(
         raise schema.UserError(
             f"encoder.width={width}, expected a multiple of 4 and of encoder.heads={heads}"
         )
+    if encoder.relative_position is not None and (encoder.registers or not encoder.class_token):
+        raise schema.UserError(
+            f"encoder.relative_position={encoder.relative_position!r} with registers or without a "
+            "class token, expected a class token alone; set relative_position=None"
+        )
     return ViT(
         image_size=image_size,
         patch_size=encoder.patch_size,
@@ -209,6 +239,8 @@ def make_vit(
         layer_scale=encoder.layer_scale,
         gelu=encoder.gelu,
         pixel_range=encoder.pixel_range,
+        class_token=encoder.class_token,
+        registers=encoder.registers,
         dtype=dtype,
         layout=layout or Layout(),
     )
@@ -222,8 +254,14 @@ def start_from(encoder: ViT, fresh: dict[str, Any], pretrained: dict[str, Any]) 
     as in BEiT's fine-tuning.
 
     Raises:
-      UserError: Any other parameter has another shape.
+      UserError: Any other parameter has another shape, or only one has a class token or registers.
     """
+    for name in ("class_token", "registers"):
+        if (name in pretrained) != (name in fresh):
+            field = {"registers": len(pretrained.get(name, ())), "class_token": name in pretrained}
+            raise schema.UserError(
+                f"init_from: that encoder has encoder.{name}={field[name]}; set the same here"
+            )
     start = {name: value for name, value in pretrained.items() if name in fresh}
     if "position" in start:
         side = encoder.image_size // encoder.patch_size

@@ -13,6 +13,7 @@ from occinv.objectives.base import Axes, Context, Networks, Terms
 from occinv.objectives.beit import BEiT, token_loss
 from occinv.objectives.rectangle_masking import removed_ids
 from occinv.rng import fold
+from occinv.schema import Depth, NonNegative, Rate
 from occinv.transforms.color import ColorJitter
 from occinv.transforms.masking import visible_ids
 from occinv.transforms.view import View
@@ -35,11 +36,11 @@ class CAE(BEiT):
       regressor_depth, decoder_depth: The blocks of each; as wide as f, with as many heads.
     """
 
-    mask_ratio: float = 0.5
+    mask_ratio: Rate = 0.5
     color: ColorJitter | None = None
-    align_weight: float = 2.0
-    regressor_depth: int = 4
-    decoder_depth: int = 4
+    align_weight: NonNegative = 2.0
+    regressor_depth: Depth = 4
+    decoder_depth: Depth = 4
 
     @property
     def axes(self) -> Axes:

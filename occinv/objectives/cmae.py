@@ -20,7 +20,7 @@ from occinv.objectives.base import Axes, Context, Networks, Objective, Terms, me
 from occinv.objectives.ema import EMA
 from occinv.objectives.mae import describe
 from occinv.rng import fold, split
-from occinv.schema import Count
+from occinv.schema import Count, NonNegative, Probability, Rate, Temperature, Width
 from occinv.transforms.color import ColorJitter
 from occinv.transforms.masking import kept_patches, paint, random_visible, visible_ids
 from occinv.transforms.mixing import mix
@@ -92,7 +92,7 @@ class CMAE(Objective):
       cutmix: α of CutMix before masking, drawn for each view; 0: none.
     """
 
-    mask_ratio: float = 0.75
+    mask_ratio: Rate = 0.75
     tokens: Tokens = "patch"
     similarity: Literal["infonce", "byol"] = "infonce"
     negatives: Negatives = "position"
@@ -101,15 +101,15 @@ class CMAE(Objective):
     t2: Literal["complement", "identity"] = "complement"
     predictor: Literal["mlp", "queries"] = "mlp"
     symmetric: bool = True
-    temperature: float = 0.2
-    momentum: float = 0.996
+    temperature: Temperature = 0.2
+    momentum: Probability = 0.996
     momentum_schedule: Literal["constant", "cosine"] = "constant"
-    head_hidden: int = 2048
-    head_out: int = 768
+    head_hidden: Width = 2048
+    head_out: Width = 768
     head_norm: HeadNorm = "none"
     color: ColorJitter | None = ColorJitter()
     color_order: Literal["before", "after"] = "before"
-    cutmix: float = 0.0
+    cutmix: NonNegative = 0.0
 
     def __post_init__(self) -> None:
         if self.mask_ratio != 0:

@@ -16,7 +16,7 @@ from occinv.objectives.base import Axes, Context, Networks, Terms
 from occinv.objectives.ema import EMA
 from occinv.objectives.rectangle_masking import RectangleMasking, removed_tokens
 from occinv.rng import fold
-from occinv.schema import Count, Positive, UserError
+from occinv.schema import Count, Positive, Probability, Rate, UserError
 from occinv.transforms.view import View
 
 
@@ -39,10 +39,10 @@ class Data2Vec(RectangleMasking):
       momentum: The momentum of the EMA, which moves before the forward pass.
     """
 
-    mask_ratio: float = 120 / 196
+    mask_ratio: Rate = 120 / 196
     average_top_k: Count = 6
     beta: Positive = 2.0
-    momentum: float = 0.9998
+    momentum: Probability = 0.9998
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -24,7 +24,17 @@ from occinv.objectives.base import (
 )
 from occinv.objectives.ema import EMA, ema
 from occinv.rng import fold, split
-from occinv.schema import Count, Duration, Natural, UserError
+from occinv.schema import (
+    Area,
+    Count,
+    Crops,
+    Duration,
+    Probability,
+    Side,
+    Temperature,
+    UserError,
+    Width,
+)
 from occinv.transforms.color import Appearance
 from occinv.transforms.view import View, whole
 
@@ -57,17 +67,17 @@ class DINO(Objective):
     """
 
     num_prototypes: Count = 65536
-    head_hidden: Count = 2048
-    bottleneck: Count = 256
-    local_crops: Natural = 8
-    local_size: Count = 96
-    local_scale: tuple[float, float] = (0.05, 0.4)
-    student_temperature: float = 0.1
-    teacher_temperature: float = 0.04
-    first_teacher_temperature: float = 0.04
+    head_hidden: Width = 2048
+    bottleneck: Width = 256
+    local_crops: Crops = 8
+    local_size: Side = 96
+    local_scale: tuple[Area, Area] = (0.05, 0.4)
+    student_temperature: Temperature = 0.1
+    teacher_temperature: Temperature = 0.04
+    first_teacher_temperature: Temperature = 0.04
     warmup: Duration = Duration(epochs=0)
-    momentum: float = 0.996
-    center_momentum: float = 0.9
+    momentum: Probability = 0.996
+    center_momentum: Probability = 0.9
     freeze_last_layer: Duration = Duration(epochs=1)
     normalize_last_layer: bool = True
     first: Appearance = Appearance(blur=1.0)

@@ -34,7 +34,7 @@ from occinv.objectives.grid_axes import (
     Transformation,
 )
 from occinv.rng import fold, split
-from occinv.schema import Count, UserError
+from occinv.schema import Area, Count, Depth, Probability, Rate, Temperature, UserError, Width
 from occinv.transforms.color import ColorJitter
 from occinv.transforms.masking import kept_patches, random_visible, rectangles_visible
 from occinv.transforms.view import View, normalize, whole
@@ -122,20 +122,20 @@ class Grid(Objective):
     t2: Transformation = "masking"
     targets: Targets = "ema"
     similarity: Similarity = "infonce"
-    mask_ratio: float = 0.75
+    mask_ratio: Rate = 0.75
     t2_mask_ratio: float = 0.25
     min_rectangle: Count = 16
-    crop_scale: tuple[float, float] | None = None
+    crop_scale: tuple[Area, Area] | None = None
     color: ColorJitter = ColorJitter()
     tokenizer: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "kmeans"})
-    temperature: float = 0.2
-    momentum: float = 0.996
-    head_hidden: int = 2048
-    head_out: int = 256
-    num_prototypes: int = 4096
-    decoder_width: int = 512
-    decoder_depth: int = 8
-    decoder_heads: int = 16
+    temperature: Temperature = 0.2
+    momentum: Probability = 0.996
+    head_hidden: Width = 2048
+    head_out: Width = 256
+    num_prototypes: Count = 4096
+    decoder_width: Width = 512
+    decoder_depth: Depth = 8
+    decoder_heads: Width = 16
 
     def __post_init__(self) -> None:
         if refusal := Combination(self.t1, self.t2, self.targets, self.similarity).refusal:

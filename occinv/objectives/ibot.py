@@ -13,7 +13,7 @@ from occinv.losses.reconstruction import mean_over
 from occinv.objectives.base import Axes, Context, Terms, mean_terms
 from occinv.objectives.dino import DINO, DINONetworks, update_center
 from occinv.rng import fold, split, uniform
-from occinv.schema import Count, Probability, UserError
+from occinv.schema import Count, Probability, Rate, UserError
 from occinv.transforms.masking import rectangles_visible
 from occinv.transforms.view import View, whole
 
@@ -45,7 +45,7 @@ class IBOT(DINO):
 
     num_prototypes: Count = 8192
     mask_probability: Probability = 0.5
-    mask_ratio: tuple[float, float] = (0.1, 0.5)
+    mask_ratio: tuple[Rate, Rate] = (0.1, 0.5)
     min_rectangle: Count = 16
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ from occinv.models.predictor import Predictor
 from occinv.objectives.base import Axes, Context, Networks, Objective, Terms
 from occinv.objectives.ema import EMA
 from occinv.rng import fold
-from occinv.schema import Count, Positive, UserError
+from occinv.schema import Count, Depth, Positive, Probability, UserError, Width
 from occinv.transforms.masking import visible_ids
 from occinv.transforms.multiblock import Choice, multiblock, rectangle_size
 from occinv.transforms.view import View, whole
@@ -61,10 +61,10 @@ class IJEPA(Objective):
     target_aspect: Positive = 1.125
     context_scale: Positive = 0.925
     context_choice: Choice = "first"
-    predictor_width: Count = 384
-    predictor_depth: Count = 6
-    predictor_heads: Count = 12
-    momentum: float = 0.996
+    predictor_width: Width = 384
+    predictor_depth: Depth = 6
+    predictor_heads: Width = 12
+    momentum: Probability = 0.996
 
     def __post_init__(self) -> None:
         if 0 in self.target_size or self.kept < 1:

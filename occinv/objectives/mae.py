@@ -14,6 +14,7 @@ from occinv.models.patches import patchify, unpatchify
 from occinv.models.vit import Features
 from occinv.objectives.base import Axes, Context, Networks, Objective, Params, Reconstruction, Terms
 from occinv.rng import fold, split
+from occinv.schema import Depth, NonNegative, Rate, Width
 from occinv.transforms.color import ColorJitter
 from occinv.transforms.masking import kept_patches, random_visible
 from occinv.transforms.mixing import mix
@@ -44,14 +45,14 @@ class MAE(Objective):
       decoder_width, decoder_depth, decoder_heads: The size of the decoder d.
     """
 
-    mask_ratio: float = 0.75
-    cutmix: float = 0.0
+    mask_ratio: Rate = 0.75
+    cutmix: NonNegative = 0.0
     color: ColorJitter | None = None
     augmented: Literal["input", "image"] = "input"
     normalize_target: bool = True
-    decoder_width: int = 512
-    decoder_depth: int = 8
-    decoder_heads: int = 16
+    decoder_width: Width = 512
+    decoder_depth: Depth = 8
+    decoder_heads: Width = 16
 
     def __post_init__(self) -> None:
         if self.mask_ratio != 0:

@@ -14,7 +14,7 @@ from occinv.models.vit import TOKEN_INIT
 from occinv.objectives.base import Axes, Context, Networks, Terms
 from occinv.objectives.rectangle_masking import RectangleMasking, removed_tokens
 from occinv.rng import fold
-from occinv.schema import Count, UserError
+from occinv.schema import Count, Rate, UserError
 from occinv.transforms.color import ColorJitter
 from occinv.transforms.hog import BINS, hog
 from occinv.transforms.view import View
@@ -37,7 +37,7 @@ class MaskFeat(RectangleMasking):
         cell.
     """
 
-    mask_ratio: float = 78 / 196
+    mask_ratio: Rate = 78 / 196
     min_rectangle: Count = 15
     color: ColorJitter | None = None
     cell_size: Count = 8

@@ -24,7 +24,7 @@ from occinv.objectives.base import (
 from occinv.objectives.dino import augmented_views
 from occinv.objectives.ema import EMA
 from occinv.rng import fold
-from occinv.schema import Count
+from occinv.schema import Count, Probability, Temperature, Width
 from occinv.transforms.color import Appearance
 from occinv.transforms.view import View
 
@@ -52,11 +52,11 @@ class MoCoV3(Objective):
       first, second: The augmentations of the two crops, which differ as in the official code.
     """
 
-    temperature: float = 0.2
+    temperature: Temperature = 0.2
     key_chunk: Count | None = None
-    momentum: float = 0.99
-    head_hidden: int = 4096
-    head_out: int = 256
+    momentum: Probability = 0.99
+    head_hidden: Width = 4096
+    head_out: Width = 256
     freeze_patch_embed: bool = True
     first: Appearance = Appearance(blur=1.0)
     second: Appearance = Appearance(blur=0.1, solarize=0.2)

@@ -16,7 +16,17 @@ from occinv.objectives.base import Axes, Context, Networks, Objective, Terms
 from occinv.objectives.dino import augmented_views, check_size
 from occinv.objectives.ema import EMA
 from occinv.rng import fold, split
-from occinv.schema import Count, Natural, NonNegative, Positive
+from occinv.schema import (
+    Area,
+    Count,
+    Crops,
+    NonNegative,
+    Probability,
+    Rate,
+    Side,
+    Temperature,
+    Width,
+)
 from occinv.transforms.color import Appearance, ColorJitter
 from occinv.transforms.masking import kept_patches, random_visible
 from occinv.transforms.view import View
@@ -54,18 +64,18 @@ class MSN(Objective):
       appearance: The augmentation of every crop.
     """
 
-    mask_ratio: float = 0.3
-    focal_crops: Natural = 10
-    focal_size: Count = 96
-    focal_scale: tuple[float, float] = (0.05, 0.3)
+    mask_ratio: Rate = 0.3
+    focal_crops: Crops = 10
+    focal_size: Side = 96
+    focal_scale: tuple[Area, Area] = (0.05, 0.3)
     num_prototypes: Count = 1024
-    head_hidden: Count = 2048
-    head_out: Count = 256
-    temperature: Positive = 0.1
-    sharpening: Positive = 0.25
+    head_hidden: Width = 2048
+    head_out: Width = 256
+    temperature: Temperature = 0.1
+    sharpening: Temperature = 0.25
     sinkhorn: bool = True
     me_max_weight: NonNegative = 1.0
-    momentum: float = 0.996
+    momentum: Probability = 0.996
     appearance: Appearance = Appearance(ColorJitter(), blur=0.5)
 
     def __post_init__(self) -> None:

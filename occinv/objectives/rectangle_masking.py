@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from occinv.objectives.base import Objective
 from occinv.rng import split
-from occinv.schema import Count
+from occinv.schema import Count, Rate
 from occinv.transforms.color import ColorJitter
 from occinv.transforms.masking import kept_patches, rectangles_visible, visible_ids
 from occinv.transforms.view import View, whole
@@ -25,7 +25,7 @@ class RectangleMasking(Objective):
       color: The jitter of the whole image before masking in training, or None.
     """
 
-    mask_ratio: float = 75 / 196
+    mask_ratio: Rate = 75 / 196
     min_rectangle: Count = 16
     color: ColorJitter | None = ColorJitter(hue=0.0, probability=1.0, gray=0.0)
 

@@ -15,7 +15,7 @@ from occinv.objectives.base import Axes, Context, Networks, Objective, Params, R
 from occinv.objectives.mae import pasted
 from occinv.objectives.rectangle_masking import removed_tokens
 from occinv.rng import fold
-from occinv.schema import Count, UserError
+from occinv.schema import Count, Rate, UserError
 from occinv.transforms.masking import kept_patches, squares_visible
 from occinv.transforms.view import View, normalize
 
@@ -39,7 +39,7 @@ class SimMIM(Objective):
         has squares of 32 pixels, which are 2 patches a side for ViT-B/16.
     """
 
-    mask_ratio: float = 0.6
+    mask_ratio: Rate = 0.6
     mask_unit: Count = 2
     normalize_target: ClassVar[bool] = False  # an option of MAE, which the evaluator `psnr` reads
 

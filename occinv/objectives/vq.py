@@ -13,6 +13,7 @@ from occinv.models.patches import patchify, unpatchify
 from occinv.models.tokenizers.vq import Quantized, Quantizer
 from occinv.objectives.base import Axes, Context, Networks, Objective, Params, Reconstruction, Terms
 from occinv.rng import fold
+from occinv.schema import Count, Depth, NonNegative, Width
 from occinv.transforms.view import View, denormalize, normalize, whole
 
 
@@ -45,12 +46,12 @@ class VQAutoencoder(Objective):
       decoder_width, decoder_depth, decoder_heads: The size of the decoder d.
     """
 
-    num_ids: int = 512
-    code_width: int = 16
-    commitment: float = 0.25
-    decoder_width: int = 512
-    decoder_depth: int = 4
-    decoder_heads: int = 16
+    num_ids: Count = 512
+    code_width: Width = 16
+    commitment: NonNegative = 0.25
+    decoder_width: Width = 512
+    decoder_depth: Depth = 4
+    decoder_heads: Width = 16
 
     @property
     def axes(self) -> Axes:

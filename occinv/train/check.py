@@ -15,7 +15,7 @@ from occinv.schema import Duration, Experiment, UserError
 # The settings that two encoders with the same parameters share.
 SAME = (
     *("patch_size", "width", "depth", "heads"),
-    *("relative_position", "layer_scale", "gelu", "pixel_range"),
+    *("relative_position", "layer_scale", "gelu", "pixel_range", "class_token", "registers"),
 )
 
 

@@ -17,7 +17,7 @@ from occinv.evaluators.base import Evaluator, Subject, run_evaluator
 from occinv.train.check import read_evals
 from occinv.train.prepare import Run
 from occinv.train.records import read_records, record_file, write_record
-from occinv.train.step import TrainState
+from occinv.train.step import TrainState, join_state
 from occinv.train.writers import Writer
 
 
@@ -66,7 +66,7 @@ class Evals:
             return False
         mesh, experiment = self.run.assembly.mesh, self.run.assembly.experiment
         whole = jax.jit(lambda params: params, out_shardings=parallel.replicated(mesh))
-        subject = self._subject(whole(state.params))
+        subject = self._subject(whole(join_state(self.run.assembly, state).params))
         for label, name, evaluator, _ in due:
             objective = str(experiment.objective["name"])
             record, result = run_evaluator(

@@ -16,7 +16,7 @@ from occinv.objectives import forward
 from occinv.objectives.base import Reconstructs
 from occinv.rng import image_rngs
 from occinv.train.prepare import Run
-from occinv.train.step import TrainState
+from occinv.train.step import TrainState, join_state
 from occinv.transforms.view import unit_range
 
 NUM_PICTURES = 8
@@ -43,7 +43,7 @@ def make_evaluation(run: Run) -> Callable[[TrainState], dict[str, float]]:
         if run.validation is None:
             return {}
         size, images = run.assembly.experiment.train.batch_size, len(run.validation.source)
-        state = dataclasses.replace(state, opt_state=None)
+        state = dataclasses.replace(join_state(run.assembly, state), opt_state=None)
         total: Any = None
         for number, batch in enumerate(run.validation.batches()):
             if objective.couples != "nothing" and (number + 1) * size > images:
@@ -75,5 +75,5 @@ def pictures(run: Run, state: TrainState) -> dict[str, np.ndarray]:
         view = forward.for_evaluation(objective).views(pixels, rng)[0]
         return reconstruct(params, pixels, view.visible)._asdict()
 
-    shown = jax.jit(show)(jax.device_get(state.params), images)
+    shown = jax.jit(show)(jax.device_get(join_state(run.assembly, state).params), images)
     return {name: np.asarray(images) for name, images in shown.items()}

@@ -32,7 +32,7 @@ from occinv.train.flops import model_flops
 from occinv.train.prepare import Run, prepare
 from occinv.train.profiler import Profiler
 from occinv.train.signals import StopRequest
-from occinv.train.step import TrainState, init_state, trace_step
+from occinv.train.step import TrainState, init_state, join_state, split_state, trace_step
 from occinv.train.writers import JsonlWriter, MultiWriter, TensorBoardWriter, Writer
 
 if TYPE_CHECKING:
@@ -92,8 +92,9 @@ def train(experiment: Experiment, workdir: Path, watch: Watch | None = None) -> 
         done = int(state.step)
         writer = make_writer(workdir, done)
         try:
-            program = trace_step(run.assembly, state)
             describe(run, state, writer, done)
+            state = split_state(run.assembly, state)
+            program = trace_step(run.assembly, state)
             step, metrics = run_steps(
                 run, state, program, checkpoints, writer, stop, watch, evals, profiler
             )
@@ -178,7 +179,7 @@ def run_steps(
         nonlocal saved
         if saved != step:
             raise_if_not_finite(run, state, checkpoints)
-            checkpoints.save(step, as_items(state))
+            checkpoints.save(step, as_items(join_state(assembly, state)))
             saved = step
 
     while step < steps:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.tree_util import DictKey, KeyPath, tree_map_with_path
+from jax.tree_util import DictKey, KeyPath, SequenceKey, tree_map_with_path
 
 from occinv.objectives.base import ParamGroup
 from occinv.parallel import STACK
@@ -19,7 +19,7 @@ from occinv.schema import Optimizer
 # Each choice of `optimizer.decay` includes all earlier ones.
 DECAYED = {
     "kernels": ("kernel", "relative_position"),  # 2-D parameters, as in PyTorch code
-    "tokens": ("class_token", "mask_token"),
+    "tokens": ("class_token", "mask_token", "registers"),
     "positions": ("position",),
     "all": ("bias", "scale"),
 }
@@ -57,8 +57,8 @@ def layer_scales(params: Any, layer_decay: float) -> Any:
     The factor is layer_decay ** (layers above): 1 for heads and the last norm; each lower block has
     one more power, and the embedding the most (`lr_decay.py` of the official MAE).
     """
-    blocks = params["encoder"]["blocks"]
-    depth = jax.tree.leaves(blocks)[0].shape[0]
+    stack = params["encoder"]["blocks"][STACK]
+    depth = len(stack if isinstance(stack, tuple) else jax.tree.leaves(stack)[0])
 
     def scale(path: KeyPath, value: jax.Array) -> jax.Array:
         keys = [key.key for key in path if isinstance(key, DictKey)]
@@ -66,12 +66,19 @@ def layer_scales(params: Any, layer_decay: float) -> Any:
             return jnp.ones(())
         if keys[1] == "relative_position" and value.shape[0] != depth:
             return jnp.ones(())  # a shared table is not scaled, like the head (`optim_factory.py`)
+        if (number := block_number(path)) is not None:
+            return jnp.asarray(layer_decay ** float(depth - number))
         if keys[1] in ("blocks", "relative_position"):
             above = depth - jnp.arange(depth, dtype=jnp.float32)
             return (layer_decay**above).reshape(depth, *[1] * (value.ndim - 1))
         return jnp.asarray(layer_decay ** (depth + 1.0))
 
     return tree_map_with_path(scale, params)
+
+
+def block_number(path: KeyPath) -> int | None:
+    """Return the number of the block that a parameter of `split_blocks` belongs to."""
+    return next((key.idx for key in path if isinstance(key, SequenceKey)), None)
 
 
 def make_optimizer(
@@ -168,7 +175,7 @@ def clipping(config: Optimizer) -> optax.GradientTransformation:
 
     def clip(path: KeyPath, gradient: jax.Array) -> jax.Array:
         # In a stack each block's slice is a parameter.
-        first = 1 if DictKey(STACK) in path else 0
+        first = 1 if DictKey(STACK) in path and block_number(path) is None else 0
         axes = tuple(range(first, gradient.ndim))
         norm = jnp.sqrt(jnp.square(gradient).sum(axes, keepdims=True))
         return gradient * jnp.minimum(1, limit / (norm + 1e-6))

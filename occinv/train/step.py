@@ -18,7 +18,7 @@ from flax import struct
 
 from occinv import parallel
 from occinv.data.batch import Batch
-from occinv.models.blocks import Layout
+from occinv.models.blocks import Layout, fill_blocks, join_blocks, split_blocks
 from occinv.models.vit import make_vit
 from occinv.objectives import forward
 from occinv.objectives.base import Objective, Setting, make_objective
@@ -173,6 +173,30 @@ def init_state(
         nonfinite=zero,
         first_nonfinite=zero,
     )
+
+
+def split_state(run: Assembly, state: TrainState) -> TrainState:
+    """Return the state in the form that the step computes with on the devices of the run.
+
+    On CPU each block has its own arrays (`split_blocks`), unless the state is sharded.
+    """
+    if not is_split(run):
+        return state
+    params, own = split_blocks((state.params, state.objective_state))
+    # A part of the optimizer that skips the blocks has a stack without arrays, and so no depth.
+    opt_state = fill_blocks(jax.eval_shape(run.optimizer.init, params), state.opt_state)
+    return dataclasses.replace(state, params=params, objective_state=own, opt_state=opt_state)
+
+
+def join_state(run: Assembly, state: TrainState) -> TrainState:
+    """Invert `split_state`: checkpoints and evaluations have the same form on every device."""
+    return jax.jit(join_blocks)(state) if is_split(run) else state
+
+
+def is_split(run: Assembly) -> bool:
+    """Whether `split_state` splits: on CPU, unless the state is sharded."""
+    is_cpu = run.mesh.devices.flat[0].platform == "cpu"
+    return is_cpu and not parallel.is_sharded(run.mesh)
 
 
 def make_step(

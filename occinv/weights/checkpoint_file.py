@@ -1,4 +1,7 @@
-"""Reads a checkpoint: a PyTorch, safetensors or npz file, recognized by its first bytes."""
+"""Reads a checkpoint: a PyTorch, safetensors or npz file, recognized by its first bytes.
+
+A folder of transformers or timm holds such a file beside its config.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,11 @@ from safetensors import safe_open
 
 from occinv.schema import UserError
 from occinv.weights import torch_file
+from occinv.weights.model_config import read_model_config
 
 EXPECTED = "Expected a PyTorch checkpoint (.pth), safetensors or npz."
+FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # beside config.json
+METADATA = ("heads", "image_size", "gelu", "pixel_range")
 
 
 class Contents(NamedTuple):
@@ -22,7 +28,8 @@ class Contents(NamedTuple):
 
     Attributes:
       tree: Mappings, nested as they were saved, of NumPy arrays and other objects.
-      metadata: The metadata of a safetensors file; empty for other formats.
+      metadata: What a safetensors file and config files beside it say of the ViT, by the names of
+        `read_model_config`.
     """
 
     tree: Any
@@ -32,14 +39,26 @@ class Contents(NamedTuple):
 def read_checkpoint(path: Path) -> Contents:
     """Read a checkpoint, whatever the name of the file. Nothing in it is executed.
 
+    Args:
+      path: A file, or a folder with config.json and one of FOLDER_FILES. The config beside a file
+        of such a name is read, too.
+
     Raises:
       UserError: The file does not exist, has another format, is damaged or contains code.
     """
+    if path.is_dir():
+        inside = [path / name for name in FOLDER_FILES if (path / name).is_file()]
+        if not inside:
+            raise UserError(f"the folder {path} has no {' or '.join(FOLDER_FILES)}. {EXPECTED}")
+        path = inside[0]
     if not path.is_file():
-        problem = "is a folder" if path.is_dir() else "does not exist"
-        raise UserError(f"{path} {problem}. {EXPECTED}")
+        raise UserError(f"{path} does not exist. {EXPECTED}")
     try:
-        return _read(path)
+        tree, metadata = _read(path)
+        metadata = {name: metadata[name] for name in METADATA if name in metadata}
+        if path.name in FOLDER_FILES:
+            metadata = read_model_config(path.parent) | metadata
+        return Contents(tree, metadata)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except Exception as error:  # a damaged or hostile file may raise anything

@@ -27,7 +27,8 @@ class EncoderOnly(Objective):
 
     @property
     def axes(self) -> Axes:
-        return Axes("unknown", "unknown", "unknown", "unknown")
+        token = "class" if self.setting.encoder.class_token else "mean"
+        return Axes("unknown", "unknown", "unknown", "unknown", token=token)  # type: ignore[arg-type]
 
     @property
     def networks(self) -> Networks:

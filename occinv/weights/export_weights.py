@@ -1,10 +1,12 @@
-"""Exports the encoder of a workdir, and its classifier, to a file for another library."""
+"""Exports the encoder of a workdir, with its classifier or decoder, for another library."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -14,41 +16,62 @@ from occinv.objectives.classification import Classification
 from occinv.schema import UserError
 from occinv.train import workdir
 from occinv.weights import Target, big_vision_names
+from occinv.weights.export_huggingface import huggingface_model, write_folder
 from occinv.weights.import_report import grouped
 from occinv.weights.pytorch_names import to_pytorch
 
-ASSUMED = {  # by readers of the format
+ASSUMED: dict[Target, dict[str, str]] = {  # by readers of the format
     "timm": {"gelu": "erf", "pixel_range": "imagenet"},
+    "huggingface": {},
     "big_vision": {"gelu": "tanh", "pixel_range": "half"},
+}
+ABSENT: dict[Target, dict[str, Any]] = {  # fields of the encoder with the only value that works
+    "timm": {"relative_position": None},
+    "huggingface": {"relative_position": None, "class_token": True},
+    "big_vision": {"relative_position": None, "layer_scale": None, "registers": 0},
 }
 METADATA = ("heads", "image_size", "patch_size", "gelu", "pixel_range")
 
 
 def export_weights(path: str | Path, target: Target, file: Path) -> str:
-    """Write the encoder of a run, and the head of a classifier, under another library's names.
+    """Write the encoder of a run under another library's names.
+
+    The head of a classifier is included, and for `huggingface` the decoder of MAE.
 
     Args:
       path: A workdir or one of its checkpoints.
       target: `timm` writes safetensors, with sizes, GELU and pixel range in the metadata;
-        `big_vision` writes npz.
+        `huggingface` writes a folder for `from_pretrained` of transformers; `big_vision` writes
+        npz.
       file: A path that does not exist.
 
     Returns:
-      A report for the command line: which keys were written, and which components were not.
+      A report for the command line: which keys were written, which components were not, and how to
+      load the file.
 
     Raises:
       UserError: The run cannot be read, the target cannot represent it, or `file` exists.
     """
     if file.exists():
-        raise UserError(f"{file} exists. Expected a new file.")
+        raise UserError(f"{file} exists. Expected a new {_kind(target)}.")
     workdir.check_folder(file.absolute().parent)
     trained = workdir.load_run(path)
     encoder = trained.objective.networks.encoder
-    head = trained.params["head"] if isinstance(trained.objective, Classification) else None
     _check_target(encoder, target, path)
-    arrays = to_pytorch(trained.params["encoder"], head)
-    if target == "big_vision":
+    if target == "huggingface":
+        model = huggingface_model(trained, path)
+        arrays, written, load = model.arrays, model.written, model.load
+    else:
+        head = trained.params["head"] if isinstance(trained.objective, Classification) else None
+        arrays = to_pytorch(trained.params["encoder"], head)
+        written = {"encoder"} if head is None else {"encoder", "head"}
+        num_classes = 0 if head is None else head["linear"]["bias"].shape[0]
+        load = f"load with: {_timm_model(encoder, num_classes)}"
+    if target == "timm":
+        arrays = _timm_names(arrays)
+    elif target == "big_vision":
         arrays = big_vision_names.from_pytorch(arrays, encoder.heads)
+        load = "load with big_vision.models.vit.load"
     # save_file ignores strides.
     arrays = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
 
@@ -58,35 +81,81 @@ def export_weights(path: str | Path, target: Target, file: Path) -> str:
         if target == "timm":
             metadata = {name: str(getattr(encoder, name)) for name in METADATA}
             save_file(arrays, partial, {"format": "pt"} | metadata)
+        elif target == "huggingface":
+            write_folder(partial, arrays, model)
         else:
             with partial.open("wb") as stream:
                 np.savez(stream, **arrays)  # type: ignore[arg-type]
         os.replace(partial, file)
     finally:
+        if partial.is_dir():
+            shutil.rmtree(partial)
         partial.unlink(missing_ok=True)
-    left_out = sorted(set(trained.params) - ({"encoder", "head"} if head else {"encoder"}))
+    left_out = sorted(set(trained.params) - written)
     return "\n".join(
         [
             f"written ({len(arrays)} keys):",
             *(f"  {line}" for line in grouped(arrays)),
             f"left out: {', '.join(left_out) or 'nothing'}",
             *_warnings(target, encoder, arrays),
+            load,
         ]
     )
 
 
+def _kind(target: Target) -> str:
+    return "folder" if target == "huggingface" else "file"
+
+
 def _check_target(encoder: ViT, target: Target, path: str | Path) -> None:
-    if target == "big_vision" and not encoder.final_norm:
+    if target != "timm" and not encoder.final_norm:
         raise UserError(
             f"{path} is a classifier of the mean patch token. Expected one of the class token, "
-            "because the ViT of big_vision has no norm after the mean: use --to timm."
+            f"because the ViT of {target} has no norm after the mean: use --to timm."
         )
-    for name in ("relative_position", "layer_scale"):
-        if getattr(encoder, name) is not None:
+    for name, only in ABSENT[target].items():
+        if (found := getattr(encoder, name)) != only:
             raise UserError(
-                f"{path} has encoder.{name}={getattr(encoder, name)!r}. Expected a plain ViT: "
-                f"without, the ViT of {target} would compute other features."
+                f"{path} has encoder.{name}={found!r}. Expected a plain ViT: without, the ViT of "
+                f"{target} would compute other features."
             )
+
+
+def _timm_names(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the arrays with timm's names.
+
+    With registers timm adds no position to the class token (`no_embed_class`), so that it is added
+    to the token itself.
+    """
+    found = dict(arrays)
+    if "register_tokens" in found:
+        found["reg_token"] = found.pop("register_tokens")
+        if "cls_token" in found:
+            found["cls_token"] = found["cls_token"] + found["pos_embed"][:, :1]
+            found["pos_embed"] = found["pos_embed"][:, 1:]
+    return found
+
+
+def _timm_model(encoder: ViT, num_classes: int) -> str:
+    """Return the call that makes timm's model; without a head if there are 0 classes."""
+    fields: dict[str, Any] = {
+        "img_size": encoder.image_size,
+        "patch_size": encoder.patch_size,
+        "embed_dim": encoder.width,
+        "depth": encoder.depth,
+        "num_heads": encoder.heads,
+        "num_classes": num_classes,
+    }
+    if encoder.layer_scale is not None:
+        fields["init_values"] = 1.0
+    if encoder.registers:
+        fields |= {"reg_tokens": encoder.registers, "no_embed_class": True}
+    if not encoder.class_token:
+        fields["class_token"] = False
+    pool = "'token'" if encoder.final_norm and encoder.class_token else "'avg'"
+    shown = ", ".join(f"{name}={value}" for name, value in fields.items())
+    fc_norm = f", fc_norm={not encoder.final_norm}" if pool == "'avg'" else ""
+    return f"timm.models.VisionTransformer({shown}, global_pool={pool}{fc_norm})"
 
 
 def _warnings(target: Target, encoder: ViT, arrays: Mapping[str, np.ndarray]) -> list[str]:
@@ -96,6 +165,8 @@ def _warnings(target: Target, encoder: ViT, arrays: Mapping[str, np.ndarray]) ->
         for name, usual in ASSUMED[target].items()
         if getattr(encoder, name) != usual
     ]
-    if "mask_token" in arrays:
+    if encoder.mask_token and target != "huggingface":
         found.append(f"warning: {target} has no mask_token: remove it, or extend the model")
+    elif encoder.mask_token and "embeddings.mask_token" not in arrays:
+        found.append("warning: ViTModel has no mask_token: it is left out")
     return found

@@ -14,7 +14,7 @@ from occinv.models.tokenizers.dalle import Dalle
 from occinv.schema import UserError
 from occinv.weights.encoder_only import TOKENIZER_ONLY
 from occinv.weights.import_report import IMAGES, ImportedRun, ImportReport
-from occinv.weights.pytorch_names import flax_layout, torch_layout
+from occinv.weights.pytorch_names import as_float32, flax_layout, torch_layout
 
 FIRST, LAST = "blocks.input.w", "blocks.output.conv.w"
 
@@ -24,7 +24,7 @@ def read_dalle(tree: Any, report: ImportReport) -> ImportedRun:
 
     Raises UserError if the contents `tree` of the file are not that encoder.
     """
-    arrays = {name: array.astype(np.float32) for name, array in _flatten(tree).items()}
+    arrays = {name: as_float32(array, name, report) for name, array in _flatten(tree).items()}
     if not all(name in arrays and arrays[name].ndim for name in (FIRST, LAST)):
         names = ", ".join(list(arrays)[:3]) or "no arrays"
         raise UserError(

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 from occinv.schema import Experiment
 
 IMAGES = "tfds:imagenet2012"  # nearly every published checkpoint was trained on it
-NUMBERED = re.compile(r"(?<=blocks\.)\d+(?=\.)|(?<=encoderblock_)\d+(?=/)|(?<=layers\.)\d+(?=\.)")
+NUMBERED = re.compile(
+    r"(?<=blocks\.)\d+(?=\.)|(?<=encoderblock_)\d+(?=/)|(?:(?<=layer\.)|(?<=layers\.))\d+(?=\.)"
+)
 
 
 class ImportedRun(NamedTuple):

@@ -13,6 +13,7 @@ from occinv.train import workdir
 from occinv.train.checkpoints import Checkpoints
 from occinv.weights import Origin
 from occinv.weights.checkpoint_file import read_checkpoint
+from occinv.weights.grids import Grid
 from occinv.weights.import_dalle import read_dalle
 from occinv.weights.import_report import ImportedRun, ImportReport
 from occinv.weights.import_vit import ViTOptions, read_vit
@@ -26,17 +27,22 @@ def import_weights(
     heads: int | None = None,
     decoder_heads: int | None = None,
     pixel_range: PixelRange | None = None,
+    grid: Grid | None = None,
+    prefix: str | None = None,
 ) -> ImportReport:
     """Create the workdir `to` with the parameters in `file`, as checkpoint 0 of a run.
 
     Args:
-      file: A PyTorch, safetensors or npz file. Nothing in it is executed.
-      origin: The library whose names and layouts the file has.
+      file: A PyTorch, safetensors or npz file, or a folder of transformers or timm. Nothing in it
+        is executed.
+      origin: The code that wrote the file; `auto` recognizes every origin but `dalle`.
       to: A folder that does not exist or is empty.
       heads: Attention heads; None: from the file, or as usual for the width.
       decoder_heads: Attention heads of the decoder; None: width / 32.
-      pixel_range: How the encoder normalizes pixels; None: from the file, or as usual for the
-        origin.
+      pixel_range: How the encoder normalizes pixels; None: from the file or its config, or as in
+        the official code of the origin.
+      grid: Rows and columns of patches; None: from the file or its config, or a square number.
+      prefix: The start of the keys of the ViT; None: of the teacher or average, if there is one.
 
     Returns:
       What happened to every key.
@@ -51,11 +57,11 @@ def import_weights(
     for flag, number in (("--heads", heads), ("--decoder-heads", decoder_heads)):
         if number is not None and number < 1:
             raise UserError(f"{flag} {number} is too small. Expected 1 or more.")
-    options = ViTOptions(heads, decoder_heads, pixel_range)
+    options = ViTOptions(heads, decoder_heads, pixel_range, grid, prefix)
     if origin == "dalle" and options != ViTOptions():
         raise UserError(
-            "--from dalle with --heads, --decoder-heads or --pixel-range. Leave them out: the "
-            "tokenizer is not a ViT."
+            "--from dalle with --heads, --decoder-heads, --pixel-range, --grid or --prefix. Leave "
+            "them out: the tokenizer is not a ViT."
         )
     report = ImportReport()
     contents = read_checkpoint(file)

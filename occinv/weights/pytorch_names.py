@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -28,6 +29,7 @@ BLOCK = {  # PyTorch layer -> (our layer, outputs and inputs in widths; a norm h
     "mlp.fc1": ("mlp/in", (4, 1)),
     "mlp.fc2": ("mlp/out", (1, 4)),
 }
+LAYER_SCALES = {"ls1.gamma": "scale1/scale", "ls2.gamma": "scale2/scale"}
 
 
 class SourceArray(NamedTuple):
@@ -47,6 +49,24 @@ def torch_layout(kernel: np.ndarray) -> np.ndarray:
     return np.moveaxis(kernel, (-1, -2), (0, 1)) if kernel.ndim > 1 else kernel
 
 
+def as_float32(value: np.ndarray, key: str, report: ImportReport) -> np.ndarray:
+    """Return `value` as float32. Raises UserError unless it has finite real numbers only."""
+    if value.dtype.kind not in "fiub" and value.dtype != jnp.bfloat16:
+        raise UserError(f"{key} has dtype {value.dtype}. Expected real numbers.")
+    note = f"{value.dtype} arrays are converted to float32"
+    if value.dtype != np.float32 and value.dtype.kind not in "iub" and note not in report.notes:
+        report.notes.append(note)
+    with np.errstate(over="ignore"):  # an overflow is infinite
+        value = value.astype(np.float32, copy=False)
+    if not np.isfinite(value).all():
+        count = int(value.size - np.isfinite(value).sum())
+        raise UserError(
+            f"{key} has {count} numbers that are not finite. Expected finite weights: the "
+            "checkpoint is of a diverged run, or damaged."
+        )
+    return value
+
+
 class ArrayReader:
     """Arrays by PyTorch name, whose shapes are checked and whose keys are reported as used.
 
@@ -61,11 +81,17 @@ class ArrayReader:
     def __contains__(self, name: str) -> bool:
         return name in self.arrays
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of the array `name`. Raises UserError if it is missing."""
+    def shape(self, name: str, axes: int | None = None) -> tuple[int, ...]:
+        """Return the shape of the array `name`.
+
+        Raises UserError if it is missing, or has another number of `axes`.
+        """
         if name not in self.arrays:
             raise UserError(f"{name} is missing. Expected every parameter of a ViT.")
-        return self.arrays[name].value.shape
+        found = self.arrays[name].value.shape
+        if axes not in (None, len(found)):
+            raise UserError(f"{name} has shape {list(found)}. Expected {axes} axes.")
+        return found
 
     def take(self, name: str, *shape: int) -> np.ndarray:
         """Return the array `name`. Raises UserError if it is missing or has another shape."""
@@ -79,7 +105,11 @@ class ArrayReader:
         del self.arrays[name]
         if key not in self.report.used:
             self.report.used.append(key)
-        return value
+        return as_float32(value, key, self.report)
+
+    def vector(self, name: str, width: int) -> np.ndarray:
+        """Return the token `name`, [1, 1, D] or [1, D], as [D]."""
+        return self.take(name, *[1] * (len(self.shape(name)) - 1), width).reshape(width)
 
     def layer(self, name: str, outputs: int, *inputs: int) -> Tree:
         """Return our parameters of a norm (no inputs), a linear layer or a convolution."""
@@ -99,17 +129,25 @@ class ArrayReader:
             )
         return len(indices)
 
+    @property
+    def has_layer_scale(self) -> bool:
+        """Whether the ViT has LayerScale, before its blocks have been taken."""
+        return any(name.endswith(".ls1.gamma") for name in self.arrays)
+
     def blocks(self, prefix: str, width: int) -> Tree:
         """Return our parameters of all blocks `<prefix>.<i>`, stacked along a first axis."""
         blocks = []
         for index in range(self.depth(prefix)):
-            layers = {}
+            layers: Tree = {}
             for name, (ours, sizes) in BLOCK.items():
                 stem = f"{prefix}.{index}.{name}"
                 if name == "attn.qkv":
                     layers[ours] = self._qkv(stem.removesuffix("qkv"), width)
                 else:
                     layers[ours] = self.layer(stem, *(size * width for size in sizes))
+            if self.has_layer_scale:
+                for name, ours in LAYER_SCALES.items():
+                    layers[ours] = self.take(f"{prefix}.{index}.{name}", width)
             blocks.append(unflatten_dict(layers, sep="/"))
         return {"scan": jax.tree.map(lambda *leaves: np.stack(leaves), *blocks)}
 
@@ -142,22 +180,46 @@ def to_pytorch(encoder: Tree, head: Tree | None = None) -> dict[str, np.ndarray]
     """
     patch = encoder["patch_embed"]["kernel"]
     side, width = round((len(patch) / 3) ** 0.5), patch.shape[-1]
+    has_class = "class_token" in encoder
     found = {
-        "cls_token": encoder["class_token"][None, None],
-        "pos_embed": encoder["position"][None],
+        "pos_embed": encoder["position"][None, 0 if has_class else 1 :],
         "patch_embed.proj.weight": torch_layout(patch.reshape(side, side, 3, width)),
         "patch_embed.proj.bias": encoder["patch_embed"]["bias"],
     }
+    if has_class:
+        found["cls_token"] = encoder["class_token"][None, None]
     if "mask_token" in encoder:
         found["mask_token"] = encoder["mask_token"][None, None]
-    names = {ours: name for name, (ours, _) in BLOCK.items()}
-    for path, stacked in flatten_dict(encoder["blocks"]["scan"], sep="/").items():
-        layer, _, leaf = path.rpartition("/")
-        for index, value in enumerate(stacked):
-            found[f"blocks.{index}.{names[layer]}.{LEAVES[leaf]}"] = value.T
+    if "registers" in encoder:
+        found["register_tokens"] = encoder["registers"][None]
+    found |= blocks_to_pytorch(encoder["blocks"], "blocks")
     layers = {"norm": encoder.get("norm", {})}
     if head is not None:
         layers |= {"fc_norm": head.get("norm", {}), "head": head["linear"]}
     for name, layer in layers.items():
         found |= {f"{name}.{LEAVES[leaf]}": value.T for leaf, value in layer.items()}
     return found
+
+
+def blocks_to_pytorch(blocks: Tree, prefix: str) -> dict[str, np.ndarray]:
+    """Return our stacked blocks as `<prefix>.<i>` in PyTorch's names and layouts."""
+    found: dict[str, np.ndarray] = {}
+    names = {ours: name for name, (ours, _) in BLOCK.items()}
+    scales = {ours: name for name, ours in LAYER_SCALES.items()}
+    for path, stacked in flatten_dict(blocks["scan"], sep="/").items():
+        layer, _, leaf = path.rpartition("/")
+        name = scales.get(path) or f"{names[layer]}.{LEAVES[leaf]}"
+        found |= {f"{prefix}.{index}.{name}": value.T for index, value in enumerate(stacked)}
+    return found
+
+
+def decoder_to_pytorch(decoder: Tree) -> dict[str, np.ndarray]:
+    """Return the parameters of MAE's decoder under the names of models_mae.py."""
+    found = {
+        "mask_token": decoder["mask_token"][None, None],
+        "decoder_pos_embed": decoder["position"][None],
+    }
+    for name, ours in (("embed", "embed"), ("norm", "norm"), ("pred", "predict")):
+        for leaf, value in decoder[ours].items():
+            found[f"decoder_{name}.{LEAVES[leaf]}"] = value.T
+    return found | blocks_to_pytorch(decoder["blocks"], "decoder_blocks")

@@ -12,7 +12,7 @@ from numpy_vit import MEAN, STD
 
 from occinv import schema
 from occinv.models.blocks import drop_path
-from occinv.models.vit import SIZES, ViT, make_vit
+from occinv.models.vit import SIZES, ViT, make_vit, start_from
 from occinv.rng import image_rngs
 
 IMAGES, SIZE, PATCH, COUNT, KEPT = 3, 8, 2, 16, 4
@@ -169,3 +169,38 @@ def test_a_width_that_the_heads_do_not_divide_is_refused(width: int) -> None:
 def test_a_width_that_is_not_a_multiple_of_4_is_refused() -> None:
     with pytest.raises(schema.UserError, match=r"encoder.width=6, expected a multiple of 4"):
         make_vit(schema.Encoder(name="micro", width=6, heads=2), 32)
+
+
+def test_registers_and_no_class_token(pixels: np.ndarray, visible: np.ndarray) -> None:
+    """Tests that registers change the features but are not in them, and that the mean is first."""
+    model = small(registers=2, class_token=False)
+    params = weights_of(model)
+    assert set(params) == {"patch_embed", "position", "registers", "blocks", "norm"}
+    whole, part = run(model, pixels), run(model, spoiled(pixels, visible), visible)
+    assert whole.tokens.shape == (IMAGES, 1 + COUNT, 8)
+    assert part.blocks.shape == (2, IMAGES, 1 + KEPT, 8)
+    np.testing.assert_array_equal(part.tokens, run(model, pixels, visible).tokens)
+    for found in (*whole, *part):
+        mean = found[..., 1:, :].mean(-2)
+        np.testing.assert_allclose(found[..., 0, :], mean, rtol=1e-5, atol=1e-6)
+    moved = params | {"registers": -params["registers"]}
+    other = model.apply({"params": moved}, pixels).tokens
+    assert np.abs(other - whole.tokens).max() > 1e-3
+
+
+def test_start_from_an_encoder_with_other_tokens() -> None:
+    for mine, theirs, said in (
+        ({}, {"registers": 2}, "encoder.registers=2"),
+        ({"registers": 2}, {}, "encoder.registers=0"),
+        ({}, {"class_token": False}, "encoder.class_token=False"),
+    ):
+        model, other = small(**mine), small(**theirs)
+        with pytest.raises(schema.UserError, match=said):
+            start_from(model, weights_of(model), weights_of(other))
+
+
+@pytest.mark.parametrize("field", [{"registers": 1}, {"class_token": False}])
+def test_relative_positions_need_a_class_token_alone(field: Any) -> None:
+    encoder = schema.Encoder(name="micro", patch_size=2, relative_position="shared", **field)
+    with pytest.raises(schema.UserError, match="expected a class token alone"):
+        make_vit(encoder, 8)

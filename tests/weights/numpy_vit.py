@@ -59,6 +59,25 @@ def official(w: Weights, images: np.ndarray, heads: int) -> np.ndarray:
     return norm(x, w["norm.weight"], w["norm.bias"]) if "norm.weight" in w else x
 
 
+def random_vit(
+    draw: np.random.Generator, width: int, side: int = 2, p: int = 2
+) -> dict[str, np.ndarray]:
+    """Returns an encoder of one block by timm's names."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "cls_token": (1, 1, width),
+        "pos_embed": (1, 1 + side**2, width),
+    }
+    shapes |= {"patch_embed.proj.weight": (width, 3, p, p), "patch_embed.proj.bias": (width,)}
+    for name in ("blocks.0.norm1", "blocks.0.norm2", "norm"):
+        shapes |= {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+    for name, inputs, outputs in (
+        ("attn.qkv", 1, 3), ("attn.proj", 1, 1), ("mlp.fc1", 1, 4), ("mlp.fc2", 4, 1)
+    ):  # fmt: skip
+        shapes[f"blocks.0.{name}.weight"] = (outputs * width, inputs * width)
+        shapes[f"blocks.0.{name}.bias"] = (outputs * width,)
+    return {name: draw.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
 def random_big_vision(
     draw: np.random.Generator, width: int, heads: int, depth: int, p: int, side: int
 ) -> dict[str, np.ndarray]:

@@ -46,6 +46,24 @@ def same(tree: Any, other: Any) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), tree, other)
 
 
+def expected(params: dict[str, Any], target: str) -> dict[str, Any]:
+    """Returns parameters of the same features of whole images after an export.
+
+    Dinov2 always has LayerScale. Without a class token its row of the positions is not exported.
+    """
+    encoder = dict(params["encoder"])
+    if target == "huggingface":
+        encoder.pop("mask_token", None)
+    if "registers" in encoder:
+        blocks = encoder["blocks"]["scan"]
+        ones = {"scale": np.ones_like(blocks["norm1"]["bias"])}
+        encoder["blocks"] = {"scan": blocks | {"scale1": ones, "scale2": ones}}
+    if "class_token" not in encoder:
+        encoder["position"] = encoder["position"].copy()
+        encoder["position"][0] = 0
+    return params | {"encoder": encoder}
+
+
 CASES = [
     ("mae", (), (), "timm"),
     ("mae", (), (), "big_vision"),
@@ -54,6 +72,12 @@ CASES = [
     ("finetune", ("objective.pooling='class'",), CLASSES, "timm"),
     ("finetune", ("objective.pooling='class'",), CLASSES, "big_vision"),
     ("finetune", ("objective.pooling='mean'",), CLASSES, "timm"),
+    ("finetune", ("objective.pooling='class'", "encoder.gelu='tanh'"), CLASSES, "huggingface"),
+    ("mae", (), (), "huggingface"),
+    ("cmae", (), (), "huggingface"),
+    ("mocov3", ("encoder.registers=2", "encoder.pixel_range='half'"), (), "huggingface"),
+    ("mae", ("encoder.class_token=False", "encoder.gelu='tanh'"), (), "timm"),
+    ("mae", ("encoder.class_token=False",), (), "big_vision"),
 ]
 
 
@@ -65,16 +89,20 @@ def test_export_and_import(
     said = export_weights(run, target, tmp_path / "file")
     import_weights(tmp_path / "file", target, tmp_path / "back")
     before, after = workdir.load_run(run), workdir.load_run(tmp_path / "back")
-    kept = {name: before.params[name] for name in ("encoder", "head") if name in before.params}
-    same(after.params, kept)
+    written = ["encoder", "head", *(["decoder"] if target == "huggingface" else [])]
+    kept = {name: before.params[name] for name in written if name in before.params}
+    same(after.params, expected(kept, target))
     left = sorted(set(before.params) - set(kept))
     assert f"left out: {', '.join(left) or 'nothing'}" in said
     ours, theirs = before.objective.networks.encoder, after.objective.networks.encoder
-    assert ("mask_token" in said) == (config == "cmae") == theirs.mask_token
-    names = ["image_size", "patch_size", "width", "depth", "heads", "final_norm"]
-    if target == "timm":  # a file for big_vision does not store the others
+    assert ("no mask_token" in said) == (config == "cmae")
+    assert theirs.mask_token == (config == "cmae" and target != "huggingface")
+    names = ["image_size", "patch_size", "width", "depth", "heads", "final_norm", "registers"]
+    names += ["class_token"]
+    if target != "big_vision":  # its file does not store the others
         names += ["gelu", "pixel_range"]
-        assert "warning" not in said.replace("warning: timm has no mask_token", "")
+        warned = "encoder.gelu='tanh'" in fields and target == "timm"
+        assert ("assumes erf" in said) == warned
     else:
         assert "encoder.gelu is erf, but big_vision assumes tanh" in said
         assert (theirs.gelu, theirs.pixel_range) == ("tanh", "half")
@@ -107,8 +135,16 @@ def test_names_and_layouts_of_timm(tmp_path: Path) -> None:
     assert (config["gelu"], config["pixel_range"]) == ("tanh", "half")
 
 
-@pytest.mark.parametrize("field", ["relative_position='shared'", "layer_scale=0.1"])
-@pytest.mark.parametrize("target", ["timm", "big_vision"])
+@pytest.mark.parametrize(
+    ("field", "target"),
+    [
+        ("relative_position='shared'", "timm"),
+        ("relative_position='shared'", "huggingface"),
+        ("class_token=False", "huggingface"),
+        ("layer_scale=0.1", "big_vision"),
+        ("registers=2", "big_vision"),
+    ],
+)
 def test_parts_that_a_plain_vit_lacks(field: str, target: Any, tmp_path: Path) -> None:
     run = run_of("mae", tmp_path, f"encoder.{field}")
     with pytest.raises(schema.UserError, match=f"has encoder.{field}. Expected a plain ViT"):
@@ -121,6 +157,8 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "there").write_text("mine")
     for target, source, file, said in (
         ("timm", run, "there", "exists. Expected a new file"),
+        ("huggingface", run, "there", "exists. Expected a new folder"),
+        ("huggingface", run, "new", "use --to timm"),
         ("big_vision", run, "new", "use --to timm"),
         ("timm", tmp_path / "nowhere", "new", "is not the workdir of a run"),
         ("tim", run, "new", "invalid choice: 'tim'"),

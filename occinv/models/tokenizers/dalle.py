@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from occinv.models.tokenizers.base import Params, PretrainedTokenizer
+from occinv.schema import Count, Width
 
 GROUPS, BLOCKS = 4, 2  # groups of layers, and residual units in each; pooling between groups
 SHRINKS = 2 ** (GROUPS - 1)  # pixels a side for an id
@@ -61,8 +62,8 @@ class Dalle(PretrainedTokenizer):
       hidden: The channels of the first group.
     """
 
-    num_ids: int = 8192
-    hidden: int = 256
+    num_ids: Count = 8192
+    hidden: Width = 256
     components: ClassVar[tuple[str, ...]] = ("dalle",)
 
     @property

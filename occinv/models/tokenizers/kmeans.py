@@ -12,7 +12,7 @@ import numpy as np
 
 from occinv.models.patches import patchify
 from occinv.models.tokenizers.base import Images, Params, Read, Tokenizer
-from occinv.schema import UserError
+from occinv.schema import Count, UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,8 +26,8 @@ class KMeans(Tokenizer):
       fit_images: The number of images to fit, at most one epoch.
     """
 
-    num_ids: int = 512
-    fit_images: int = 20_000
+    num_ids: Count = 512
+    fit_images: Count = 20_000
 
     def shapes(self) -> Any:
         values = 3 * self.patch_size**2

@@ -14,7 +14,7 @@ from occinv.losses.contrastive import unit
 from occinv.models.attention import XAVIER
 from occinv.models.tokenizers.base import Params, PretrainedTokenizer
 from occinv.models.vit import ViT, make_vit
-from occinv.schema import UserError
+from occinv.schema import Count, UserError, Width
 
 
 class Quantized(NamedTuple):
@@ -55,8 +55,8 @@ class VQ(PretrainedTokenizer):
       code_width, encoder: The same values as in the tokenizer's run.
     """
 
-    num_ids: int = 512
-    code_width: int = 16
+    num_ids: Count = 512
+    code_width: Width = 16
     encoder: schema.Encoder = schema.Encoder()
     components: ClassVar[tuple[str, ...]] = ("encoder", "quantizer")
 
