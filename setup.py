@@ -40,6 +40,7 @@ setup(
         "array_record>=0.8",
         "tensorflow-datasets>=4.9.10",
         "importlib_resources>=6.0",
+        "pyarrow>=16.1",
         "etils[epath]>=1.15",
         # TFRecord without TensorFlow: range reads of files and buckets, and the checksum.
         "tensorstore>=0.1.80",

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from occinv.commands.options import choices
 from occinv.commands.processes import fail, is_one_of_several
 from occinv.schema import UserError, nearest
+from occinv.train.disk import RunFailed, disk_problem
 from occinv.version import __version__
 
 COMMANDS = {
@@ -48,7 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail(2, error)
     except KeyboardInterrupt:
         return fail(130, "interrupted; checkpoints and results that were saved before are kept")
+    except RunFailed as error:
+        return fail(1, error)
     except Exception as error:
+        if problem := disk_problem(error):
+            return fail(1, problem)
         if not is_one_of_several():
             raise
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from occinv.config_error import config_error
 from occinv.schema import Duration, UserError, nearest, plain, resolve
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -153,6 +154,10 @@ def _get_config(name: str, variant: str) -> Any:
     sys.path[:0] = [here, str(path.resolve().parent)]
     try:
         module = runpy.run_path(str(path), run_name=f"occinv_config_{path.stem}")
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise config_error(path, error) from error
     finally:
         sys.path[:] = before if here in before else [here, *before]
     if "get_config" not in module:
@@ -160,7 +165,12 @@ def _get_config(name: str, variant: str) -> Any:
     variants = module.get("VARIANTS", ())
     if variant and variants and variant not in variants:
         raise UserError(f"--config {name!r} has no variant {variant!r}{nearest(variant, variants)}")
-    return module["get_config"](variant) if variant else module["get_config"]()
+    try:
+        return module["get_config"](variant) if variant else module["get_config"]()
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise config_error(path, error) from error
 
 
 def _apply(config: dict[str, Any], override: str) -> str:

@@ -18,6 +18,7 @@ from occinv.evaluators.base import (
 )
 from occinv.parallel import make_mesh
 from occinv.schema import UserError
+from occinv.train.lock import lock_workdir
 from occinv.train.records import read_records, record_file, write_record
 from occinv.train.workdir import CONFIG, TrainedRun, load_run
 
@@ -54,8 +55,8 @@ def evaluate(
       **options: Fields of the evaluator.
 
     Raises:
-      UserError: No run is given, an option is wrong, a run cannot be read or measured, or the file
-        of the records has other content.
+      UserError: No run is given, an option is wrong, a run cannot be read or measured, the file of
+        the records has other content, or another process writes into the workdir.
     """
     if not workdirs:
         raise UserError("no workdir given, expected one or more")
@@ -74,14 +75,17 @@ def evaluate_run(
     name: str, evaluator: Evaluator, workdir: str | Path, out: str | Path | None = None
 ) -> Evaluated:
     """Measure one run, as `evaluate` does."""
-    run = load_run(workdir)
-    path = Path(out) if out else record_file(workdir_of(workdir), name)
+    run, folder = load_run(workdir), workdir_of(workdir)
+    path = Path(out) if out else record_file(folder, name)
     read_records(path)  # a file of other content is an error before the measurement
     objective = str(run.experiment.objective["name"])
-    record, result = run_evaluator(
-        name, evaluator, subject_of(run), str(workdir), objective, run.step
-    )
-    pictures = write_record(path, record, result)
+    otherwise = "Wait until it ends, or write the record to another folder with --out."
+    is_inside = path.resolve().is_relative_to(folder.resolve())
+    with lock_workdir(folder, otherwise) if is_inside else contextlib.nullcontext():
+        record, result = run_evaluator(
+            name, evaluator, subject_of(run), str(workdir), objective, run.step
+        )
+        pictures = write_record(path, record, result)
     return Evaluated(record, result.text, pictures)
 
 

@@ -18,6 +18,7 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from occinv.schema import Duration
 
+LIMITS = (2**31, 2**53, 3e38)  # of the dtypes; not worth a word
 SIGNS = {Ge: (">=", "ge"), Gt: (">", "gt"), Le: ("<=", "le"), Lt: ("<", "lt")}
 
 
@@ -91,7 +92,8 @@ def type_text(hint: Any) -> str:
     origin, choices = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
         kind, *limits = choices
-        bounds = [f"{SIGNS[type(x)][0]} {getattr(x, SIGNS[type(x)][1])}" for x in limits]
+        pairs = [(SIGNS[type(x)][0], getattr(x, SIGNS[type(x)][1])) for x in limits]
+        bounds = [f"{sign} {value}" for sign, value in pairs if value not in LIMITS]
         return f"{type_text(kind)} {' and '.join(bounds)}"
     if origin is Literal:
         return " or ".join(map(str, choices))

@@ -9,6 +9,8 @@ sharded over `fsdp` and replicated over `data` (Rajbhandari et al. 2020, ZeRO, a
 from __future__ import annotations
 
 import functools
+import os
+import socket
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -27,8 +29,10 @@ STACK = "scan"  # the name of the stacked parameters of transformer blocks
 # Smaller arrays (mostly biases) are not worth the communication: every device holds them whole.
 SHARDED_FROM = 2**15  # numbers
 
-# A process that has died is noticed after this many seconds; then all others stop.
-PEER_TIMEOUT = 60
+# A process that has died, or does not start, is noticed after this many seconds; then all stop.
+PEER_TIMEOUT = 45
+# A cluster manager may start its processes minutes apart.
+CLUSTER_TIMEOUT = 300
 
 
 def join(
@@ -43,7 +47,31 @@ def join(
       num_processes, process_id: The number of processes, and the number of this one from 0.
 
     Raises:
-      UserError: No cluster is found and no arguments were given, or only some of them.
+      UserError: No cluster is found and no arguments were given, or only some of them, or process
+        0 cannot listen at the address.
+    """
+    check_processes(coordinator, num_processes, process_id)
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            heartbeat_timeout_seconds=PEER_TIMEOUT,
+            initialization_timeout=CLUSTER_TIMEOUT if coordinator is None else PEER_TIMEOUT,
+        )
+    except ValueError as error:
+        raise UserError(
+            "--distributed found no cluster (SLURM, Cloud TPU, Kubernetes, Open MPI); give "
+            f"--coordinator HOST:PORT, --num-processes and --process-id ({error})"
+        ) from error
+
+
+def check_processes(
+    coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> None:
+    """Raise UserError unless all arguments of `join` are given or none, and process 0 can listen.
+
+    JAX crashes where its port is in use.
     """
     given = {
         "--coordinator": coordinator,
@@ -55,15 +83,22 @@ def join(
         raise UserError(f"{' and '.join(missing)} missing; give all of {', '.join(given)}")
     if num_processes is not None and not 0 <= (process_id or 0) < num_processes:
         raise UserError(f"--process-id {process_id}, expected 0 to {num_processes - 1}")
-    try:
-        jax.distributed.initialize(
-            coordinator, num_processes, process_id, heartbeat_timeout_seconds=PEER_TIMEOUT
-        )
-    except ValueError as error:
-        raise UserError(
-            "--distributed found no cluster (SLURM, Cloud TPU, Kubernetes, Open MPI); give "
-            f"--coordinator HOST:PORT, --num-processes and --process-id ({error})"
-        ) from error
+    if coordinator is None:
+        return
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise UserError(f"--coordinator {coordinator!r}, expected HOST:PORT")
+    if process_id == 0:
+        has_ipv6 = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if has_ipv6 else socket.AF_INET
+        address = ("", int(port))
+        try:
+            socket.create_server(address, family=family, dualstack_ipv6=has_ipv6).close()
+        except OSError as error:
+            raise UserError(
+                f"--coordinator {coordinator}: process 0 cannot listen there "
+                f"({os.strerror(error.errno or 0)}). Use another port."
+            ) from error
 
 
 def make_mesh(devices: list[jax.Device] | None = None, fsdp: int = 1) -> Mesh:

@@ -24,14 +24,14 @@ Choice = Literal["random", "one_class", "one_per_class"]
 RelativePosition = Literal["shared", "block"]
 Attention = Literal["auto", "xla", "pallas", "cudnn"]
 
-# Integers are at most what int32 holds; no number may be nan or infinite.
+# Numbers are at most what int32 and float32 hold, and never nan or infinite.
 Count = Annotated[int, Ge(1), Lt(2**31)]
 Natural = Annotated[int, Ge(0), Lt(2**31)]
 Width = Annotated[int, Ge(1), Le(2**16)]
 Depth = Annotated[int, Ge(1), Le(1000)]
 Side = Annotated[int, Ge(1), Le(2**14)]
-NonNegative = Annotated[float, Ge(0), Le(1e6)]
-Positive = Annotated[float, Ge(1e-9), Le(1e6)]
+NonNegative = Annotated[float, Ge(0), Le(3e38)]
+Positive = Annotated[float, Ge(1e-9), Le(3e38)]
 Fraction = Annotated[float, Ge(1e-6), Le(1)]
 Area = Annotated[float, Ge(1e-4), Le(1)]
 Rate = Annotated[float, Ge(0), Lt(1)]
@@ -103,7 +103,8 @@ class Data:
     """The images, and how the host crops them (docs/data.md).
 
     Attributes:
-      source: The images: photos, digits, folder:PATH or tfds:NAME[:SPLIT].
+      source: The images: photos, digits, folder:PATH, arrow:PATH, tfds:NAME[:SPLIT], or
+        module:Class for a source of your own.
       eval_source: The validation images, named as in `source`. None: the validation part of it.
       image_size: Pixels a side of a crop.
       crop_scale: Smallest and largest area of the random resized crop, as a share of the image.

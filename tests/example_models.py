@@ -135,8 +135,8 @@ def save_run(
             },
         }
     )
-    claim(workdir, experiment, classes)
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
+    identity = claim(workdir, experiment, classes)
+    with Checkpoints(workdir / "checkpoints", run=identity) as checkpoints:
         for step in steps:
             checkpoints.save(step, {"params": make(section, step)[1]})
     return workdir

@@ -35,8 +35,8 @@ def cmae_run(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
     experiment = schema.resolve(load_config(*_spec(tiny("cmae", images))))
     objective = objective_of(experiment)
     params, _ = jax.eval_shape(lambda: forward.init(objective, jax.random.key(0)))
-    files.claim(workdir, experiment, ("dark", "light"))
-    with Checkpoints(workdir / files.CHECKPOINTS) as checkpoints:
+    identity = files.claim(workdir, experiment, ("dark", "light"))
+    with Checkpoints(workdir / files.CHECKPOINTS, run=identity) as checkpoints:
         zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), params)
         checkpoints.save(8, {"params": zeros})
     return workdir

@@ -273,10 +273,26 @@ def test_a_config_that_is_none(tmp_path: Path) -> None:
         load_config(str(tmp_path / "none.py"))
 
 
-def test_a_mistake_inside_a_config_is_not_hidden(tmp_path: Path) -> None:
-    (tmp_path / "own.py").write_text("def get_config():\n    return {}['missing']\n")
-    with pytest.raises(KeyError, match="missing"):
-        load_config(str(tmp_path / "own.py"))
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("def get_config():\n    return {}['missing']\n", "line 2: KeyError: 'missing'"),
+        ("x = 1\n\nraise ValueError('one\\ntwo')\n", "line 3: ValueError: one two"),
+        ("def get_config(:\n", "line 1: invalid syntax"),
+        ("import json\njson.loads('')\n", "line 2: JSONDecodeError"),
+        ("import sys\nsys.exit(3)\n", "line 2: SystemExit: 3"),
+        ("x = '\0'\n", "null bytes"),
+    ],
+)
+def test_a_mistake_inside_a_config_is_named_with_its_line(
+    text: str, said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_config(str(path))
+    assert str(path) in str(caught.value) and said in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_what_stands_where_one_stands_stays_importable(

@@ -54,7 +54,7 @@ choices:
   variants     :tiny_imagenet, :quickstart and :smoke of each config
   objectives   {", ".join(OBJECTIVES)}, or your own as module:Class
   encoders     {", ".join(encoders)}
-  data.source  photos, digits, folder:PATH, tfds:NAME[:SPLIT]
+  data.source  photos, digits, folder:PATH, arrow:PATH, tfds:NAME[:SPLIT], or module:Class
 
 examples:
   occinv train --config mae:smoke --workdir runs/try
@@ -63,7 +63,11 @@ examples:
 
 exit status:
   0            The command succeeded.
-  1            The run failed, or the plan does not fit.
+  1            The run failed (a loss that is not finite, a full or read-only disk, a deleted
+               workdir, a process that died), or the plan does not fit. JAX may end the processes
+               of a run with 134 instead.
   2            An argument or a config is wrong. Nothing was written.
-  130, 143     Ctrl-C or SIGTERM stopped the run after saving. Run the same command to continue.
+  129, 130, 143
+               SIGHUP, Ctrl-C or SIGTERM stopped the run after saving. Run the same command to
+               continue.
 """

@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import sys
+import time
 from typing import TYPE_CHECKING
 
 from occinv.commands.allocator import keep_freed_memory
@@ -21,7 +22,8 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
     add("--distributed", action="store_true",
         help="Join the processes that SLURM, Cloud TPU, Kubernetes or Open MPI started.")
     add("--coordinator", metavar="HOST:PORT",
-        help="Connect to process 0 at this address. Needed without a cluster manager.")
+        help="Connect to process 0 at this address. Needed without a cluster manager. All "
+             "processes must start within 45 seconds.")
     add("--num-processes", type=int, metavar="N",
         help="Number of processes; needs --coordinator.")
     add("--process-id", type=int, metavar="I",
@@ -41,9 +43,12 @@ def join(options: argparse.Namespace) -> Console:
 
     from occinv import parallel
     from occinv.commands.compilation_cache import use_compilation_cache
+    from occinv.commands.stderr_filter import filter_stderr
 
     cluster = options.coordinator, options.num_processes, options.process_id
     if options.distributed or cluster != (None, None, None):
+        parallel.check_processes(*cluster)
+        filter_stderr()
         parallel.join(*cluster)
     use_compilation_cache()
     if jax.process_index() == 0:
@@ -61,6 +66,9 @@ def fail(status: int, reason: object) -> int:
     print(f"occinv: {reason}", file=sys.stderr, flush=True)
     if is_one_of_several():
         sys.stdout.flush()
+        if sys.modules["jax"].process_index() == 0:
+            # When process 0 ends, JAX aborts the others. Let them say first why they end.
+            time.sleep(2)
         os._exit(status)
     return status
 

@@ -17,6 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     text = "Save the run to this folder. Continue the run that is already in it."
     parser.add_argument("--workdir", required=True, type=to_path, metavar="DIR", help=text)
+    text = "Continue although files of the data were added, removed or changed since the start."
+    parser.add_argument("--accept-changed-data", action="store_true", help=text)
     add_processes(parser)
 
 
@@ -30,7 +32,8 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     say = functools.partial(console.print, soft_wrap=True)
     try:
         with Progress(console=console) as progress:
-            outcome = train(experiment, options.workdir, progress.stage(options.workdir.name))
+            watch = progress.stage(options.workdir.name)
+            outcome = train(experiment, options.workdir, watch, options.accept_changed_data)
     except NonFinite as error:
         return fail(1, error)
     if outcome.stopped_by is not None and outcome.step < outcome.steps:

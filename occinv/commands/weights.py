@@ -1,4 +1,4 @@
-"""`occinv weights`: import and export checkpoints of other libraries."""
+"""`occinv weights`: import and export checkpoints of other libraries, and accept old ones."""
 
 from __future__ import annotations
 
@@ -33,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("workdir", type=to_path, metavar="DIR",
         help="Export the encoder of the run in this folder.")
     add("file", type=to_path, metavar="FILE", help="Write this new file or folder.")
+    add = directions.add_parser("accept", help="Trust checkpoints without a manifest.").add_argument
+    add("workdir", type=to_path, metavar="DIR",
+        help="Write manifests for the checkpoints in this folder that have none, as they are.")
     # fmt: on
 
 
@@ -46,6 +49,15 @@ def _grid(text: str) -> tuple[int, int]:
 
 def run(options: argparse.Namespace, rest: list[str]) -> int:
     """Run `occinv weights` and return the exit status."""
+    if options.direction == "accept":
+        from occinv.train.lock import lock_workdir
+        from occinv.train.workdir import accept, read_config
+
+        read_config(options.workdir)
+        with lock_workdir(options.workdir, "Wait until it ends."):
+            steps = ", ".join(map(str, accept(options.workdir))) or "no checkpoint"
+        print(f"{options.workdir}: wrote the manifest of {steps}")
+        return 0
     if options.direction == "export":
         from occinv.weights.export_weights import export_weights
 

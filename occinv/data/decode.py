@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import logging
 import math
+import re
 
 import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from occinv.data.source import Reduction
+from occinv.text import printable
 
 logger = logging.getLogger("occinv.data")
 
@@ -18,14 +20,26 @@ logger = logging.getLogger("occinv.data")
 # marker, an unknown version) also come for intact files, among them some of ImageNet.
 LOSSES = ("premature end", "bad huffman code", "bad arithmetic code", "instead of rst")
 
+# The first bytes of a file of each format that is read. No other decoder of Pillow gets a file,
+# whatever its name is: some start other programs (EPS: Ghostscript), and most are rarely tested.
+FORMATS = {
+    "JPEG": re.compile(rb"\xff\xd8\xff"),
+    "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "WEBP": re.compile(rb"RIFF....WEBP", re.DOTALL),
+    "BMP": re.compile(rb"BM"),
+    "GIF": re.compile(rb"GIF8[79]a"),
+    "TIFF": re.compile(rb"II[*+]\0|MM\0[*+]"),
+}
+
 
 def decode_rgb(encoded: bytes, name: str, reduction: Reduction | None = None) -> np.ndarray:
-    """Decode a whole image to RGB, upright.
+    """Decode a JPEG, PNG, WebP, BMP, GIF or TIFF to RGB, upright; of several frames the first.
 
-    The EXIF orientation is applied. Gray is repeated, 16-bit gray is scaled to 8 bits, palettes
-    are looked up, CMYK is converted, and an alpha channel is dropped (not blended), as in
-    torchvision's loader. The pixels are Pillow's, but truncated or inconsistent JPEG data are an
-    error, where Pillow would invent the missing pixels. Other messages of the decoder are logged.
+    The format is that of the content, whatever the name is. The EXIF orientation is applied. Gray
+    is repeated, 16-bit gray is scaled to 8 bits, palettes are looked up, CMYK is converted, and an
+    alpha channel is dropped (not blended), as in torchvision's loader. The pixels are Pillow's, but
+    truncated or inconsistent JPEG data are an error, where Pillow would invent the missing pixels.
+    Other messages of the decoder are logged.
 
     Args:
       encoded: Content of the file.
@@ -50,13 +64,12 @@ def decode_rgb(encoded: bytes, name: str, reduction: Reduction | None = None) ->
     except ValueError as complaint:
         if any(loss in str(complaint).lower() for loss in LOSSES):
             raise
-        logger.warning("%s: %s", name, complaint)  # Pillow decodes it below, if it can
-    try:
-        with Image.open(io.BytesIO(encoded)) as opened:
-            opened.load()
-            image = ImageOps.exif_transpose(opened)
-    except UnidentifiedImageError:  # its message is the address of the BytesIO
-        raise ValueError(f"no image: {len(encoded)} bytes, the first {encoded[:8]!r}") from None
+        logger.warning("%s: %s", printable(name), complaint)  # Pillow decodes it below, if it can
+    with open_image(encoded) as opened:
+        opened.load()
+        image = ImageOps.exif_transpose(opened)
+        if opened.format == "TIFF" and image.mode in ("I", "F"):
+            raise ValueError("a TIFF of 32 bits a value, expected 8 or 16")
     if image.mode.startswith("I"):
         # Pillow opens a 16-bit gray PNG as "I;16" or "I", and would clip instead of scale.
         wide = np.clip(np.asarray(image, np.int64), 0, 65535)
@@ -66,12 +79,29 @@ def decode_rgb(encoded: bytes, name: str, reduction: Reduction | None = None) ->
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
+def open_image(encoded: bytes) -> Image.Image:
+    """Open an image with Pillow's decoder for the format of its content; it is not decoded yet.
+
+    Raises:
+      ValueError: The content has none of the FORMATS, or its header is damaged.
+      DecompressionBombError: The image has more than twice Pillow's limit of pixels.
+    """
+    kind = next((name for name, start in FORMATS.items() if start.match(encoded)), None)
+    size = f"{len(encoded)} bytes, the first {encoded[:8]!r}"
+    if kind is None:
+        raise ValueError(f"no image: {size}, expected a file of {', '.join(FORMATS)}")
+    try:
+        return Image.open(io.BytesIO(encoded), formats=[kind])
+    except UnidentifiedImageError:  # its message is the address of the BytesIO
+        raise ValueError(f"no image: the header of a {kind} is damaged, {size}") from None
+
+
 def _plain_jpeg_size(encoded: bytes) -> tuple[int, int] | None:
     """Return the width and height of a JPEG that is upright, not CMYK, and not too large.
 
     A header that libjpeg does not understand raises ValueError.
     """
-    if not encoded.startswith(b"\xff\xd8\xff") or _is_rotated(encoded):
+    if not FORMATS["JPEG"].match(encoded) or _is_rotated(encoded):
         return None
     height, width, colors, _ = simplejpeg.decode_jpeg_header(encoded)
     limit = Image.MAX_IMAGE_PIXELS or math.inf  # above it Pillow warns, above twice it refuses
@@ -84,7 +114,7 @@ def _is_rotated(encoded: bytes) -> bool:
     header = _before_the_pixels(encoded)
     if b"Exif\0\0" not in header and b"tiff:Orientation" not in header:
         return False
-    with Image.open(io.BytesIO(encoded)) as opened:
+    with open_image(encoded) as opened:
         return opened.getexif().get(ExifTags.Base.Orientation) in range(2, 9)
 
 

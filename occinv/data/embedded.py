@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from occinv.data.source import Reduction, Sample
+from occinv.data.source import Reduction, Sample, Source
 from occinv.schema import UserError
 
 # Class name -> file in the wheel of scikit-image. Only photographs and micrographs: no drawings,
@@ -40,7 +40,7 @@ REGIONS_ACROSS = 6  # square regions along the short side of a photograph; a reg
 
 
 @dataclasses.dataclass(eq=False)
-class EmbeddedSource:
+class EmbeddedSource(Source):
     """Labeled images of one size in memory, read-only. See occinv.data.source.Source."""
 
     name: str
@@ -55,9 +55,6 @@ class EmbeddedSource:
 
     def __len__(self) -> int:
         return len(self.labels)
-
-    def prefetch(self, indices: Sequence[int]) -> None:
-        """Do nothing: the images are in memory."""
 
     def read(self, index: int, reduction: Reduction | None = None) -> Sample:
         """Return the sample."""

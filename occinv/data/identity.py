@@ -55,7 +55,7 @@ def identify(source: Source, training: Source | None, is_own: bool) -> Images:
 def digest(source: Source) -> str:
     """Return a hash of the file names of a source, or of its name if it has no files."""
     names = file_names(source) or [source.name]
-    return hashlib.sha256("\n".join(map(str, names)).encode()).hexdigest()[:12]
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:12]
 
 
 def file_names(source: Source) -> list[str]:

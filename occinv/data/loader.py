@@ -98,6 +98,13 @@ class _Loader:
         self._corrupt: dict[int, str] = {}  # index -> name
         self._lock = threading.Lock()
 
+    def check_first(self) -> None:
+        """Read the first image, so that a run on unreadable data ends before it writes anything.
+
+        Raises UserError, see the class.
+        """
+        self._read(0)
+
     def _read(self, index: int, reduction: Reduction | None = None) -> Sample | None:
         """Read a sample. Return None for a corrupt image, which is counted."""
         if index in self._corrupt:

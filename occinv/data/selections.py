@@ -10,6 +10,7 @@ import numpy as np
 from occinv.data.source import Source
 from occinv.data.subset import Subset
 from occinv.schema import Choice, UserError, nearest
+from occinv.text import printable
 
 # The classes of ImageNet-100 of contrastive multiview coding (CMC, Tian et al., ECCV 2020), in its
 # order. Later papers use the same list.
@@ -49,9 +50,9 @@ def of_classes(source: Source, wanted: str) -> Subset:
 def listed(source: Source, file: str) -> Subset:
     """Choose the images listed in a file. They keep the order of the source.
 
-    Each line begins with the index of an image or with its file name; anything after a tab is
-    ignored. So `images.tsv` of another run is such a list, and so are published lists of labeled
-    ImageNet files.
+    Each line begins with the index of an image or with its file name, perhaps escaped as by
+    `printable`; anything after a tab is ignored. So `images.tsv` of another run is such a list, and
+    so are published lists of labeled ImageNet files.
 
     Raises:
       UserError: A line matches no image or several images, or repeats an earlier line.
@@ -61,12 +62,13 @@ def listed(source: Source, file: str) -> Subset:
     by_name: dict[str, list[int]] = {}
     chosen: dict[int, int] = {}  # place in the source -> line
     for number, line in enumerate(_read_lines(Path(file), "data.list"), 1):
-        entry = line.split("\t")[0]
+        entry = line.split("\t")[0].strip()
         if number == 1 and entry == "index":
             continue  # the heading of images.tsv
         if not entry.isdecimal() and not by_name:
             by_name = _by_name(source)
-        places = by_index.get(entry) or by_name.get(entry) or by_name.get(Path(entry).name) or []
+        names = (entry, printable(entry), Path(entry).name)
+        places = by_index.get(entry) or next((by_name[n] for n in names if n in by_name), [])
         where = f"data.list={file!r}, line {number}: {entry!r}"
         if len(places) != 1:
             problem = "is the name of several images" if places else "is no image"
@@ -83,18 +85,19 @@ def listed(source: Source, file: str) -> Subset:
 
 
 def _by_name(source: Source) -> dict[str, list[int]]:
-    """Return the places of the images by path, and by the last part of the path."""
+    """Return the places of the images by printable path, and by the last part of the path."""
     places: dict[str, list[int]] = {}
     for place, name in enumerate(source.names):
-        for key in {name, Path(name).name}:
+        for key in {printable(name), printable(Path(name).name)}:
             places.setdefault(key, []).append(place)
     return places
 
 
 def _read_lines(path: Path, field: str) -> list[str]:
     try:
-        return [line.strip() for line in path.expanduser().read_text().splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        text = path.expanduser().read_text(encoding="utf-8-sig")
+        return [line.strip() for line in text.split("\n") if line.strip()]
+    except (OSError, ValueError) as error:
         raise UserError(f"{field}={str(path)!r} cannot be read: {error}") from error
 
 

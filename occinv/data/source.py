@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
 
 import numpy as np
 
 from occinv.schema import UserError
+from occinv.text import printable
 
 # Maps the width and height of a JPEG to the factor by which it may be decoded smaller: 1, 2, 4, 8.
 Reduction = Callable[[int, int], int]
 
 
 class DecodeError(UserError):
-    """An image that cannot be read. `name` is its path, or its record and data set."""
+    """An image that cannot be read. `name` is its path, or its record and data set, printable."""
 
     def __init__(self, name: str, index: int, reason: object):
-        super().__init__(f"cannot read image {index}, {name}: {reason}")
-        self.name = name
+        self.name = printable(name)
+        super().__init__(f"cannot read image {index}, {self.name}: {reason}")
 
 
 @contextlib.contextmanager
@@ -49,33 +51,56 @@ class Sample:
     index: int
 
 
-class Source(Protocol):
+class Source(abc.ABC):
     """Images that can be read in any order and from several threads at once.
 
+    A source of your own is a subclass, see docs/data.md. It sets `name`, `classes` and `labels`,
+    and defines `__len__` and `read`.
+
     Attributes:
-      name: The source and its part, for messages and logs.
-      classes: The names of the classes by label, empty for unlabeled images.
+      name: The source and its part, for messages and logs. Equal names mean equal images: the part
+        for validation has the name of the part for training if the data has no validation images.
+      classes: The names of the classes by label, printable; empty for unlabeled images.
       labels: int32 [len], all -1 for unlabeled images. Slow at first use for `tfds:` sources.
       names: The file names by index, empty for images that have no file names.
     """
 
     name: str
     classes: tuple[str, ...]
+    labels: np.ndarray
+    names: Sequence[str] = ()
 
-    @property
-    def labels(self) -> np.ndarray: ...
-
-    @property
-    def names(self) -> Sequence[str]: ...
-
+    @abc.abstractmethod
     def __len__(self) -> int: ...
 
-    def prefetch(self, indices: Sequence[int]) -> None:
-        """Announce the samples that are read next; a remote source begins to fetch them."""
-
+    @abc.abstractmethod
     def read(self, index: int, reduction: Reduction | None = None) -> Sample:
         """Read sample `index`, 0 <= index < len. Raises DecodeError.
 
         A source of JPEGs passes `reduction` to `decode_rgb`; others ignore it.
         """
-        ...
+
+    def prefetch(self, indices: Sequence[int]) -> None:  # noqa: B027
+        """Announce the samples that are read next; a remote source begins to fetch them."""
+
+    def files(self) -> Iterator[str]:
+        """Yield a line for each file of the data: name, bytes and class, separated by tabs.
+
+        They are compared at every start, so they must come without reading images. The bytes are
+        empty if they are unknown, and so is the class of a file of several images.
+        """
+        if len(self.names) == 0:
+            return
+        for name, label in zip(self.names, self.labels.tolist(), strict=True):
+            yield f"{printable(name)}\t\t{self.classes[label] if label >= 0 else ''}"
+
+    def fingerprint(self) -> str:
+        """Return a hash of the number of images, the class names and `files`. Reads no image.
+
+        An image that was replaced by another one of the same size does not change it.
+        """
+        content = hashlib.sha256(f"{len(self)} images, {len(self.classes)} classes\n".encode())
+        for lines in (self.classes, self.files()):
+            for line in lines:
+                content.update(f"{line}\n".encode())
+        return content.hexdigest()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from occinv.data.source import Reduction, Sample, Source
 from occinv.schema import Data
+from occinv.text import printable
 
 
-class Subset:
+class Subset(Source):
     """Some images of another source. See occinv.data.source.Source.
 
     Args:
@@ -40,8 +43,8 @@ class Subset:
     def __len__(self) -> int:
         return len(self.indices)
 
-    @property
-    def names(self) -> Sequence[str]:
+    @functools.cached_property
+    def names(self) -> Sequence[str]:  # type: ignore[override]
         """The parent's names of these images."""
         names = self.parent.names
         return [names[i] for i in self.indices] if len(names) else ()
@@ -55,11 +58,21 @@ class Subset:
         sample = self.parent.read(int(self.indices[index]), reduction)
         return dataclasses.replace(sample, label=int(self.labels[index]))
 
+    def files(self) -> Iterator[str]:
+        """Yield the files of the parent."""
+        return self.parent.files()
+
+    def fingerprint(self) -> str:
+        """Return a hash of the parent's fingerprint and the choice of images."""
+        content = hashlib.sha256(self.parent.fingerprint().encode())
+        content.update(self.indices.tobytes() + self.labels.tobytes())
+        return content.hexdigest()
+
     def lines(self) -> Iterator[str]:
-        """Yield the index, class and file name of each image, separated by tabs."""
+        """Yield the index, class and printable file name of each image, separated by tabs."""
         names = self.names or [""] * len(self)
         for index, label, name in zip(self.indices, self.labels, names, strict=True):
-            yield f"{index}\t{self.classes[label] if label >= 0 else ''}\t{name}"
+            yield f"{index}\t{self.classes[label] if label >= 0 else ''}\t{printable(name)}"
 
 
 def select(source: Source, data: Data, seed: int) -> Source:

@@ -6,7 +6,6 @@ same protocol.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from occinv.report.results import (
     Row,
 )
 from occinv.train.records import FOLDER, read_records
-from occinv.train.workdir import RESULT
+from occinv.train.workdir import read_result
 
 
 class Quantity(NamedTuple):
@@ -59,8 +58,8 @@ def records_of(workdir: Path, stage: str) -> list[Record]:
         for record in read_records(path)
         if record.evaluator in QUANTITIES
     ]
-    result = json.loads((workdir / RESULT).read_text()) if (workdir / RESULT).exists() else {}
-    if "top1" in result.get("metrics", {}):
+    result = read_result(workdir)
+    if result is not None and "images" in result and "top1" in result["metrics"]:
         images, values = Images(**result["images"]), {"top1": result["metrics"]["top1"]}
         found.append(Record(stage, str(workdir), stage, result["step"], images, {}, "", values, {}))
     return found

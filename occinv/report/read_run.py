@@ -13,8 +13,8 @@ from occinv.evaluators.reconstructions import Triple
 from occinv.models import vit
 from occinv.objectives.base import Axes, Objective, objective_of
 from occinv.report.results import Row, StageRecord
-from occinv.schema import UserError
-from occinv.train.workdir import CHECKPOINTS, CONFIG, METRICS, as_json
+from occinv.train.workdir import CHECKPOINTS, METRICS, as_json
+from occinv.train.workdir import read_config as read_stored
 from occinv.train.writers import read_scalars
 
 
@@ -106,12 +106,8 @@ def is_imported(workdir: Path) -> bool:
 
 def read_config(workdir: Path) -> tuple[schema.Experiment, int]:
     """A run's experiment and its number of classes."""
-    path = workdir / CONFIG
-    try:
-        stored = json.loads(path.read_text())
-        return schema.resolve(stored["experiment"]), len(stored["classes"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not the config of a run: {error!r}") from None
+    stored = read_stored(workdir)
+    return stored.experiment, len(stored.classes)
 
 
 def unique_names(folders: Sequence[Path]) -> dict[Path, str]:

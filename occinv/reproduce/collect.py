@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import os
 import platform
 from collections.abc import Iterable, Sequence
@@ -29,6 +28,7 @@ from occinv.report.results import ENCODERS, Results, Row, Settings
 from occinv.reproduce.run import FAILED, TableRun, Trial
 from occinv.reproduce.specs import COLUMNS, LINEAR, RowSpec
 from occinv.schema import Experiment
+from occinv.train.disk import read_json
 from occinv.train.records import read_records
 from occinv.train.workdir import RESULT
 
@@ -105,7 +105,7 @@ def make_row(spec: RowSpec, run: TableRun) -> Row:
         seconds = stage.seconds or None
         setattr(row, name, read_stage(stage.workdir, stage.experiment, stage.command, seconds))
     if failed := [path for trial in trials if (path := trial.folder / FAILED).exists()]:
-        row.status, row.error = "failed", json.loads(failed[0].read_text())["error"]
+        row.status, row.error = "failed", read_json(failed[0])["error"]
     else:
         row.status = "done" if all(trial.is_done for trial in trials) else "running"
     row.values = read_values(trials)
@@ -124,7 +124,7 @@ def read_values(trials: Sequence[Trial]) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for name in trials[0].stages:
         if name != "pretrain":
-            results = read_json(trial.stages[name].workdir / RESULT for trial in trials)
+            results = read_all(trial.stages[name].workdir / RESULT for trial in trials)
             keys = {name: "top1"}
             if name == "linear":
                 published = f"top1_at_{trials[0].method.pooling}_1"
@@ -149,9 +149,9 @@ def read_evaluation(trials: Iterable[Trial], name: str) -> list[Record]:
     return [read_records(path)[0] for path in itertools.takewhile(Path.is_file, paths)]
 
 
-def read_json(paths: Iterable[Path]) -> list[dict[str, Any]]:
+def read_all(paths: Iterable[Path]) -> list[dict[str, Any]]:
     """The content of the files up to the first that is missing, so that seeds stay aligned."""
-    return [json.loads(path.read_text()) for path in itertools.takewhile(Path.is_file, paths)]
+    return [read_json(path) for path in itertools.takewhile(Path.is_file, paths)]
 
 
 def read_pictures(trial: Trial) -> list[dict[str, str]]:

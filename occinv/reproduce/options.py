@@ -32,7 +32,7 @@ def parse_jobs(words: Sequence[str] | None) -> Worker:
     """
     if words is None:
         return ONLY_WORKER
-    if len(words) != 3 or words[1] != "of" or not (words[0] + words[2]).isdecimal():
+    if len(words) != 3 or words[1] != "of" or not all(w.isdecimal() for w in words[::2]):
         raise UserError(f"--jobs {' '.join(words)}, expected K of N, such as 2 of 4")
     worker = Worker(int(words[0]), int(words[2]))
     if not 1 <= worker.number <= worker.total:

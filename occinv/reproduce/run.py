@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +14,7 @@ from occinv.config import load_config
 from occinv.reproduce.methods import Method
 from occinv.reproduce.specs import LABEL_STAGES, SCALES, RowSpec, TableSpec
 from occinv.schema import UserError
+from occinv.train.disk import read_json
 from occinv.train.workdir import RESULT
 
 SECONDS, FAILED = "seconds.json", "failed.json"
@@ -50,8 +51,8 @@ class TableRun:
     def __post_init__(self) -> None:
         if self.seeds < 1:
             raise UserError(f"--seeds {self.seeds}, expected 1 or more")
-        if not self.length > 0:
-            raise UserError(f"--length {self.length}, expected a factor above 0")
+        if not 0 < self.length < math.inf:
+            raise UserError(f"--length {self.length}, expected a finite factor above 0")
 
     @property
     def folder(self) -> Path:
@@ -91,7 +92,7 @@ class Stage:
     def seconds(self) -> float:
         """The training time so far, without the time that killed processes lost."""
         path = self.workdir / SECONDS
-        return json.loads(path.read_text()) if path.exists() else 0.0
+        return read_json(path) if path.exists() else 0.0
 
 
 @dataclass(frozen=True)

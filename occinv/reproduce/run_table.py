@@ -28,12 +28,13 @@ from occinv.report.html import write_html
 from occinv.report.results import FILE, STAGES
 from occinv.report.table import print_results
 from occinv.reproduce.collect import collect_results
-from occinv.reproduce.lock import locked
 from occinv.reproduce.options import ONLY_WORKER, Worker
 from occinv.reproduce.run import EVALUATION_COST, FAILED, SECONDS, TableRun, Trial
 from occinv.schema import UserError
+from occinv.train.disk import write_json
+from occinv.train.lock import locked
 from occinv.train.loop import NonFinite, train
-from occinv.train.workdir import RESULT, check_folder, check_same, write_json
+from occinv.train.workdir import RESULT, check_folder, check_same
 
 # One evaluator for all trials: encoders of one shape share the floor of their invariance.
 EVALUATORS: dict[str, Evaluator] = {

@@ -2,21 +2,19 @@
 
 Orbax writes the arrays. It makes each step visible by one rename, so a killed process leaves only
 a temporary folder behind. Orbax does not detect flipped bits. Each step therefore has a manifest
-with the checksum of every file. A step that differs from its manifest is reported and skipped.
+(manifest.py). A step that differs from its manifest is reported and skipped.
 
     <folder>/300/params/...         one Orbax item for each top-level key of the state
     <folder>/300/layout/metadata    JSON: path, shape and dtype of every leaf of every item
-    <folder>/300/manifest.json      size and SHA-256 of every other file of the step
+    <folder>/300/notes/metadata     JSON: what the run wants to know at its restart
+    <folder>/300/manifest.json      step, run, and size and SHA-256 of every other file of the step
     <folder>/400.damaged/           a step that differs from its manifest, kept for inspection
 """
 
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,27 +29,29 @@ from jax.experimental import multihost_utils
 
 from occinv.parallel import from_first_process
 from occinv.schema import UserError
+from occinv.train.manifest import (
+    LATE,
+    MANIFEST,
+    Damaged,
+    RunIdentity,
+    add_late_files,
+    list_files,
+    verify,
+    write_manifest,
+)
+from occinv.train.quiet_orbax import quiet_orbax
+
+__all__ = ["MANIFEST", "Checkpoints"]
 
 PyTree = Any
 Leaves = dict[tuple[str, ...], Any]  # path in the pytree -> leaf
 Template = Callable[[Mapping[str, Leaves]], Mapping[str, PyTree]]  # layout -> template of `restore`
 
-MANIFEST = "manifest.json"
-PARTIAL = MANIFEST + ".tmp"
-LAYOUT = "layout"
-# Orbax writes these two files after the manifest, as it commits the step. They hold the time of the
-# commit and are not needed to restore. `wait` adds them to the manifest.
-LATE = ("_CHECKPOINT_METADATA", "commit_success.txt")
+LAYOUT, NOTES = "layout", "notes"
 
 log = logging.getLogger("occinv.train")
 
-# Orbax logs its progress and tracebacks through absl's logger. Every failure also reaches the
-# caller as an exception, so its records are dropped. Records of other users of absl pass.
-logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
-
-
-class _Damaged(Exception):
-    """A step on disk differs from its manifest. The message names the file and the difference."""
+quiet_orbax()
 
 
 class Checkpoints:
@@ -64,16 +64,24 @@ class Checkpoints:
       folder: The parent folder of the steps. It is created unless `read_only`.
       keep: How many of the newest steps stay on disk, at least 1.
       read_only: Never write, move or delete anything, as a reader beside a running training must.
+      run: The run that the checkpoints must belong to; None: any. Only process 0 needs it.
 
     Raises:
       UserError: `keep` is less than 1.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 3, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep: int = 3,
+        read_only: bool = False,
+        run: RunIdentity | None = None,
+    ) -> None:
         if keep < 1:
             raise UserError(f"keep = {keep} is less than 1. Keep at least one checkpoint.")
         self.folder = Path(folder).absolute()
-        self.read_only = read_only
+        self.keep, self.read_only, self.run = keep, read_only, run
         self._saving: int | None = None
         self._manager = ocp.CheckpointManager(
             self.folder,
@@ -89,7 +97,9 @@ class Checkpoints:
             handler_registry=_handlers(),
         )
 
-    def save(self, step: int, state: Mapping[str, PyTree]) -> bool:
+    def save(
+        self, step: int, state: Mapping[str, PyTree], notes: Mapping[str, Any] | None = None
+    ) -> bool:
         """Start to save `state` as the checkpoint of `step`; return once the arrays are copied.
 
         The call first waits for the previous save and raises its error if that save failed. The
@@ -99,18 +109,20 @@ class Checkpoints:
           step: The number of finished steps, at least 0.
           state: Item name -> pytree of arrays or scalars in any containers. Each item can be
             restored alone.
+          notes: Content in JSON's types, which `notes` returns, the same on every process.
 
         Returns:
           True, or False if this step is already on disk. An existing step is not changed.
 
         Raises:
-          ValueError: This object is read-only, an item is called 'layout', or a leaf is empty.
+          ValueError: This object is read-only, an item is called 'layout' or 'notes', or a leaf is
+            empty.
           TypeError: A leaf is not numeric.
         """
         if self.read_only:
             raise ValueError(f"Cannot save step {step}: {self.folder} was opened read-only.")
-        if LAYOUT in state:
-            raise ValueError(f"An item cannot be called {LAYOUT!r}. Rename it.")
+        if taken := {LAYOUT, NOTES} & state.keys():
+            raise ValueError(f"An item cannot be called {min(taken)!r}. Rename it.")
         self.wait()
         if step in self.steps():
             return False
@@ -124,6 +136,8 @@ class Checkpoints:
             item: ocp.args.PyTreeSave(unflatten_dict(part)) for item, part in leaves.items() if part
         }
         items[LAYOUT] = ocp.args.JsonSave(layout)
+        if notes:
+            items[NOTES] = ocp.args.JsonSave(dict(notes))
         self._saving = step
         return self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
@@ -176,6 +190,28 @@ class Checkpoints:
         chosen, state = self._newest_good(template, step)
         return chosen, state["params"]
 
+    def notes(self, step: int) -> dict[str, Any]:
+        """Return the notes that were saved with a step, empty if there were none."""
+        if not (self.folder / str(step) / NOTES).exists():
+            return {}
+        args = ocp.args.Composite(**{NOTES: ocp.args.JsonRestore()})
+        return self._manager.restore(step, args=args)[NOTES]
+
+    def prune(self) -> None:
+        """Delete all but the newest `keep` steps, which a killed process may have left."""
+        self.wait()
+        old = self.steps()[: -self.keep]
+
+        def delete() -> None:
+            for step in old:
+                # A folder of this name is removed at the next start, if this process is killed.
+                unfinished = self.folder / f"{step}.orbax-checkpoint-tmp"
+                shutil.rmtree(unfinished, ignore_errors=True)
+                shutil.rmtree((self.folder / str(step)).rename(unfinished))
+
+        if from_first_process(lambda: len(old)):
+            self._change(delete)
+
     def wait(self) -> None:
         """Wait until the current save is complete and checksummed; raise its error if it failed."""
         try:
@@ -183,10 +219,7 @@ class Checkpoints:
         finally:
             step, self._saving = self._saving, None
         if step is not None and jax.process_index() == 0:
-            folder = self.folder / str(step)
-            files = json.loads((folder / MANIFEST).read_bytes())["files"]
-            late = {name: _entry(folder / name) for name in LATE if (folder / name).exists()}
-            _write_manifest(folder, files | late)
+            add_late_files(self.folder / str(step))
 
     def close(self) -> None:
         """Wait for the current save and end the threads. Do not use the object afterwards."""
@@ -207,7 +240,8 @@ class Checkpoints:
             for temporary in ocp.path.step.all_temporary_paths(self.folder)
             if temporary.get_final().name == str(self._saving)
         )
-        _write_manifest(folder, {n: e for n, e in _files(folder).items() if n not in LATE})
+        files = {name: each for name, each in list_files(folder).items() if name not in LATE}
+        write_manifest(folder, int(self._saving or 0), self.run, files)
 
     def _newest_good(self, make_template: Template, step: int | None) -> tuple[int, dict[str, Any]]:
         """Restore the newest undamaged step, or the requested step."""
@@ -219,56 +253,45 @@ class Checkpoints:
             raise UserError(f"There is no checkpoint {step} in {self.folder}. Choose from {found}.")
         candidates = found[::-1] if step is None else [step]
         problems: dict[int, str] = {}
-        while True:
-            # Process 0 decides for all, so that the processes cannot take different steps.
-            chosen = from_first_process(lambda: self._first_intact(candidates, problems))
-            if chosen is None:
-                # Only process 0 knows the problems.
-                why = "".join(f" Step {at}: {problem}." for at, problem in problems.items())
-                raise UserError(
-                    f"There is no undamaged checkpoint in {self.folder}. Found {candidates}.{why}"
-                )
-            has_manifest = (self.folder / str(chosen) / MANIFEST).exists()
-            try:
-                state = self._read(chosen, make_template)
-                break
-            except UserError:
-                raise
-            except Exception as error:
-                # If the files match their manifest, they are what was saved, and an older step
-                # would fail in the same way. With several processes, the others may have succeeded.
-                if has_manifest or jax.process_count() > 1:
-                    raise
-                first_line = str(error).strip().split("\n")[0][:200]
-                problems[chosen] = f"cannot be read: {type(error).__name__}: {first_line}"
+        # Process 0 decides for all, so that the processes cannot take different steps.
+        chosen = from_first_process(lambda: self._first_intact(candidates, problems))
+        if chosen is None:
+            # Only process 0 knows the problems.
+            why = "".join(f" Step {at}: {problem}." for at, problem in problems.items())
+            raise UserError(
+                f"There is no undamaged checkpoint in {self.folder}. Found {candidates}.{why}"
+            )
+        # The files match their manifest, so they are what was saved. An older step would fail in
+        # the same way as this one.
+        state = self._read(chosen, make_template)
         for at, problem in problems.items():
             log.warning("checkpoint %d is damaged (%s); using %d", at, problem, chosen)
-        if not has_manifest:
-            log.warning("checkpoint %d has no %s; using it unverified", chosen, MANIFEST)
-        if not self.read_only:
-            self._put_aside([at for at in candidates if at > chosen])
+        newer = [at for at in candidates if at > chosen]
+        if newer and not self.read_only:
+            self._change(lambda: self._put_aside(newer))
         return chosen, state
 
     def _first_intact(self, candidates: list[int], problems: dict[int, str]) -> int | None:
         for at in candidates:
-            if at not in problems:
-                try:
-                    _verify(self.folder / str(at))
-                    return at
-                except (_Damaged, OSError) as error:
-                    problems[at] = str(error)
+            try:
+                verify(self.folder / str(at), at, self.run)
+                return at
+            except (Damaged, OSError) as error:
+                problems[at] = str(error)
         return None
 
     def _put_aside(self, damaged: list[int]) -> None:
-        if not damaged:
-            return
+        for at in damaged:
+            aside = self.folder / f"{at}.damaged"
+            shutil.rmtree(aside, ignore_errors=True)
+            (self.folder / str(at)).rename(aside)
+
+    def _change(self, change: Callable[[], None]) -> None:
+        """Let process 0 rename or delete steps, and every process list the folder again."""
         if jax.process_index() == 0:
-            for at in damaged:
-                aside = self.folder / f"{at}.damaged"
-                shutil.rmtree(aside, ignore_errors=True)
-                (self.folder / str(at)).rename(aside)
+            change()
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("occinv checkpoints: damaged steps renamed")
+            multihost_utils.sync_global_devices("occinv checkpoints: steps renamed or deleted")
         self._manager.reload()
 
     def _layout(self, step: int) -> dict[str, Leaves]:
@@ -369,44 +392,3 @@ def _restore_args(leaf: Any) -> ocp.RestoreArgs:
         return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
     sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype)
-
-
-def _entry(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"sha256": digest, "size": path.stat().st_size}
-
-
-def _files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the manifest entry of every file of a step, by its path in the step."""
-    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
-    own = (MANIFEST, PARTIAL)
-    return {n: _entry(path) for n, path in paths.items() if path.is_file() and n not in own}
-
-
-def _write_manifest(folder: Path, files: Mapping[str, Any]) -> None:
-    partial = folder / PARTIAL
-    with partial.open("w") as file:
-        json.dump({"files": files}, file, sort_keys=True, separators=(",", ":"))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, folder / MANIFEST)
-
-
-def _verify(folder: Path) -> None:
-    """Raise _Damaged if the files of a step differ from its manifest. A missing manifest passes."""
-    if not (folder / MANIFEST).exists():
-        return
-    try:
-        expected = dict(json.loads((folder / MANIFEST).read_bytes())["files"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise _Damaged(f"{MANIFEST}: not readable") from error
-    actual = _files(folder)
-    for name in sorted(expected.keys() | actual.keys()):
-        if name not in actual:
-            raise _Damaged(f"{name}: missing")
-        if name not in expected:
-            if name not in LATE:
-                raise _Damaged(f"{name}: not in {MANIFEST}")
-        elif expected[name] != actual[name]:
-            raise _Damaged(f"{name}: checksum or size ({actual[name]['size']} bytes) differs")

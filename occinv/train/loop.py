@@ -23,12 +23,17 @@ from clu import parameter_overview
 
 from occinv import parallel
 from occinv.data.identity import identify
-from occinv.data.subset import Subset
-from occinv.schema import Experiment
+from occinv.schema import Experiment, UserError
 from occinv.train import workdir as files
+from occinv.train.agree import agree, data_facts, on_first_process, software
 from occinv.train.checkpoints import Checkpoints
+from occinv.train.data_record import check_data, write_data
+from occinv.train.disk import RunFailed
 from occinv.train.evaluation import make_evaluation, pictures
 from occinv.train.flops import model_flops
+from occinv.train.lock import Lock, lock_workdir
+from occinv.train.log_window import LogWindow
+from occinv.train.manifest import RunIdentity
 from occinv.train.prepare import Run, prepare
 from occinv.train.profiler import Profiler
 from occinv.train.signals import StopRequest
@@ -44,7 +49,7 @@ log = logging.getLogger("occinv.train")
 Watch = Callable[[int, int, dict[str, float] | None], None]
 
 
-class NonFinite(RuntimeError):
+class NonFinite(RunFailed):
     """The loss or its gradient is not finite."""
 
 
@@ -63,32 +68,96 @@ class Outcome(NamedTuple):
     stopped_by: int | None
 
 
-def train(experiment: Experiment, workdir: Path, watch: Watch | None = None) -> Outcome:
+def train(
+    experiment: Experiment,
+    workdir: Path,
+    watch: Watch | None = None,
+    accept_changed_data: bool = False,
+) -> Outcome:
     """Train in `workdir`, from the newest checkpoint there, until the end or a signal.
 
     A run that was killed at any moment and restarted gives exactly the parameters of an
     uninterrupted run.
 
+    Args:
+      experiment: The config.
+      workdir: The folder of the run.
+      watch: Called after every step.
+      accept_changed_data: Go on if the data differs from that of the run in `workdir`.
+
     Raises:
-      UserError: The config or the data is wrong; nothing is written.
+      UserError: The config or the data is wrong, differs between processes, or another process
+        uses the workdir; nothing is written.
       NonFinite: More steps than allowed had a loss or gradient that is not finite.
+      RunFailed: The workdir was deleted.
     """
-    run = prepare(experiment)
-    steps = run.assembly.steps
+    run = prepare_alike(experiment)
     evals = make_evals(run, workdir)
-    if jax.process_index() == 0:
-        files.claim(workdir, experiment, run.classes)
-        if isinstance(run.loader.source, Subset):
-            files.record_images(workdir, run.loader.source.lines())
-    if (workdir / files.RESULT).exists():
-        finished = json.loads((workdir / files.RESULT).read_text())
-        return Outcome(finished["step"], steps, finished["metrics"], None)
+    on_first_process(lambda: files.check_free(workdir, experiment, run.classes))
+    otherwise = "Wait until it ends, or use another --workdir."
+    with lock_workdir(workdir, otherwise) as lock:
+        identity = on_first_process(lambda: claim(run, workdir, accept_changed_data))
+        if (finished := on_first_process(lambda: finished_result(workdir))) is not None:
+            return Outcome(finished["step"], run.assembly.steps, finished["metrics"], None)
+        return train_claimed(run, workdir, identity and RunIdentity(*identity), lock, evals, watch)
+
+
+def prepare_alike(experiment: Experiment) -> Run:
+    """Prepare the run, and check that every process has the same config, software and data."""
+    if jax.process_count() == 1:
+        return prepare(experiment)
+    config = files.as_json(experiment)
+    for name in ("data_dir", "num_threads"):  # a machine may have its own
+        config["data"].pop(name)
+    agree({"config": config, **software()})
+    try:
+        run, mistake = prepare(experiment), None
+    except UserError as error:
+        run, mistake = None, str(error)
+    agree({"mistake": mistake})
+    if run is None:
+        raise UserError(mistake)
+    validation = None if run.validation is None else run.validation.source
+    agree({"training": data_facts(run.loader.source), "validation": data_facts(validation)})
+    return run
+
+
+def claim(run: Run, workdir: Path, accept_changed_data: bool) -> RunIdentity | None:
+    """Write config and data to the workdir, or check that they are those that are there."""
+    data = check_data(workdir, run.sources, accept_changed_data)
+    identity = files.claim(workdir, run.assembly.experiment, run.classes)
+    if data is not None:
+        write_data(workdir, run.sources, data)
+    return identity
+
+
+def finished_result(workdir: Path) -> dict[str, Any] | None:
+    """Return the result of a finished run; None if there is none that can be believed."""
+    try:
+        return files.read_result(workdir)
+    except UserError as error:
+        log.warning("%s The run goes on from its newest checkpoint.", error)
+        return None
+
+
+def train_claimed(
+    run: Run,
+    workdir: Path,
+    identity: RunIdentity | None,
+    lock: Lock,
+    evals: Evals | None,
+    watch: Watch | None,
+) -> Outcome:
+    """Train in a workdir that is locked and holds the config."""
+    steps, settings = run.assembly.steps, run.assembly.experiment.train
+    folder = workdir / files.CHECKPOINTS
     with (
         StopRequest() as stop,
-        Checkpoints(workdir / files.CHECKPOINTS, keep=experiment.train.keep) as checkpoints,
-        Profiler(workdir / files.PROFILE, experiment.train.profile) as profiler,
+        Checkpoints(folder, keep=settings.keep, run=identity) as checkpoints,
+        Profiler(workdir / files.PROFILE, settings.profile) as profiler,
     ):
         state = start_or_resume(run, checkpoints)
+        checkpoints.prune()
         done = int(state.step)
         writer = make_writer(workdir, done)
         try:
@@ -96,12 +165,15 @@ def train(experiment: Experiment, workdir: Path, watch: Watch | None = None) -> 
             state = split_state(run.assembly, state)
             program = trace_step(run.assembly, state)
             step, metrics = run_steps(
-                run, state, program, checkpoints, writer, stop, watch, evals, profiler
+                run, state, program, checkpoints, writer, stop, watch, evals, profiler, lock
             )
         finally:
             writer.close()
     if step == steps and jax.process_index() == 0:
+        lock.check()
         result: dict[str, Any] = {"step": step, "metrics": metrics}
+        if identity is not None:
+            result["run"] = identity.run
         if run.validation is not None:
             images = identify(run.validation.source, run.loader.source, is_own=True)
             result["images"] = dataclasses.asdict(images)
@@ -160,6 +232,7 @@ def run_steps(
     watch: Watch | None,
     evals: Evals | None,
     profiler: Profiler,
+    lock: Lock,
 ) -> tuple[int, dict[str, float]]:
     """Step from `state` to the end or to a stop; return the steps taken and the last evaluation."""
     assembly = run.assembly
@@ -170,7 +243,7 @@ def run_steps(
     evaluate_every = run.every(settings.evaluate_every)
     take_step: Any = None if done == steps else program.lower().compile()
     batches = run.loader.batches(done, steps)
-    recent: list[dict[str, jax.Array]] = []  # metrics of the steps since the last log
+    window = LogWindow(checkpoints.notes(done).get("window"))
     metrics: dict[str, float] = {}
     step, saved = done, done
     clock = Clock()
@@ -179,7 +252,11 @@ def run_steps(
         nonlocal saved
         if saved != step:
             raise_if_not_finite(run, state, checkpoints)
-            checkpoints.save(step, as_items(join_state(assembly, state)))
+            writer.flush()  # what a checkpoint follows must not be lost with the process
+            lock.check()
+            checkpoints.save(
+                step, as_items(join_state(assembly, state)), {"window": window.to_json()}
+            )
             saved = step
 
     while step < steps:
@@ -190,16 +267,14 @@ def run_steps(
         step += 1
         clock.steps += 1
         clock.exclude(profiler.end_step(step, of_step))
-        recent.append(of_step)
-        if len(recent) > 2:  # at most two batches queue on the device
-            jax.block_until_ready(recent[-3])
+        window.add(of_step)
         logged = None
         if step % log_every == 0 or step == steps:
-            logged = _mean(recent)
-            logged["learning_rate"] = float(assembly.schedule(step - 1))
-            logged |= clock.rates(settings.batch_size)
+            rate = {"learning_rate": float(assembly.schedule(step - 1))}
+            logged = window.means() | rate | clock.rates(settings.batch_size)
             writer.write_scalars(step, logged)
-            recent, clock = [], Clock()
+            window, clock = LogWindow(), Clock()
+            lock.check()
             raise_if_not_finite(run, state, checkpoints)
         if watch is not None:
             watch(step, steps, logged)
@@ -254,11 +329,6 @@ class Clock:
         }
 
 
-def _mean(recent: list[dict[str, jax.Array]]) -> dict[str, float]:
-    values = [parallel.fetch(of_step) for of_step in recent]
-    return {name: float(np.mean([v[name] for v in values])) for name in values[0]}
-
-
 def raise_if_not_finite(run: Run, state: TrainState, checkpoints: Checkpoints) -> None:
     """Raise NonFinite if more steps were skipped than `train.max_nonfinite` allows."""
     skipped, allowed = int(state.nonfinite), run.assembly.experiment.train.max_nonfinite
@@ -277,10 +347,11 @@ def make_writer(workdir: Path, done: int) -> Writer:
     """Return the writer of process 0; the other processes write nothing."""
     if jax.process_index() != 0:
         return Writer()
+    last = done or -1  # a run that starts again writes its first line again
     return MultiWriter(
         [
-            JsonlWriter(workdir / files.METRICS, resume_step=done),
-            TensorBoardWriter(workdir, resume_step=done),
+            JsonlWriter(workdir / files.METRICS, resume_step=last),
+            TensorBoardWriter(workdir, resume_step=last),
         ]
     )
 

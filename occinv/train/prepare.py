@@ -42,6 +42,12 @@ class Run:
     pretrained: Any
     obtain: dict[str, Callable[[], Any]]
 
+    @property
+    def sources(self) -> dict[str, Source]:
+        """The images by part: `training`, and `validation` if there are some."""
+        loaders = {"training": self.loader, "validation": self.validation}
+        return {part: loader.source for part, loader in loaders.items() if loader is not None}
+
     def every(self, interval: Duration | None) -> int:
         """Return an interval in steps, at least 1; None: once, at the end."""
         run = self.assembly
@@ -89,10 +95,14 @@ def prepare(experiment: Experiment) -> Run:
 
     # Raises UserError where the pretrained encoder does not fit.
     jax.eval_shape(lambda: forward.init(objective, jax.random.key(0), pretrained))
+    loader = TrainLoader(source, spec)
+    eval_loader = None if validation is None else EvalLoader(validation, spec)
+    for each in filter(None, (loader, eval_loader)):
+        each.check_first()
     return Run(
         assembly=assembly,
-        loader=TrainLoader(source, spec),
-        validation=None if validation is None else EvalLoader(validation, spec),
+        loader=loader,
+        validation=eval_loader,
         classes=tuple(source.classes),
         pretrained=pretrained,
         obtain={

@@ -7,16 +7,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import jax
+import pydantic
 
-from occinv.data.identity import Images
 from occinv.evaluators.base import Record, Result
 from occinv.evaluators.pictures import save_pictures
 from occinv.schema import UserError
-from occinv.train.workdir import write_json
+from occinv.train.disk import read_json, write_json
 
 FOLDER = "evaluate"
 PICTURE = 128  # pixels a side of a picture in a grid, about
@@ -51,9 +50,11 @@ def read_records(path: Path) -> list[Record]:
     if not path.exists():
         return []
     try:
-        stored = json.loads(path.read_text())
-        return [Record(**{**each, "images": Images(**each["images"])}) for each in stored]
-    except (ValueError, TypeError, KeyError) as error:
+        return pydantic.TypeAdapter(list[Record]).validate_python(read_json(path))
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
         raise UserError(
-            f"{path} has no records of this version of occinv ({error}). Move it away."
+            f"{path} has no records of this version of occinv ({place}: {first['msg']}). Move it "
+            "away."
         ) from None

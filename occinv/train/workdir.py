@@ -1,26 +1,39 @@
 """The files of a workdir, and how a finished or running run is read back from them.
 
-<workdir>/config.json    the experiment, field by field, and the names of its classes
-<workdir>/images.tsv     the training images, if they are a subset of the source
+<workdir>/config.json    the experiment, field by field, its classes, and the name of the run
+<workdir>/data.json      the data, compared at every start, and images.tsv: see data_record.py
 <workdir>/checkpoints/   see checkpoints.py
 <workdir>/metrics.jsonl  one line for each time metrics were logged
 <workdir>/profile/       a trace of some steps, if train.profile is set: see profiler.py
 <workdir>/result.json    the last step and evaluation of a finished run
+<workdir>/lock           held by the process that writes into the workdir: see lock.py
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import logging
+import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import stat
+import uuid
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from occinv import schema
+from occinv.data.identity import Images
 from occinv.objectives.base import Objective, objective_of
 from occinv.schema import UserError
+from occinv.train.agree import differences, digest
 from occinv.train.checkpoints import Checkpoints
+from occinv.train.disk import read_json, write_json, write_text
+from occinv.train.manifest import Damaged, RunIdentity, seal
+
+log = logging.getLogger("occinv.train")
 
 CONFIG, CHECKPOINTS, METRICS, RESULT = "config.json", "checkpoints", "metrics.jsonl", "result.json"
 IMAGES, PROFILE = "images.tsv", "profile"
@@ -61,35 +74,158 @@ class TrainedRun:
     classes: tuple[str, ...]
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write `content` so that the file is either the old one or the whole new one."""
-    _write(path, json.dumps(content, indent=1) + "\n")
+class Stored(NamedTuple):
+    """The content of config.json.
 
+    Attributes:
+      experiment: The config.
+      classes: The names of the classes.
+      identity: The run; None if it began before runs had names.
+    """
 
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(text)
-    os.replace(partial, path)
+    experiment: schema.Experiment
+    classes: tuple[str, ...]
+    identity: RunIdentity | None
 
 
 def check_folder(workdir: Path) -> None:
-    """Raise UserError if `workdir` or a folder above it is a file."""
+    """Raise UserError if `workdir` cannot be a folder."""
+    shown = f"--workdir {str(workdir)[:100]!r}"
     for path in (workdir, *workdir.parents):
-        if path.is_file():
-            raise UserError(f"--workdir {workdir}: {path} is a file, expected a folder")
+        try:
+            if not stat.S_ISDIR(os.stat(path).st_mode):
+                raise UserError(f"{shown}: {path} is a file, expected a folder")
+        except (FileNotFoundError, NotADirectoryError):
+            if os.path.islink(path):
+                raise UserError(
+                    f"{shown}: {path} is a link to a missing folder, expected a folder"
+                ) from None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"{shown}: {reason}. Use another folder.") from None
 
 
-def claim(workdir: Path, experiment: schema.Experiment, classes: tuple[str, ...]) -> None:
+def check_free(workdir: Path, experiment: schema.Experiment, classes: tuple[str, ...]) -> None:
+    """Raise UserError if `workdir` cannot be a folder, or holds the run of another experiment."""
+    check_folder(workdir)
+    if (workdir / CONFIG).exists():
+        check_same(workdir, experiment, classes)
+
+
+def claim(
+    workdir: Path, experiment: schema.Experiment, classes: tuple[str, ...]
+) -> RunIdentity | None:
     """Write the experiment to `workdir`, or check that it is the one that began there.
+
+    Returns:
+      The run; None if it began before runs had names.
 
     Raises:
       UserError: Another experiment began there, or the path cannot be a folder.
     """
-    check_folder(workdir)
-    if (workdir / CONFIG).exists():
-        check_same(workdir, experiment, classes)
-    write_json(workdir / CONFIG, {"experiment": as_json(experiment), "classes": list(classes)})
+    check_free(workdir, experiment, classes)
+    path, ours = workdir / CONFIG, as_json(experiment)
+    if path.exists():
+        stored = read_json(path)
+        # The other fields stay as they were written, so that their hash in manifests stays valid.
+        flat = {name: v for name, v in _flat(stored["experiment"]).items() if not _is_free(name)}
+        flat |= {name: v for name, v in _flat(ours).items() if _is_free(name)}
+        stored["experiment"] = unflatten_dict(flat)
+    else:
+        stored = {"run": uuid.uuid4().hex, "experiment": ours, "classes": list(classes)}
+    write_json(path, stored)
+    return _identity(stored)
+
+
+def _flat(experiment: dict[str, Any]) -> dict[tuple[str, ...], Any]:
+    return flatten_dict(experiment, keep_empty_nodes=True)
+
+
+def _is_free(name: tuple[str, ...]) -> bool:
+    return ".".join(name).startswith(FREE)
+
+
+def _identity(stored: dict[str, Any]) -> RunIdentity | None:
+    if "run" not in stored:
+        return None
+    fixed = {
+        ".".join(name): None if value == {} else value
+        for name, value in flatten_dict(stored["experiment"]).items()
+        if not _is_free(name)
+    }
+    text = json.dumps([fixed, stored["classes"]], sort_keys=True)
+    return RunIdentity(str(stored["run"]), digest(text))
+
+
+def read_config(workdir: Path) -> Stored:
+    """Read config.json.
+
+    Raises:
+      UserError: The file is missing or damaged.
+    """
+    path = workdir / CONFIG
+    try:
+        stored = read_json(path)
+    except FileNotFoundError:
+        raise UserError(f"{workdir} is not the workdir of a run; expected a file {path}") from None
+    try:
+        experiment = schema.resolve(stored["experiment"])
+        return Stored(experiment, tuple(map(str, stored["classes"])), _identity(stored))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not the config of a run: {error!r}") from None
+
+
+def read_result(workdir: Path) -> dict[str, Any] | None:
+    """Read result.json; None if the run has not finished. Numbers that were not finite are NaN.
+
+    Raises:
+      UserError: The file is damaged, or was written by another run.
+    """
+    path = workdir / RESULT
+    if not path.exists():
+        return None
+    result = read_json(path)
+    try:
+        step, metrics = int(result["step"]), result["metrics"]
+        metrics = {n: math.nan if value is None else float(value) for n, value in metrics.items()}
+        if "images" in result:
+            Images(**result["images"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not the result of a run: {error!r}. Move it away.") from None
+    ours = read_config(workdir).identity
+    if result.get("run") != (ours and ours.run):
+        raise UserError(f"{path} is the result of another run than {CONFIG}. Move it away.")
+    return {**result, "step": step, "metrics": metrics}
+
+
+def accept(workdir: Path) -> list[int]:
+    """Write manifests for the checkpoints that have none, or one without the run, as they are.
+
+    Returns:
+      The steps of these checkpoints.
+
+    Raises:
+      UserError: `workdir` does not contain a run, or a checkpoint differs from its old manifest.
+    """
+    read_config(workdir)
+    stored = read_json(workdir / CONFIG)
+    if "run" not in stored:
+        stored["run"] = uuid.uuid4().hex
+        write_json(workdir / CONFIG, stored)
+        if (result := workdir / RESULT).exists():
+            write_json(result, {**read_json(result), "run": stored["run"]})
+    identity, accepted = _identity(stored), []
+    assert identity is not None
+    with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
+        for step in checkpoints.steps():
+            try:
+                if seal(checkpoints.folder / str(step), step, identity):
+                    accepted.append(step)
+            except Damaged as error:
+                raise UserError(f"{workdir}: checkpoint {step} is damaged ({error})") from None
+    return accepted
 
 
 def check_same(
@@ -99,50 +235,27 @@ def check_same(
 
     `classes` None: the classes are not compared.
     """
-    theirs = json.loads((workdir / CONFIG).read_text())
+    theirs = read_config(workdir)
     # Resolved, so that fields that an older version did not have get their defaults.
-    before = as_json(schema.resolve(theirs["experiment"]))
     changed = [
         f"{name}={old!r} (now {new!r})"
-        for name, old, new in differences(before, as_json(experiment))
+        for name, old, new in differences(as_json(theirs.experiment), as_json(experiment))
         if not name.startswith(FREE)
     ]
-    if classes is not None and theirs["classes"] != list(classes):
-        changed.append(f"{len(theirs['classes'])} classes (now {len(classes)}, or others)")
+    if classes is not None and theirs.classes != tuple(classes):
+        changed.append(f"{len(theirs.classes)} classes (now {len(classes)}, or others)")
     if changed:
         raise UserError(f"{workdir} holds a run with {', '.join(changed)}; use another --workdir")
 
 
 def record_images(workdir: Path, lines: Iterable[str]) -> None:
-    """Write the list of training images, or check that it is the one the run began with.
-
-    Raises:
-      UserError: The source has changed, so that the seed draws other images now.
-    """
-    path, text = workdir / IMAGES, "index\tclass\tfile\n" + "".join(f"{line}\n" for line in lines)
-    if not path.exists():
-        _write(path, text)
-    elif (before := path.read_text()) != text:
-        changed = set(before.splitlines()) ^ set(text.splitlines())
-        raise UserError(
-            f"{path}: the data has changed since the run began, so other images would be drawn "
-            f"({len(changed)} lines differ); use another --workdir, or put the images back"
-        )
+    """Write the list of training images."""
+    write_text(workdir / IMAGES, "index\tclass\tfile\n" + "".join(f"{line}\n" for line in lines))
 
 
 def as_json(experiment: schema.Experiment) -> dict[str, Any]:
     """Return every field of an experiment in JSON's types."""
     return json.loads(json.dumps(schema.plain(dataclasses.asdict(experiment))))
-
-
-def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield (field, old value, new value) for every leaf in which two nested mappings differ."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for name in sorted({*old, *new}):
-            below = f"{path}.{name}" if path else name
-            yield from differences(old.get(name), new.get(name), below)
-    elif old != new:
-        yield path, old, new
 
 
 def load_run(path: str | Path, step: int | None = None) -> TrainedRun:
@@ -160,12 +273,8 @@ def load_run(path: str | Path, step: int | None = None) -> TrainedRun:
         workdir, step = workdir.parent, int(workdir.name)
     if workdir.name == CHECKPOINTS:
         workdir = workdir.parent
-    if not (workdir / CONFIG).exists():
-        raise UserError(f"{path} is not the workdir of a run; expected a file {workdir / CONFIG}")
-    stored = json.loads((workdir / CONFIG).read_text())
-    experiment = schema.resolve(stored["experiment"])
-    classes = tuple(stored["classes"])
+    experiment, classes, identity = read_config(workdir)
     objective = objective_of(experiment, len(classes))
-    with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
+    with Checkpoints(workdir / CHECKPOINTS, read_only=True, run=identity) as checkpoints:
         step, params = checkpoints.restore_params(step)
     return TrainedRun(experiment, objective, params, step, classes)

@@ -6,15 +6,24 @@ TensorFlow, which occinv does not depend on.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import math
 import os
+import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from occinv.train.disk import naming, write_bytes, write_text
+
+SHOWN = 30  # seconds until an event is in the file, for a TensorBoard that watches the run
+
+log = logging.getLogger("occinv.train")
 
 
 class Writer:
@@ -29,6 +38,9 @@ class Writer:
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
         """Write texts by name, in Markdown."""
 
+    def flush(self) -> None:
+        """Put everything on disk."""
+
     def close(self) -> None:
         """Put everything on disk and close the file. Nothing can be written afterwards."""
 
@@ -41,26 +53,19 @@ class JsonlWriter(Writer):
     are not written.
 
     Args:
-      path: The file, in a folder that is created. In an existing file, an incomplete last line is
-        removed and new lines are appended.
-      resume_step: The step from which the run continues, 0 for the start. Lines of later steps are
-        removed in one atomic operation, so that no step occurs twice.
-
-    Raises:
-      ValueError: A line of the existing file is not JSON.
+      path: The file, in a folder that is created. In an existing file, broken lines are removed,
+        with a warning, and new lines are appended.
+      resume_step: The step from which the run continues. Lines of later steps are removed in one
+        atomic operation, so that no step occurs twice.
     """
 
     def __init__(self, path: Path, *, resume_step: int | None = None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             last = math.inf if resume_step is None else resume_step
-            kept = [_to_line(line) for line in _read_lines(path) if line["step"] <= last]
-            partial = path.with_name(path.name + ".tmp")
-            with partial.open("w", encoding="utf-8") as file:
-                file.writelines(kept)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
+            kept = [_to_line(line) for line in read_scalars(path) if line["step"] <= last]
+            write_text(path, "".join(kept))
+        self._path = path
         self._file = path.open("a", encoding="utf-8")
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
@@ -72,50 +77,113 @@ class JsonlWriter(Writer):
         if taken := {"step", "time"} & scalars.keys():
             raise ValueError(f"A scalar cannot be called {min(taken)!r}. Rename it.")
         numbers = {name: _number(name, value) for name, value in scalars.items()}
-        # json.dumps spells NaN and infinities; as strings they are valid JSON.
-        line = {name: x if math.isfinite(x) else json.dumps(x) for name, x in numbers.items()}
-        self._file.write(_to_line({"step": int(step), "time": time.time()} | line))
-        # Only whole lines are visible to a reader, and after a kill.
-        self._file.flush()
+        with naming(self._path):
+            self._file.write(_to_line({"step": int(step), "time": time.time()} | numbers))
+            # Only whole lines are visible to a reader, and after a kill.
+            self._file.flush()
+
+    def flush(self) -> None:
+        with naming(self._path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Put every line on disk and close the file. A second call does nothing."""
         if not self._file.closed:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
+            try:
+                self.flush()
+            finally:
+                self._file.close()
 
 
 class TensorBoardWriter(Writer):
-    """Writes TensorBoard event files through tensorboardX, which does not need TensorFlow.
+    """Writes TensorBoard event files with tensorboardX, which does not need TensorFlow.
+
+    tensorboardX's SummaryWriter hands events to a thread, so that a flush would miss the last ones.
+    This class writes to the file itself.
 
     Args:
       workdir: The folder of the event files.
-      resume_step: The step from which the run continues. TensorBoard hides later steps of earlier
-        event files.
+      resume_step: The step from which the run continues. Later steps are removed from earlier event
+        files, and a TensorBoard that has already read them hides them.
     """
 
     def __init__(self, workdir: Path, *, resume_step: int | None = None) -> None:
         # A run without TensorBoard does not need to load protobuf.
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import SessionLog
 
-        purge = None if resume_step is None else resume_step + 1
-        self._writer = SummaryWriter(str(workdir), purge_step=purge)
+        workdir.mkdir(parents=True, exist_ok=True)
+        if resume_step is not None:
+            for path in workdir.glob("events.out.tfevents.*"):
+                _cut_events(path, resume_step)
+        # Two starts within a second must not write to one file.
+        self._writer = EventsWriter(str(workdir / "events"), f".{time.time_ns()}")
+        self._workdir, self._flushed = workdir, time.monotonic()
+        if resume_step is not None:
+            self._write(resume_step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        from tensorboardX import summary
+
         for name, value in scalars.items():
-            self._writer.add_scalar(name, _number(name, value), step)
+            self._write(step, summary=summary.scalar(name, _number(name, value)))
 
     def write_images(self, step: int, images: Mapping[str, Any]) -> None:
+        from tensorboardX import summary
+
         for name, batch in images.items():
-            self._writer.add_images(name, _to_uint8(name, batch), step, dataformats="NHWC")
+            pixels = _to_uint8(name, batch)
+            self._write(step, summary=summary.image(name, pixels, dataformats="NHWC"))
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        from tensorboardX import summary
+
         for name, text in texts.items():
-            self._writer.add_text(name, text, step)
+            self._write(step, summary=summary.text(name, text))
+
+    def _write(self, step: int, **content: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        with naming(self._workdir):
+            self._writer.write_event(Event(step=int(step), wall_time=time.time(), **content))
+        if time.monotonic() - self._flushed > SHOWN:
+            self.flush()
+
+    def flush(self) -> None:
+        with naming(self._workdir):
+            self._writer.flush()
+        self._flushed = time.monotonic()
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _cut_events(path: Path, last: int) -> None:
+    """Remove the events of later steps than `last` from an event file, and an incomplete event."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    kept, content = [], path.read_bytes()
+    for record, payload in event_records(content):
+        event = Event.FromString(payload)
+        if event.step <= last or event.HasField("session_log"):
+            kept.append(record)
+    if len(shorter := b"".join(kept)) < len(content):
+        write_bytes(path, shorter)
+
+
+def event_records(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield each complete record of an event file, and the event in it.
+
+    A record is the length of the event (8 bytes), its checksum (4), the event, and its checksum
+    (4).
+    """
+    while len(content) >= 12:
+        size = struct.unpack_from("<Q", content)[0] + 16
+        if len(content) < size:
+            return
+        yield content[:size], content[12 : size - 4]
+        content = content[size:]
 
 
 class MultiWriter(Writer):
@@ -136,41 +204,50 @@ class MultiWriter(Writer):
         for writer in self.writers:
             writer.write_texts(step, texts)
 
-    def close(self) -> None:
+    def flush(self) -> None:
         for writer in self.writers:
-            writer.close()
+            writer.flush()
+
+    def close(self) -> None:
+        with contextlib.ExitStack() as stack:  # the others are closed even if one fails
+            for writer in self.writers:
+                stack.callback(writer.close)
 
 
 def read_scalars(path: Path) -> list[dict[str, Any]]:
     """Return the lines of a JsonlWriter in order, with NaN and infinities as floats.
 
-    An incomplete last line, of a run that was killed or is writing now, is left out.
+    Broken lines and an incomplete last line, of a run that was killed or is writing now, are left
+    out with a warning.
 
     Raises:
       FileNotFoundError: The file does not exist.
-      ValueError: A line is not JSON.
     """
-    return [
-        {name: float(value) if isinstance(value, str) else value for name, value in line.items()}
-        for line in _read_lines(path)
-    ]
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
     lines = []
-    # The text after the last newline is an incomplete line.
-    for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+    texts = path.read_bytes().split(b"\n")
+    for number, text in enumerate(texts, start=1):
         try:
-            lines.append(json.loads(text))
-        except ValueError as error:
-            raise ValueError(
-                f"{path}, line {number} is not JSON: {text[:60]!r}. Remove this line."
-            ) from error
+            if number == len(texts):  # the text after the last newline is an incomplete line
+                raise ValueError
+            lines.append(_read_line(text))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            if text or number < len(texts):
+                log.warning("%s: dropped line %d, which is broken: %r", path, number, text[:60])
     return lines
 
 
-def _to_line(content: Mapping[str, Any]) -> str:
-    return json.dumps(content, allow_nan=False) + "\n"
+def _read_line(text: bytes) -> dict[str, Any]:
+    line = {
+        name: value if isinstance(value, int) else float(value)
+        for name, value in json.loads(text).items()
+    }
+    return {**line, "step": int(line["step"])}
+
+
+def _to_line(content: Mapping[str, int | float]) -> str:
+    # json.dumps spells NaN and infinities; as strings they are valid JSON.
+    spelled = {name: x if math.isfinite(x) else json.dumps(x) for name, x in content.items()}
+    return json.dumps(spelled, allow_nan=False) + "\n"
 
 
 def _number(name: str, value: Any) -> int | float:

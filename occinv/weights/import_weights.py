@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ from occinv.objectives.base import objective_of
 from occinv.schema import UserError
 from occinv.train import workdir
 from occinv.train.checkpoints import Checkpoints
+from occinv.train.lock import LOCK, Lock, lock_workdir
 from occinv.weights import Origin
 from occinv.weights.checkpoint_file import read_checkpoint
 from occinv.weights.grids import Grid
@@ -52,6 +54,9 @@ def import_weights(
         Nothing is written then.
     """
     workdir.check_folder(to)
+    if (to / LOCK).exists():
+        with lock_workdir(to, "Give another folder."):
+            pass  # in use is a better reason than not empty
     if to.is_dir() and any(to.iterdir()):
         raise UserError(f"--to {to} is not empty. Expected a new folder.")
     for flag, number in (("--heads", heads), ("--decoder-heads", decoder_heads)):
@@ -83,10 +88,13 @@ def _write(to: Path, run: ImportedRun) -> None:
     partial = to.parent / f".{to.name}.{os.getpid()}.tmp"
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
-        workdir.claim(partial, run.experiment, run.classes)
-        with Checkpoints(partial / workdir.CHECKPOINTS) as checkpoints:
-            checkpoints.save(0, {"params": run.params})
-        os.replace(partial, to)  # replaces an empty folder, too
+        # The lock moves with the folder, so no other process can use it before this one ends.
+        with contextlib.closing(Lock(partial / LOCK)) as lock:
+            lock.take()
+            identity = workdir.claim(partial, run.experiment, run.classes)
+            with Checkpoints(partial / workdir.CHECKPOINTS, run=identity) as checkpoints:
+                checkpoints.save(0, {"params": run.params})
+            os.replace(partial, to)  # replaces an empty folder, too
     except OSError as error:
         raise UserError(f"--to {to} cannot be written: {error.strerror or error}") from error
     finally:

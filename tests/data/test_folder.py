@@ -93,6 +93,44 @@ def test_an_unreadable_folder_is_named(tmp_path, monkeypatch):
         open_folder(str(tmp_path), train=True)
 
 
+@pytest.mark.parametrize("part", ["train", "val", "validation", "test"])
+def test_a_class_with_the_name_of_a_part_is_refused(tmp_path, part):
+    for name in (part, "cat"):
+        save(tmp_path / name / "1.png")
+    for train in (True, False):
+        with pytest.raises(UserError, match=rf"holds '{part}' and 'cat', .* class or a part\. Ren"):
+            open_folder(str(tmp_path), train=train)
+
+
+def test_images_beside_the_parts_are_refused(tmp_path):
+    save(tmp_path / "train/cat/1.png")
+    save(tmp_path / "loose.png")
+    with pytest.raises(UserError, match=r"holds 'train' and 'loose.png'"):
+        open_folder(str(tmp_path), train=True)
+
+
+def test_folders_without_images_may_be_beside_the_parts(tmp_path):
+    for name in ("train/cat/1.png", "val/cat/1.png"):
+        save(tmp_path / name)
+    (tmp_path / "annotations/cat").mkdir(parents=True)
+    (tmp_path / "annotations/cat/1.xml").write_text("<xml/>")
+    assert open_folder(str(tmp_path), train=False).name.endswith("/val")
+
+
+def test_validation_alone_is_named(tmp_path):
+    save(tmp_path / "val/cat/1.png")
+    with pytest.raises(UserError, match=rf"no 'train'. Use folder:{tmp_path}/val"):
+        open_folder(str(tmp_path), train=False)
+
+
+def test_classes_are_sorted_by_their_names_and_not_by_their_paths(tmp_path):
+    for name in ("a-b/1.png", "a/1.png", "a.b/1.png"):
+        save(tmp_path / name)
+    source = open_folder(str(tmp_path), train=True)
+    assert source.names == ["a/1.png", "a-b/1.png", "a.b/1.png"]
+    assert [source.classes[label] for label in source.labels] == ["a", "a-b", "a.b"]
+
+
 def encoded(image, format, **options):
     stream = io.BytesIO()
     image.save(stream, format, **options)

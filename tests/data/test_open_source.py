@@ -21,18 +21,22 @@ def test_each_kind_opens(tmp_path):
     [
         ("photo", "did you mean 'photos'"),
         ("tdfs:mnist", "did you mean 'tfds'"),
-        ("imagenet", "expected one of: digits, folder, photos, tfds"),
+        ("imagenet", "expected one of: arrow, digits, folder, photos, tfds"),
         ("folder:", "folder:PATH"),
         ("tfds", "tfds:NAME"),
         ("digits:8", "expected photos"),
         ("photos:large", "photos:TILE"),
         ("", "expected photos"),
+        ("folder:\0", "there is no folder"),
+        ("folder:" + "x" * 300, "cannot list x*: File name too long"),
+        ("folder:caf\udce9", "is not UTF-8"),
     ],
 )
 def test_other_specs_are_refused(spec, hint):
     with pytest.raises(UserError, match=hint) as caught:
         open_source(spec, train=True)
-    assert repr(spec) in str(caught.value)
+    assert spec.startswith("folder:") or repr(spec) in str(caught.value)
+    assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize("kind", ["digits", "folder"])

@@ -144,7 +144,7 @@ def test_a_run_is_described_from_its_workdir(mae):
     experiment = schema.resolve({"objective": {"name": "mae"}, "data": {"source": "digits"}})
     planned = read_stage(mae / "gone", experiment)
     assert (planned.duration, planned.loss) == ("100 epochs", [])
-    with pytest.raises(UserError, match=r"gone/config\.json is not the config of a run"):
+    with pytest.raises(UserError, match=r"gone is not the workdir of a run; expected a file"):
         read_stage(mae / "gone")
 
 

@@ -23,14 +23,15 @@ from occinv.progress import Progress
 from occinv.report.measured import curves_of
 from occinv.reproduce import run_table
 from occinv.reproduce.collect import read_values
-from occinv.reproduce.lock import locked
 from occinv.reproduce.options import Worker, parse_added_row, parse_jobs
 from occinv.reproduce.run import TableRun, Trial
 from occinv.reproduce.run_table import Stopped, reproduce, run_trial, take_trial
 from occinv.reproduce.tables import make_table
 from occinv.schema import UserError
+from occinv.train.disk import write_json
+from occinv.train.lock import locked
 from occinv.train.loop import NonFinite, Outcome
-from occinv.train.workdir import CONFIG, METRICS, RESULT, as_json, write_json
+from occinv.train.workdir import CONFIG, METRICS, RESULT, as_json
 
 TABLE = ["reproduce", "table3", "--scale", "smoke", "--workdir", "runs"]
 ROWS = ["cmae_class", "cmae_mean"]

@@ -19,6 +19,7 @@ import pytest
 
 from occinv.schema import UserError
 from occinv.train.checkpoints import MANIFEST, Checkpoints
+from occinv.train.manifest import RunIdentity, seal
 
 
 @flax.struct.dataclass
@@ -102,6 +103,7 @@ def test_every_bit_and_every_container_comes_back(folder):
 def test_params_alone_need_neither_template_nor_optimizer(folder):
     shutil.rmtree(folder / "300" / "optimizer")
     (folder / "300" / MANIFEST).unlink()
+    assert seal(folder / "300", 300, RunIdentity("run", "config"))
     with Checkpoints(folder, read_only=True) as checkpoints:
         step, params = checkpoints.restore_params()
         assert step == 300
@@ -213,19 +215,67 @@ def test_a_step_asked_for_has_nothing_to_fall_back_to(folder):
             checkpoints.restore(template(), step=250)
 
 
-def test_without_a_manifest_a_step_is_used_and_said_so(folder, caplog):
+def test_without_a_manifest_a_step_is_not_loaded(folder, caplog):
     (folder / "300" / MANIFEST).unlink()
-    with Checkpoints(folder) as checkpoints:
-        assert checkpoints.restore(template())[0] == 300
-    assert f"checkpoint 300 has no {MANIFEST}; using it unverified" in caplog.text
-
-
-def test_without_a_manifest_a_step_that_does_not_load_is_passed_over(folder, caplog):
-    (folder / "300" / MANIFEST).unlink()
-    (folder / "300" / "layout" / "metadata").write_text('{"params": ')
-    with Checkpoints(folder) as checkpoints:
+    with Checkpoints(folder, read_only=True) as checkpoints:
         assert checkpoints.restore(template())[0] == 200
-    assert "checkpoint 300 is damaged (cannot be read: " in caplog.text
+        assert f"checkpoint 300 is damaged ({MANIFEST}: missing" in caplog.text
+        with pytest.raises(UserError, match=f"occinv weights accept {folder.parent}` trusts it"):
+            checkpoints.restore(template(), step=300)
+    assert seal(folder / "300", 300, RunIdentity("run", "config"))
+    with Checkpoints(folder, read_only=True, run=RunIdentity("run", "config")) as checkpoints:
+        assert checkpoints.restore(template())[0] == 300
+
+
+@pytest.mark.parametrize("change", ["copied", "renamed", "exchanged"])
+def test_a_folder_with_the_name_of_another_step_is_not_loaded(folder, caplog, change):
+    if change == "copied":
+        shutil.copytree(folder / "200", folder / "400")
+    elif change == "renamed":
+        (folder / "200").rename(folder / "400")
+    else:
+        (folder / "300").rename(folder / "x")
+        (folder / "200").rename(folder / "300")
+        (folder / "x").rename(folder / "200")
+    with Checkpoints(folder) as checkpoints:
+        step, state = checkpoints.restore(template())
+    assert step == (100 if change == "exchanged" else 300)
+    assert_same(state, make_state(step))
+    assert "the folder holds step 200, renamed or copied" in caplog.text
+
+
+def test_a_checkpoint_of_another_run_or_config_is_not_loaded(tmp_path):
+    ours = RunIdentity("a", "b")
+    with Checkpoints(tmp_path, run=ours) as checkpoints:
+        checkpoints.save(1, make_state(1))
+    for name, other in (("run", RunIdentity("x", "b")), ("config", RunIdentity("a", "x"))):
+        said = f"the checkpoint is of another {name}"
+        with (
+            Checkpoints(tmp_path, read_only=True, run=other) as checkpoints,
+            pytest.raises(UserError, match=said),
+        ):
+            checkpoints.restore(template())
+    for same in (ours, None):
+        with Checkpoints(tmp_path, read_only=True, run=same) as checkpoints:
+            assert checkpoints.restore(template())[0] == 1
+
+
+def test_notes_come_back_with_their_step(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, make_state(1), {"window": {"loss": ["0x1.8p+0"]}})
+        checkpoints.save(2, make_state(2))
+        checkpoints.wait()
+        assert checkpoints.notes(1) == {"window": {"loss": ["0x1.8p+0"]}}
+        assert checkpoints.notes(2) == {}
+        assert checkpoints.restore(template())[0] == 2
+
+
+def test_checkpoints_that_a_killed_process_did_not_delete_are_deleted(folder):
+    with Checkpoints(folder, keep=2) as checkpoints:
+        assert checkpoints.steps() == [100, 200, 300]
+        checkpoints.prune()
+        assert checkpoints.steps() == [200, 300]
+    assert sorted(path.name for path in folder.iterdir()) == ["200", "300"]
 
 
 def test_another_model_is_an_error_and_not_damage(folder):
@@ -279,8 +329,9 @@ def test_what_cannot_be_kept_is_refused_before_anything_is_written(tmp_path):
             checkpoints.save(1, {"params": {"key": jax.random.key(0)}})
         with pytest.raises(ValueError, match=r"x is empty, with shape \(0, 3\)"):
             checkpoints.save(1, {"params": {"x": jnp.zeros((0, 3))}})
-        with pytest.raises(ValueError, match="'layout'"):
-            checkpoints.save(1, {"layout": jnp.int32(1)})
+        for name in ("layout", "notes"):
+            with pytest.raises(ValueError, match=f"'{name}'"):
+                checkpoints.save(1, {name: jnp.int32(1)})
     assert not list(tmp_path.iterdir())
     with pytest.raises(UserError, match="keep = 0"):
         Checkpoints(tmp_path, keep=0)
@@ -368,6 +419,32 @@ def test_restored_on_another_number_of_devices_and_silently(tmp_path):
         )
         # Orbax's own log stays off the terminal.
         assert (ran.returncode, ran.stdout, ran.stderr) == (0, devices + "\n", "")
+
+
+LIMITED = """
+import resource, sys
+import numpy as np
+from occinv.train.checkpoints import Checkpoints
+from occinv.train.disk import disk_problem
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, 2**14))
+checkpoints = Checkpoints(sys.argv[1])
+arrays = {str(i): np.random.default_rng(i).normal(size=4096) for i in range(16)}
+checkpoints.save(1, {"params": arrays})
+try:
+    checkpoints.wait()
+except Exception as error:
+    print(disk_problem(error))
+"""
+
+
+def test_a_save_that_the_disk_refuses_is_one_line(tmp_path):
+    command = [sys.executable, "-c", LIMITED, str(tmp_path / "c")]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ran.stdout.startswith(f"cannot write: {tmp_path}/c/1.orbax-checkpoint-tmp/params")
+    assert "File too large. Raise the limit" in ran.stdout
+    assert ran.stdout.count("\n") == 1
+    assert (ran.returncode, ran.stderr) == (0, "")
 
 
 # Forks before JAX has started its threads: eight runs for one import. A run takes up where the

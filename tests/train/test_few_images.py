@@ -13,6 +13,7 @@ from occinv import schema
 from occinv.config import load_config
 from occinv.schema import UserError
 from occinv.train import workdir as files
+from occinv.train.loop import train
 from occinv.train.prepare import Run, prepare
 
 
@@ -62,8 +63,25 @@ def test_the_part_is_written_down_and_held_to(arguments: list[str], tmp_path: Pa
     assert [line.split("\t")[2] for line in lines[1:]] == paths
     for name in ("aa", "ab"):
         Image.new("RGB", (20, 20)).save(tmp_path / "images" / "train" / "dark" / f"{name}.png")
-    with pytest.raises(UserError, match=r"images.tsv: the data has changed since the run began"):
+    with pytest.raises(UserError, match=r"since the run began: training: 2 files added \(dark/aa"):
         run(arguments, tmp_path / "run", *part)
+    config = schema.resolve(load_config(arguments[1], [*arguments[2:], *overrides(*part)]))
+    assert train(config, tmp_path / "run", accept_changed_data=True).step == 3
+
+
+def test_the_first_image_is_decoded_before_anything_is_written(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    for part in ("val", "train"):
+        first = tmp_path / "images" / part / "dark" / "00.png"
+        first.write_bytes(b"no image")
+        with pytest.raises(
+            UserError, match=rf"cannot read image 0, .*{part}/dark/00.png: no image"
+        ):
+            run(arguments, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+        if part == "val":
+            first.unlink()
 
 
 def test_all_images_are_not_written_down(arguments: list[str], tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ on all that a restart must find again: images, order, keys, step, parameters, op
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -28,6 +29,7 @@ from tiny_runs import (
     run,
     start,
     state_of,
+    tensorboard,
     tiny,
     toy_config,
 )
@@ -36,6 +38,8 @@ from occinv import cli, parallel, schema
 from occinv.progress import Progress
 from occinv.train import workdir as files
 from occinv.train.checkpoints import Checkpoints
+from occinv.train.disk import RunFailed
+from occinv.train.lock import LOCK
 from occinv.train.loop import NonFinite
 from occinv.train.writers import read_scalars
 
@@ -72,6 +76,7 @@ def test_a_run_writes_what_it_says(whole: Path) -> None:
     assert [line["learning_rate"] for line in lines[1:4]] == pytest.approx([0, 1 / 64, 1 / 32])
     result = json.loads((whole / files.RESULT).read_text())
     images = result.pop("images")
+    assert result.pop("run") == json.loads((whole / files.CONFIG).read_text())["run"]
     assert result == {"step": 8, "metrics": {"loss": lines[-1]["eval/loss"]}}
     assert (images["count"], images["split"]) == (12, "validation")
     assert list(whole.glob("events.out.tfevents*"))
@@ -169,7 +174,8 @@ def damage(step: Path) -> None:
 
 def test_a_finished_run_returns_at_once(arguments: list[str], whole: Path) -> None:
     def times() -> dict[str, int]:
-        written = (p for p in whole.rglob("*") if p.is_file() and p.name != files.CONFIG)
+        written = (p for p in whole.rglob("*") if p.is_file())
+        written = (p for p in written if p.name not in (files.CONFIG, LOCK))
         return {str(path): path.stat().st_mtime_ns for path in written}
 
     before = times()
@@ -222,6 +228,75 @@ def test_a_logged_loss_is_the_mean_since_the_last(
     assert losses(tmp_path) == pytest.approx(
         {last: np.mean([each[step] for step in steps]) for last, steps in expected.items()}
     )
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, None])
+def test_a_logged_loss_covers_the_same_steps_after_a_restart(
+    stop: signal.Signals | None, arguments: list[str], whole: Path, tmp_path: Path
+) -> None:
+    """Saved at step 4 or 5, within the steps 4 to 6."""
+    act = crash if stop is None else lambda: signal.raise_signal(stop)
+    with contextlib.suppress(Crash):
+        run(arguments, tmp_path, "train.log_every.steps=3", watch=at_step(5, act))
+    run(arguments, tmp_path, "train.log_every.steps=3")
+    each = losses(whole)
+    assert losses(tmp_path)[6] == np.mean([each[4], each[5], each[6]])
+    assert list(losses(tmp_path)) == [3, 6, 8]
+
+
+def test_the_first_line_is_written_once(arguments: list[str], whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(Crash):
+        run(arguments, tmp_path, watch=at_step(1, crash))  # before the first checkpoint
+    run(arguments, tmp_path)
+    assert steps_of(tmp_path) == steps_of(whole)
+    assert tensorboard(tmp_path) == losses(whole)
+
+
+def steps_of(workdir: Path) -> list[int]:
+    return [line["step"] for line in read_scalars(workdir / files.METRICS)]
+
+
+@pytest.mark.parametrize("step", [3, 8])
+def test_a_workdir_that_is_deleted_ends_the_run(
+    step: int, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir = tmp_path / "run"
+    with pytest.raises(RunFailed, match="run was deleted or moved while it was in use"):
+        run(arguments, workdir, watch=at_step(step, lambda: shutil.rmtree(workdir)))
+    assert not (workdir / files.RESULT).exists()
+
+
+def test_a_workdir_has_one_training(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = []
+
+    def second() -> None:
+        said.append(cli.main(["train", *arguments, "--workdir", str(tmp_path)]))
+        command = ["evaluate", "knn", "--workdir", str(tmp_path)]
+        said.append(cli.main(command))
+
+    run(arguments, tmp_path, watch=at_step(5, second))
+    assert said == [2, 2]
+    lines = capsys.readouterr().err.splitlines()
+    lines = [line for line in lines if "is in use by process" in line]
+    assert len(lines) == 2 and "--workdir" in lines[0] and "--out" in lines[1]
+    assert list(losses(tmp_path)) == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("content", ["", '{"step": 8, "metr', '{"step": 8, "metrics": {}}'])
+def test_a_result_that_cannot_be_believed_is_computed_again(
+    content: str, arguments: list[str], whole: Path, tmp_path: Path, caplog
+) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / files.RESULT).write_text(content)
+    (tmp_path / "run" / files.CHECKPOINTS / "2").mkdir()  # a kill before it was deleted
+    with caplog.at_level(logging.WARNING, "occinv"):
+        run(arguments, tmp_path / "run")
+    assert f"{files.RESULT}" in caplog.text
+    assert_same_end(tmp_path / "run", whole)
+    kept = sorted(path.name for path in (tmp_path / "run" / files.CHECKPOINTS).iterdir())
+    assert kept == sorted(path.name for path in (whole / files.CHECKPOINTS).iterdir())
 
 
 def test_accumulated_parts_are_the_whole_batch(arguments: list[str], tmp_path: Path) -> None:
@@ -309,7 +384,8 @@ def test_a_run_without_validation_images_says_so_once(
     with caplog.at_level("WARNING", "occinv.train"):
         run(["--config", spec, *overrides(*OFTEN)], tmp_path / "run")
     assert caplog.text.count("has no validation images") == 1
-    assert json.loads((tmp_path / "run" / files.RESULT).read_text()) == {"step": 8, "metrics": {}}
+    result = files.read_result(tmp_path / "run")
+    assert (result["step"], result["metrics"], "images" in result) == (8, {}, False)
 
 
 def test_a_run_that_explodes_stops(arguments: list[str], tmp_path: Path) -> None:
@@ -351,6 +427,8 @@ def test_killed_processes_end_as_one_that_was_not(images: Path, tmp_path: Path) 
     assert last.returncode == 0, said
     assert "continuing after step" in said
     assert_same_end(killed, tmp_path / "whole")
+    assert steps_of(killed) == steps_of(tmp_path / "whole")
+    assert tensorboard(killed) == tensorboard(tmp_path / "whole") == losses(tmp_path / "whole")
 
 
 def _text(path: Path) -> str:

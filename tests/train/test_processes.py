@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_runs import losses, make_images, overrides, run, start_several, toy_config
+from tiny_runs import losses, make_images, overrides, run, start, start_several, toy_config
 
 from occinv import parallel
 from occinv.cli import main
@@ -116,15 +117,34 @@ def test_a_mistake_on_several_processes_ends_them_all(arguments: list[str], tmp_
     run(arguments, tmp_path)
     (tmp_path / files.RESULT).unlink()
     outcomes = ended(begin(2, arguments, tmp_path, "seed=1"))
-    assert outcomes[0][0] == 2
-    assert "holds a run with seed=0 (now 1)" in outcomes[0][2]
-    assert outcomes[1][0] != 0
+    for status, _, errors in outcomes:
+        assert status == 2
+        assert "holds a run with seed=0 (now 1)" in errors.splitlines()[-1]
+
+
+def test_processes_that_differ_do_not_begin(arguments: list[str], tmp_path: Path) -> None:
+    """Another seed on process 1."""
+    command = ["train", *arguments, "--workdir", str(tmp_path / "run")]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        coordinator = f"localhost:{free.getsockname()[1]}"
+    together = ["--coordinator", coordinator, "--num-processes", "2", "--process-id"]
+    processes = [start([*command, *together, str(i), *overrides(f"seed={i}")]) for i in range(2)]
+    for status, _, errors in ended(processes):
+        assert status == 2
+        said = errors.splitlines()[-1]
+        assert "process 1 differs from process 0: config.seed=1 (process 0 has 0)" in said
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
         (["--num-processes", "2"], "--coordinator and --process-id missing"),
+        (
+            ["--coordinator", "localhost", "--num-processes", "2", "--process-id", "1"],
+            "--coordinator 'localhost', expected HOST:PORT",
+        ),
         (
             ["--coordinator", "localhost:1", "--num-processes", "2", "--process-id", "2"],
             "--process-id 2, expected 0 to 1",
@@ -140,4 +160,15 @@ def test_processes_that_cannot_be(
 ) -> None:
     assert main(["train", *arguments, "--workdir", str(tmp_path / "run"), *given]) == 2
     assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_port_in_use_is_named(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("localhost", 0)) as other:
+        address = f"localhost:{other.getsockname()[1]}"
+        given = ["--coordinator", address, "--num-processes", "2", "--process-id", "0"]
+        assert main(["train", *arguments, "--workdir", str(tmp_path / "run"), *given]) == 2
+    assert f"--coordinator {address}: process 0 cannot listen" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -13,7 +13,7 @@ import pytest
 from occinv.train.signals import EXIT_STATUS, StopRequest
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_is_held_until_asked_for(number):
     before = signal.getsignal(number)
     with StopRequest() as stop:
@@ -53,6 +53,40 @@ def test_handlers_are_put_back_after_an_exception_and_can_nest():
     assert {number: signal.getsignal(number) for number in EXIT_STATUS} == before
 
 
+def test_a_signal_that_is_ignored_stays_ignored():
+    """As under `nohup`."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.requested is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+TERMINAL = """
+import os, pty, signal, sys
+child, terminal = pty.fork()
+if child == 0:
+    from occinv.train.signals import StopRequest
+    with StopRequest() as stop:
+        print("ready", flush=True)
+        while stop.requested is None:
+            signal.pause()
+    print("saved", flush=True)  # the terminal is closed
+    os._exit(7)
+assert b"ready" in os.read(terminal, 100)
+os.close(terminal)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_closed_terminal_does_not_stop_the_saving():
+    command = [sys.executable, "-c", TERMINAL]
+    assert subprocess.run(command, capture_output=True, text=True, timeout=60).stdout == "7\n"
+
+
 def test_in_another_thread_nothing_is_touched():
     before = signal.getsignal(signal.SIGTERM)
     seen = []
@@ -79,7 +113,9 @@ sys.exit(EXIT_STATUS[stop.requested])
 """
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    "number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
 def test_the_exit_status_is_the_one_of_shells(number, status):
     with subprocess.Popen(
         [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True

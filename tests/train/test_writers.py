@@ -9,7 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from occinv.train.writers import JsonlWriter, MultiWriter, TensorBoardWriter, read_scalars
+from occinv.train.writers import (
+    JsonlWriter,
+    MultiWriter,
+    TensorBoardWriter,
+    event_records,
+    read_scalars,
+)
 
 
 @pytest.fixture
@@ -94,7 +100,33 @@ def test_not_finite_survives_a_resume(path):
     assert np.isnan(read_scalars(path)[0]["loss"])
 
 
-def test_what_is_no_scalar_or_no_json_is_an_error(path):
+@pytest.mark.parametrize(
+    "broken",
+    [
+        b"nonsense",
+        b"",
+        b"\0" * 9,
+        b"7",
+        b"{}",
+        b'{"step": []}',
+        b"\xff",
+        b'{"step": 1, "loss": "high"}',
+        b'{"step": 1, "loss": [1]}',
+    ],
+)
+def test_a_broken_line_is_dropped_aloud(path, broken, caplog):
+    path.write_bytes(b'{"step": 1}\n' + broken + b'\n{"step": 2}\n{"step": 3')
+    assert [line["step"] for line in read_scalars(path)] == [1, 2]
+    assert f"{path}: dropped line 2, which is broken" in caplog.text
+    assert f"{path}: dropped line 4, which is broken" in caplog.text
+    caplog.clear()
+    write_steps(path, [3], resume_step=2)
+    assert "dropped line 2" in caplog.text
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
+    assert [p.name for p in path.parent.iterdir()] == ["metrics.jsonl"]
+
+
+def test_what_is_no_scalar_is_an_error(path):
     writer = JsonlWriter(path)
     with pytest.raises(ValueError, match=r"'loss' is float64\[2\]"):
         writer.write_scalars(1, {"loss": np.ones(2)})
@@ -104,12 +136,6 @@ def test_what_is_no_scalar_or_no_json_is_an_error(path):
         writer.write_scalars(1, {"step": 2})
     writer.close()
     assert read_scalars(path) == []
-    path.write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is not JSON"):
-        read_scalars(path)
-    with pytest.raises(ValueError, match="line 2 is not JSON"):
-        JsonlWriter(path, resume_step=1)
-    assert [p.name for p in path.parent.iterdir()] == ["metrics.jsonl"]
     with pytest.raises(FileNotFoundError):
         read_scalars(path.with_name("nowhere.jsonl"))
 
@@ -128,8 +154,9 @@ def test_every_writer_gets_every_call():
     both.write_scalars(1, {"loss": 0.5})
     both.write_images(1, {"x": np.zeros((1, 2, 2, 3))})
     both.write_texts(1, {"note": "text"})
+    both.flush()
     both.close()
-    names = ["write_scalars", "write_images", "write_texts", "close"]
+    names = ["write_scalars", "write_images", "write_texts", "flush", "close"]
     assert [call[0] for call in first.calls] == names
     assert str(first.calls) == str(second.calls)
     assert first.calls[0] == ("write_scalars", 1, {"loss": 0.5})
@@ -141,15 +168,31 @@ def events(folder):
 
     found: dict = {}
     for path in sorted(folder.iterdir()):
-        content = path.read_bytes()
-        # A record: length (8 bytes), its checksum (4), the event, its checksum (4).
-        while content:
-            size = int.from_bytes(content[:8], "little")
-            event = Event.FromString(content[12 : 12 + size])
-            content = content[16 + size :]
+        for _, payload in event_records(path.read_bytes()):
+            event = Event.FromString(payload)
             for value in event.summary.value:
                 found.setdefault(value.tag, []).append((event.step, value))
     return found
+
+
+def steps_of(folder):
+    return [step for step, _ in events(folder).get("loss", [])]
+
+
+def test_tensorboard_keeps_what_was_flushed_and_no_step_twice(tmp_path):
+    killed = TensorBoardWriter(tmp_path, resume_step=-1)
+    for step in range(1, 31):
+        killed.write_scalars(step, {"loss": 1.0})
+    killed.flush()
+    assert steps_of(tmp_path) == list(range(1, 31))
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-3])  # cut within the last event
+    for resumed in (20, 0):  # within a second, so the names of the files must differ
+        writer = TensorBoardWriter(tmp_path, resume_step=resumed)
+        writer.write_scalars(resumed + 1, {"loss": 1.0})
+        writer.close()
+        assert steps_of(tmp_path) == list(range(1, resumed + 2))
+    killed.close()
 
 
 def test_tensorboard_gets_scalars_images_and_texts(tmp_path):

@@ -35,8 +35,8 @@ def run_of(config: str, folder: Path, *fields: str, classes: tuple[str, ...] = (
     params, _ = jax.eval_shape(functools.partial(forward.init, objective), jax.random.key(0))
     draw = np.random.default_rng(0)
     params = jax.tree.map(lambda x: draw.normal(size=x.shape).astype(x.dtype), params)
-    workdir.claim(folder / "run", experiment, classes)
-    with Checkpoints(folder / "run" / workdir.CHECKPOINTS) as checkpoints:
+    identity = workdir.claim(folder / "run", experiment, classes)
+    with Checkpoints(folder / "run" / workdir.CHECKPOINTS, run=identity) as checkpoints:
         checkpoints.save(3, {"params": params})
     return folder / "run"
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from array_record.python.array_record_data_source import ArrayRecordDataSource
-from PIL import Image
 
+from occinv.data.decode import open_image
 from occinv.data.tfds.prepared import FORMATS, first_line, formats, require_disk
 from occinv.data.tfds.source import find_builder
 from occinv.data.tfds.tfrecord import write_records
@@ -137,7 +137,7 @@ def _imagenet2012() -> Any:
         def _generate_examples(self, images: Iterator[tuple[str, str, IO[bytes]]]) -> Iterator[Any]:
             for wnid, name, image in images:
                 if name in (*official.CMYK_IMAGES, *official.PNG_IMAGES):
-                    opened = Image.open(io.BytesIO(image.read()))
+                    opened = open_image(image.read())
                     image = io.BytesIO()
                     opened.convert("RGB").save(image, "JPEG", quality=100)
                     image.seek(0)

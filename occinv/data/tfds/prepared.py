@@ -129,6 +129,11 @@ class Prepared:
     def _parse(self, content: bytes) -> dict[str, Any]:
         return self.builder.info.features.deserialize_example_np(content, decoders=self._decoders)
 
+    def files(self, split: str) -> list[tuple[str, int]]:
+        """Return the name and the bytes of each file of a split."""
+        names = [epath.Path(path).name for path in self.splits[split].filepaths]
+        return list(zip(names, self._sizes(split), strict=True))
+
     def _sizes(self, split: str) -> list[int]:
         """Return the bytes of each file of a split."""
         try:

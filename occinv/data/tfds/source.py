@@ -6,27 +6,29 @@ import functools
 import logging
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from occinv.data.decode import decode_rgb
-from occinv.data.source import Reduction, Sample, decoding
+from occinv.data.source import Reduction, Sample, Source, decoding
 from occinv.data.tfds.prepared import FORMATS, Prepared, first_line, formats
 from occinv.data.tfds.tfrecord import TfRecords
 from occinv.schema import UserError, nearest
+from occinv.text import printable
 
 logger = logging.getLogger("occinv.data")
 
 
-class TensorflowDatasetsSource:
+class TensorflowDatasetsSource(Source):
     """One split of a prepared data set. See occinv.data.source.Source."""
 
     def __init__(self, name: str, prepared: Prepared, split: str):
         label = prepared.keys.label
         self.name = name
-        self.classes = tuple(prepared.builder.info.features[label].names) if label else ()
+        names = prepared.builder.info.features[label].names if label else ()
+        self.classes = tuple(map(printable, names))
         self.folder = prepared.folder
         self._prepared = prepared
         self._split = split
@@ -36,15 +38,19 @@ class TensorflowDatasetsSource:
         return len(self._records)
 
     @functools.cached_property
-    def labels(self) -> np.ndarray:
+    def labels(self) -> np.ndarray:  # type: ignore[override]
         """int32 [len]. The first run reads every record for it: minutes for ImageNet."""
         return self._prepared.index(self._split)["label"]
 
     @functools.cached_property
-    def names(self) -> list[str]:
+    def names(self) -> Sequence[str]:  # type: ignore[override]
         """File names, if the data set records them; as slow as `labels`."""
         names = self._prepared.index(self._split)["name"].tolist()
-        return [name.decode() for name in names] if any(names) else []
+        return [name.decode(errors="backslashreplace") for name in names] if any(names) else []
+
+    def files(self) -> Iterator[str]:
+        """Yield the name and bytes of each record file."""
+        return (f"{name}\t{size}\t" for name, size in self._prepared.files(self._split))
 
     def prefetch(self, indices: Sequence[int]) -> None:
         """Start to read records of a bucket together, because each alone takes long."""
