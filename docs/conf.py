@@ -21,7 +21,6 @@ html_show_sphinx = False
 highlight_language = "none"
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # docs/tutorial.ipynb has its outputs
-suppress_warnings = ["toc.empty_glob"]  # the page of a pattern in index.md may be missing
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 napoleon_custom_sections = [("Attributes", "params_style")]  # lines such as `width, depth: ...`
