@@ -1,6 +1,7 @@
 # make quickstart   pretrain, fine-tune, measure and report on embedded data, in minutes
 # make test         run the tests
 # make lint         check style, formatting, imports and types
+# make docs         build the site of the documentation: build/docs/index.html
 # make bench        run the benchmarks
 # make clean        remove the files of the other targets, but not $(WORKDIR)
 #
@@ -19,7 +20,7 @@ unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP VIRTUAL_ENV JAX_PLATFORMS JAX_PLATF
 unexport PIP_USER PIP_TARGET PIP_PREFIX PIP_REQUIRE_VIRTUALENV UV_PYTHON UV_SYSTEM_PYTHON
 export PYTHONNOUSERSITE := 1
 
-.PHONY: help quickstart test lint bench clean
+.PHONY: help quickstart test lint docs bench clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
@@ -38,12 +39,15 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet $(ARGS) docs build/docs
+
 bench: $(VENV)/.installed-bench
 	@for file in benchmarks/[!_]*.py; do \
 	  echo "$(BIN)/python $$file $(ARGS)"; "$(BIN)/python" "$$file" $(ARGS) || exit 1; done
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist docs/api *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 $(VENV)/.created:
@@ -75,6 +79,9 @@ $(VENV)/.installed: $(VENV)/.created setup.py pyproject.toml
 $(VENV)/.installed-dev: $(VENV)/.created setup.py pyproject.toml
 	$(call install,[dev])
 	@touch $(VENV)/.installed
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(call install,[docs])
 
 $(VENV)/.installed-bench: $(VENV)/.installed-dev
 	$(call install,[bench])

@@ -70,6 +70,12 @@ setup(
         # Data sets in a bucket: gs://.
         "gcs": ["gcsfs>=2025.3"],
         "wandb": ["wandb>=0.31"],  # train.wandb
+        "docs": [
+            "sphinx>=8.2",
+            "myst-nb>=1.3",
+            "furo>=2025.7",
+            "sphinx-copybutton>=0.5",
+        ],
         "dev": [
             "pytest>=9.0",
             "pytest-xdist>=3.8",

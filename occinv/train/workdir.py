@@ -57,10 +57,7 @@ FREE = (
     "data.data_dir",
 )
 
-# Fields that `occinv train --extend` may change.
-LENGTH = ("train.duration", "train.stop_after")
-
-# Fields that `occinv train --extend` changes: the checkpoints before it stay those of the run.
+# Fields that `occinv train --extend` may change. The earlier checkpoints stay those of the run.
 LENGTH = ("train.duration", "train.stop_after")
 
 
