@@ -37,6 +37,7 @@ Area = Annotated[float, Ge(1e-4), Le(1)]
 Rate = Annotated[float, Ge(0), Lt(1)]
 Probability = Annotated[float, Ge(0), Le(1)]
 Temperature = Annotated[float, Ge(1e-4), Le(1e4)]
+Seed = Annotated[int, Ge(0), Lt(2**32)]
 Crops = Annotated[int, Ge(0), Le(256)]
 
 
@@ -293,7 +294,7 @@ class Experiment:
     evals: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     init_from: str | None = None
     init: Literal["encoder", "params", "state"] = "encoder"
-    seed: Annotated[int, Ge(0), Lt(2**32)] = 0
+    seed: Seed = 0
 
 
 def resolve(config: Mapping[str, Any]) -> Experiment:

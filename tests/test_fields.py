@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,11 +16,12 @@ from occinv.cli import main
 from occinv.commands.config import find_fields
 from occinv.config import load_config
 from occinv.evaluators import EVALUATORS
+from occinv.evaluators.base import Evaluator
 from occinv.fields import Field, fields_of, meanings, type_text
 from occinv.models.tokenizers import TOKENIZERS
 from occinv.objectives import OBJECTIVES
-from occinv.objectives.base import objective_of
-from occinv.schema import Count, Duration
+from occinv.objectives.base import Objective, objective_of
+from occinv.schema import Count, Duration, find_class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,3 +148,12 @@ def test_fields_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_config_is_checked_without_its_data(tmp_path: Path) -> None:
     assert main(["config", "mae", f"--config.data.source=folder:{tmp_path / 'nowhere'}"]) == 0
+
+
+def test_every_number_of_a_config_has_a_range() -> None:
+    classes = [schema.Data, schema.Encoder, schema.Optimizer, schema.Train]
+    classes += [find_class(OBJECTIVES, name, Objective, "") for name in OBJECTIVES]
+    classes += [find_class(EVALUATORS, name, Evaluator, "") for name in EVALUATORS]
+    found = [field for cls in classes for field in fields_of(cls, cls.__name__, skip=("setting",))]
+    words = {field.path: re.split(r"[(),]| or ", field.type) for field in found}
+    assert [path for path, w in words.items() if {"int", "float"} & {x.strip() for x in w}] == []

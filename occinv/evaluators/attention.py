@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from annotated_types import Ge, Le
 from matplotlib import colormaps
 
 from occinv.data.source import Source
@@ -54,7 +55,9 @@ class Attention(Evaluator):
     """Pictures of the attention of the class token to the patches, for each head."""
 
     num_images: Count | None = option(8, "Draw N images, spread over the source.")
-    block: int = option(-1, "Draw this transformer block: 1 is the first, -1 the last.")
+    block: Annotated[int, Ge(-1000), Le(1000)] = option(
+        -1, "Draw this transformer block: 1 is the first, -1 the last."
+    )
 
     def check(self, subject: Subject) -> None:
         depth = subject.encoder.depth

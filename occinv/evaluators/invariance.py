@@ -54,7 +54,7 @@ from occinv.models.blocks import Layout
 from occinv.models.decoder import restore
 from occinv.models.vit import ViT
 from occinv.parallel import fetch, make_mesh, put_batch, replicated
-from occinv.schema import Count, Natural, UserError
+from occinv.schema import Count, Natural, Rate, Seed, UserError
 from occinv.transforms.view import unit_range
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9)
@@ -105,11 +105,11 @@ class Curves(NamedTuple):
 class Invariance(Evaluator):
     """CKA, retrieval and cosine between features of full and occluded images, with their floor."""
 
-    ratios: tuple[float, ...] = option(RATIOS, "Remove these shares of the patches.")
+    ratios: tuple[Rate, ...] = option(RATIOS, "Remove these shares of the patches.")
     removed: Removed = option(
         "drop", "Drop removed patches, or put the mask token of the encoder in their place."
     )
-    seed: int = option(0, "Draw the removed patches from this seed.")
+    seed: Seed = option(0, "Draw the removed patches from this seed.")
     batch_size: Count = option(128, "Images in a minibatch of the estimators.")
     untrained: Natural = option(
         2, "Number of untrained encoders to measure as the floor.", is_protocol=False

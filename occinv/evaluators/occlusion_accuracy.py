@@ -36,7 +36,7 @@ from occinv.models.patches import patchify, unpatchify
 from occinv.objectives.base import Objective
 from occinv.objectives.classification import Classification
 from occinv.parallel import fetch, put_batch, replicated
-from occinv.schema import Count, UserError
+from occinv.schema import Count, Rate, Seed, UserError
 from occinv.transforms.masking import kept_patches, lowest
 from occinv.transforms.view import View, unit_range
 
@@ -60,13 +60,13 @@ class OcclusionAccuracy(Evaluator):
     share of the patches change places among themselves.
     """
 
-    ratios: tuple[float, ...] = option(RATIOS, "Remove these shares of the patches, besides 0.")
+    ratios: tuple[Rate, ...] = option(RATIOS, "Remove these shares of the patches, besides 0.")
     removals: tuple[Removal, ...] = option(REMOVALS, "Choose the removed patches in these ways.")
     removed: Removed = option(
         "drop", "Drop removed patches, paint them gray, or put the mask token in their place."
     )
     neighbors: Count = option(20, "Number of neighbors, if they classify.")
-    seed: int = option(0, "Draw random patches from this seed.")
+    seed: Seed = option(0, "Draw random patches from this seed.")
     batch_size: Count = option(128, "Images in a batch.", is_protocol=False)
 
     def check(self, subject: Subject) -> None:

@@ -16,7 +16,7 @@ from occinv.data.selections import per_class
 from occinv.data.source import Source
 from occinv.evaluators.base import Result, Subject, option
 from occinv.evaluators.features import FeatureEvaluator, Labeled
-from occinv.schema import Count, UserError
+from occinv.schema import Count, Seed, UserError
 
 ALPHAS = tuple(10.0**power for power in range(-3, 7))  # of the ridge, for standardized features
 CS = tuple(10.0**power for power in range(-6, 6))  # inverse penalties; DINOv2 tries 45 of them
@@ -39,7 +39,7 @@ class Probe(FeatureEvaluator):
         "ridge", "Fit a ridge regression in closed form, or a logistic regression."
     )
     shots: Count | None = option(None, "Fit on N images of each class (default: all).")
-    seed: int = option(0, "Choose the images of few shots from this seed.")
+    seed: Seed = option(0, "Choose the images of few shots from this seed.")
 
     def check(self, subject: Subject) -> None:
         super().check(subject)

@@ -20,7 +20,7 @@ from occinv.losses.reconstruction import mean_over
 from occinv.models.patches import patchify
 from occinv.objectives.base import Objective, Reconstruction, Reconstructs, Setting
 from occinv.parallel import fetch, make_mesh, put_batch, replicated
-from occinv.schema import Count, UserError
+from occinv.schema import Count, Seed, UserError
 from occinv.transforms.view import unit_range
 
 SMALLEST_MSE = 1e-10
@@ -52,7 +52,7 @@ class Decibels(NamedTuple):
 class Psnr(Evaluator):
     """The PSNR of reconstructions in dB (Table 1), at the objective's own mask ratio."""
 
-    seed: int = option(0, "Draw the removed patches from this seed.")
+    seed: Seed = option(0, "Draw the removed patches from this seed.")
     batch_size: Count = option(128, "Images in a batch.", is_protocol=False)
 
     def check(self, subject: Subject) -> None:

@@ -14,7 +14,7 @@ from occinv.data.source import Source
 from occinv.evaluators.base import Evaluator, Result, Subject, option
 from occinv.evaluators.psnr import reconstruct, reconstructing
 from occinv.objectives.base import Objective
-from occinv.schema import Count
+from occinv.schema import Count, Seed
 
 
 class Triple(NamedTuple):
@@ -30,7 +30,7 @@ class Reconstructions(Evaluator):
     """Pictures of original, masked and reconstructed images."""
 
     num_images: Count | None = option(8, "Draw N images, spread over the source.")
-    seed: int = option(0, "Draw the removed patches from this seed.")
+    seed: Seed = option(0, "Draw the removed patches from this seed.")
 
     def check(self, subject: Subject) -> None:
         reconstructing(subject.objective)

@@ -123,7 +123,7 @@ class Grid(Objective):
     targets: Targets = "ema"
     similarity: Similarity = "infonce"
     mask_ratio: Rate = 0.75
-    t2_mask_ratio: float = 0.25
+    t2_mask_ratio: Rate = 0.25
     min_rectangle: Count = 16
     crop_scale: tuple[Area, Area] | None = None
     color: ColorJitter = ColorJitter()

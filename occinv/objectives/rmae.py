@@ -11,7 +11,7 @@ from occinv.losses.reconstruction import patch_distance
 from occinv.objectives.base import Axes, Context, Objective, Terms
 from occinv.objectives.mae import MAE, MAENetworks, describe
 from occinv.rng import split
-from occinv.schema import NonNegative
+from occinv.schema import NonNegative, Rate
 from occinv.transforms.masking import kept_patches, random_visible
 from occinv.transforms.view import View, whole
 
@@ -33,7 +33,7 @@ class RMAE(MAE):
     """
 
     t2: Literal["complement", "independent", "identity"] = "complement"
-    t2_mask_ratio: float = 0.25
+    t2_mask_ratio: Rate = 0.25
     constraint_weight: NonNegative = 1.0
     constraint_region: Literal["all", "removed"] = "all"
 

@@ -165,8 +165,11 @@ def as_plot(figure: Figure, name: str) -> Plot:
 
 
 def _png(path: Path) -> str | None:
+    """The picture as a URL that contains it; None without the file, or if it is not a PNG."""
     try:
         content = path.read_bytes()
-    except FileNotFoundError:
+    except OSError:
+        return None
+    if not content.startswith(b"\x89PNG\r\n\x1a\n"):
         return None
     return "data:image/png;base64," + base64.b64encode(content).decode("ascii")

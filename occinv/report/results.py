@@ -309,13 +309,14 @@ def load_results(folder: str | Path) -> Results:
     """Read `folder/results.json`.
 
     Raises:
-      UserError: The file does not exist, or is not a results file of this version.
+      UserError: The file does not exist, is not a results file of this version, or names a picture
+        outside the folder.
     """
     import pydantic  # here, so that `occinv reproduce --help` stays fast
 
     path = Path(folder) / FILE
     try:
-        return pydantic.TypeAdapter(Results).validate_json(path.read_bytes())
+        results = pydantic.TypeAdapter(Results).validate_json(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path} does not exist. Run `occinv reproduce` to write it.") from None
     except pydantic.ValidationError as error:
@@ -325,6 +326,13 @@ def load_results(folder: str | Path) -> Results:
             f"{path} is not a results file of this version: {place}: {first['msg']}. Run "
             "`occinv reproduce` again."
         ) from None
+    within = Path(folder).resolve()
+    for row in results.rows:
+        for picture in (name for triple in row.reconstructions for name in triple.values()):
+            # The page embeds the pictures, and a folder may come from somebody else.
+            if "\0" in picture or not (within / picture).resolve().is_relative_to(within):
+                raise UserError(f"{path} names the picture {picture!r}, which is not in {folder}.")
+    return results
 
 
 def setting_name(key: str) -> str:

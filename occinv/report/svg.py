@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from matplotlib import colormaps, rc_context
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 BLACK, INK, FAINT, GRID = "#000000", "#222222", "#767676", "#e6e6e6"
 # The palette of Okabe and Ito, which is safe for color blindness, without the yellow that is too
@@ -55,6 +56,8 @@ def as_svg(figure: Figure, name: str) -> str:
     Returns:
       The element `<svg>` for an HTML page with the rules of `stylesheet`.
     """
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # a `$` in the name of a run is no mathematics
     buffer = io.StringIO()
     # With a salt and without a date, equal results give equal pages.
     with rc_context({"svg.hashsalt": name}):

@@ -18,6 +18,7 @@ from occinv.objectives.base import Obtained
 from occinv.schema import Duration, Experiment, UserError
 from occinv.train import workdir as files
 from occinv.train.check import check_config
+from occinv.train.memory import check_memory
 from occinv.train.restart import restart
 from occinv.train.step import Assembly, TrainState, assemble, init_state
 from occinv.train.wandb_writer import check_wandb
@@ -101,6 +102,7 @@ def prepare(experiment: Experiment) -> Run:
 
     # Raises UserError where the pretrained networks do not fit.
     shapes = jax.eval_shape(lambda: init_state(objective, assembly.optimizer, 0, pretrained))
+    check_memory(assembly, shapes)
     start = None
     if experiment.init == "state":
         start = restart(str(experiment.init_from), shapes, experiment.seed)

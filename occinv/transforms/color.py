@@ -6,11 +6,16 @@ Pixels are float32 in [0, 1]. Every image is changed by draws of its own PRNG ke
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
+from annotated_types import Ge, Le
 
 from occinv.rng import split, uniform
+from occinv.schema import Probability
+
+Sigma = Annotated[float, Ge(0.01), Le(100)]
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as in Pillow's conversion to gray
 
@@ -26,12 +31,12 @@ class ColorJitter:
       gray: The probability that an image is then made gray.
     """
 
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.4
-    hue: float = 0.1
-    probability: float = 0.8
-    gray: float = 0.2
+    brightness: Probability = 0.4
+    contrast: Probability = 0.4
+    saturation: Probability = 0.4
+    hue: Annotated[float, Ge(0), Le(0.5)] = 0.1
+    probability: Probability = 0.8
+    gray: Probability = 0.2
 
     def __call__(self, rng: jax.Array, pixels: jax.Array) -> jax.Array:
         """Jitter float32 [B, H, W, 3] in [0, 1] by key array [B]; shape and range stay."""
@@ -66,9 +71,9 @@ class Appearance:
     """
 
     color: ColorJitter = ColorJitter(saturation=0.2)
-    blur: float = 0.0
-    solarize: float = 0.0
-    sigma: tuple[float, float] = (0.1, 2.0)
+    blur: Probability = 0.0
+    solarize: Probability = 0.0
+    sigma: tuple[Sigma, Sigma] = (0.1, 2.0)
 
     def __call__(self, rng: jax.Array, pixels: jax.Array) -> jax.Array:
         """Change float32 [B, H, W, 3] in [0, 1] by key array [B]; shape and range stay."""

@@ -292,3 +292,25 @@ def test_a_write_cut_short_keeps_the_old_page(results, tmp_path, monkeypatch):
 )
 def test_duration(seconds, text):
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize("outside", ["/etc/hostname", "../secret.png", "p/link.png"])
+def test_a_picture_outside_the_folder_is_refused(results, tmp_path, outside):
+    folder = tmp_path / "table"
+    folder.mkdir()
+    (tmp_path / "secret.png").write_bytes(PIXEL)
+    add_pictures(results, folder)
+    (folder / "p" / "link.png").symlink_to(tmp_path / "secret.png")
+    results.rows[1].reconstructions[0]["original"] = outside
+    (folder / "results.json").write_text(json.dumps(asdict(results)))
+    with pytest.raises(UserError, match="not in"):
+        write_html(None, folder)
+
+
+def test_only_pictures_are_embedded(results, tmp_path, quick_figures):
+    add_pictures(results, tmp_path)
+    path = tmp_path / results.rows[1].reconstructions[0]["original"]
+    path.write_bytes(b"a secret")
+    page = render(results, tmp_path)
+    assert base64.b64encode(b"a secret").decode() not in page
+    assert base64.b64encode(PIXEL).decode() in page

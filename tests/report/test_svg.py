@@ -10,6 +10,7 @@ import pytest
 from example_run import large
 from matplotlib import colormaps
 from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
 
 from occinv.report import figures
 from occinv.report.html import render
@@ -99,3 +100,9 @@ def test_the_ramp_leaves_the_background_in_order_on_both_pages(number):
     dark = [contrast(DARK[color], DARK_CARD) for color in ramp(number)]
     assert light == sorted(light) and dark == sorted(dark)
     assert dark[0] > 2.3 and (number == 1 or dark[-1] > 12)
+
+
+def test_a_dollar_in_a_name_is_no_mathematics():
+    figure = Figure()
+    figure.subplots().set_title("run $\\frac{$ of mine")
+    assert "<svg" in as_svg(figure, "dollar")
