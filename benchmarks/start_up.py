@@ -20,7 +20,7 @@ import jax
 from occinv import parallel, schema
 from occinv.config import CONFIGS, load_config
 from occinv.models.blocks import Layout
-from occinv.train.step import assemble, init_state, split_state, trace_step
+from occinv.train.step import assemble, init_state, trace_step
 
 ROUNDS = 3
 SMOKE = f"{CONFIGS}/mae.py:smoke"
@@ -58,7 +58,7 @@ def compiling(depth: int, unroll: int) -> float:
     encoder = setting.encoder.clone(layout=Layout(unroll=unroll))
     setting = dataclasses.replace(setting, encoder=encoder)
     run = dataclasses.replace(run, objective=dataclasses.replace(run.objective, setting=setting))
-    state = jax.eval_shape(lambda: split_state(run, init_state(run.objective, run.optimizer, 0)))
+    state = jax.eval_shape(lambda: init_state(run.objective, run.optimizer, 0))
     began = time.process_time()
     trace_step(run, state).lower().compile()
     return time.process_time() - began

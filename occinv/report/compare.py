@@ -18,8 +18,8 @@ from occinv.report.read_run import (
     encoder_text,
     is_imported,
     picture_paths,
+    read_axes,
     read_config,
-    read_objective,
     read_stage,
     set_axes,
     unique_names,
@@ -321,7 +321,7 @@ def _row_of_seeds(runs: Sequence[Run], columns: Columns) -> Row:
     if first.stage != "pretrain" and first.experiment.init_from is not None:
         known = first.pretrained
         row.pretrain = StageRecord() if known is None else read_stage(known)
-    set_axes(row, read_objective(first.pretrained or first.folder).axes)
+    set_axes(row, read_axes(first.pretrained or first.folder))
     row.transformation = "patch masking" if "removed" in row.t1 else MISSING
     is_done = all((r.folder / RESULT).exists() or is_imported(r.folder) for r in runs)
     row.status = "done" if is_done else "running"

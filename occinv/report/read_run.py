@@ -11,9 +11,11 @@ from typing import Any
 from occinv import schema
 from occinv.evaluators.reconstructions import Triple
 from occinv.models import vit
+from occinv.objectives import OBJECTIVES
 from occinv.objectives.base import Axes, Objective, objective_of
 from occinv.report.results import Row, StageRecord
-from occinv.train.workdir import CHECKPOINTS, METRICS, as_json
+from occinv.train.disk import read_json
+from occinv.train.workdir import CHECKPOINTS, CONFIG, METRICS, as_json
 from occinv.train.workdir import read_config as read_stored
 from occinv.train.writers import read_scalars
 
@@ -40,6 +42,26 @@ def read_objective(workdir: Path) -> Objective:
       UserError: `workdir` does not contain a run.
     """
     return objective_of(*read_config(workdir))
+
+
+def read_axes(workdir: Path) -> Axes:
+    """Return the axes of the objective of the run in `workdir`.
+
+    The class of an objective of one's own is not imported, because the workdir may come from
+    somebody else. Its axes are in config.json; without them, they are unknown.
+
+    Raises:
+      UserError: `workdir` does not contain a run.
+    """
+    experiment, num_classes = read_config(workdir)
+    name = str(experiment.objective.get("name"))
+    if name in OBJECTIVES or name.startswith("occinv."):
+        return objective_of(experiment, num_classes).axes
+    try:
+        axes = {name: str(text) for name, text in read_json(workdir / CONFIG)["axes"].items()}
+        return Axes(**axes)  # type: ignore[arg-type]
+    except (KeyError, TypeError, AttributeError):
+        return Axes("unknown", "unknown", "unknown", "unknown")
 
 
 def read_stage(

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from occinv.objectives.base import objective_of
 from occinv.report.measured import Columns, records_of
-from occinv.report.read_run import read_config, unique_names
+from occinv.report.read_run import read_axes, read_config, unique_names
 from occinv.schema import UserError
 from occinv.train.workdir import as_json, differences
 
@@ -48,8 +47,7 @@ def compare(runs: Sequence[str | Path]) -> list[dict[str, Any]]:
     columns = Columns(record for found in records.values() for record in found)
     rows = []
     for folder, name in names.items():
-        experiment, num_classes = configs[folder]
-        axes = objective_of(experiment, num_classes).axes
+        experiment, axes = configs[folder][0], read_axes(folder)
         row: dict[str, Any] = {
             "run": name,
             "workdir": str(folder),

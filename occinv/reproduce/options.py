@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from occinv.objectives.base import Reconstructs
-from occinv.report.compare import read_objective
+from occinv.report.read_run import read_objective
 from occinv.report.results import STAGES
 from occinv.reproduce.methods import Method
 from occinv.reproduce.specs import RowSpec

@@ -137,7 +137,13 @@ def claim(
         flat |= {name: v for name, v in _flat(ours).items() if _is_free(name)}
         stored["experiment"] = unflatten_dict(flat)
     else:
-        stored = {"run": uuid.uuid4().hex, "experiment": ours, "classes": list(classes)}
+        axes = objective_of(experiment, len(classes)).axes._asdict()
+        stored = {
+            "run": uuid.uuid4().hex,
+            "experiment": ours,
+            "classes": list(classes),
+            "axes": axes,
+        }
     write_json(path, stored)
     return _identity(stored)
 

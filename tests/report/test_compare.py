@@ -471,3 +471,16 @@ def test_other_folders_are_refused(tmp_path, mae):
     write(tmp_path / "hf" / "config.json", {"hidden_size": 3})
     with pytest.raises(UserError, match=r"hf/config\.json is not the config of a run"):
         compare([tmp_path / "hf"])
+
+
+def test_the_class_of_a_foreign_run_is_not_imported(tmp_path, monkeypatch):
+    (tmp_path / "foreign.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    workdir = run(tmp_path / "run", {"name": "foreign:Objective"}, {"loss": 0.4})
+    (row,) = compare([workdir]).rows
+    assert (row.t1, row.measure) == ("unknown", "unknown")
+    config = json.loads((workdir / "config.json").read_text())
+    config["axes"] = {"t1": "noise", "t2": "noise", "target": "average", "measure": "L2"}
+    write(workdir / "config.json", config)
+    (row,) = compare([workdir]).rows
+    assert (row.t1, row.measure) == ("noise", "L2")
