@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -179,6 +180,11 @@ def train_claimed(
             )
         finally:
             writer.close()
+    if not math.isfinite(metrics.get("loss", 0.0)):
+        raise NonFinite(
+            f"the validation loss is {metrics['loss']} after step {step}; the checkpoint of this "
+            "step is kept. Use a smaller optimizer.base_lr, or train.precision=float32"
+        )
     if step == steps and jax.process_index() == 0:
         lock.check()
         result: dict[str, Any] = {"step": step, "metrics": metrics}

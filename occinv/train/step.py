@@ -90,6 +90,11 @@ def assemble(
         has_validation=has_validation,
     )
     objective = make_objective(experiment.objective, setting)
+    if train.batch_size == 1 and objective.couples != "nothing":
+        raise UserError(
+            f"train.batch_size=1: the loss of {experiment.objective['name']} compares the images "
+            "of a batch; use 2 or more"
+        )
     if train.accumulate > 1 and objective.couples == "features":
         raise UserError(
             f"train.accumulate={train.accumulate}: {experiment.objective['name']} mixes the images "

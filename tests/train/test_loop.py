@@ -356,6 +356,14 @@ def test_a_loss_that_is_no_number_before_any_checkpoint(
         run(arguments, tmp_path, "objective.nan_steps=(1, -1)")
 
 
+def test_a_validation_loss_that_is_no_number_is_no_result(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(NonFinite, match="the validation loss is nan after step 8"):
+        run(arguments, tmp_path, "objective.nan_steps=(8, -1)", "train.max_nonfinite=100")
+    assert not (tmp_path / files.RESULT).exists()
+
+
 def test_steps_that_are_no_number_may_be_skipped(
     arguments: list[str], whole: Path, tmp_path: Path
 ) -> None:

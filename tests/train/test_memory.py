@@ -49,3 +49,16 @@ def test_state_gradient_and_images_count(images: Path) -> None:
 def test_devices_of_the_cpu_share_the_memory_of_the_host() -> None:
     found = device_memory(jax.devices()[0])
     assert found is not None and 2**25 < found < 2**50
+
+
+def test_a_loss_that_compares_images_needs_two(images: Path) -> None:
+    for name, is_refused in (("mocov3", True), ("mae", False)):
+        spec, *given = tiny(name, images)[1:]
+        fields = [*given, *overrides("train.batch_size=1")]
+        experiment = schema.resolve(load_config(spec, fields))
+        mesh = parallel.make_mesh(jax.devices()[:1])
+        if is_refused:
+            with pytest.raises(UserError, match=r"batch_size=1: the loss of mocov3 compares"):
+                assemble(experiment, mesh, 3, 64)
+        else:
+            assemble(experiment, mesh, 3, 64)
