@@ -14,7 +14,7 @@ import typing
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from annotated_types import Ge, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from occinv.sections import UserError, from_mapping, plain
 from occinv.sections import find_class as find_class
@@ -31,8 +31,8 @@ Width = Annotated[int, Ge(1), Le(2**16)]
 Depth = Annotated[int, Ge(1), Le(1000)]
 Side = Annotated[int, Ge(1), Le(2**14)]
 NonNegative = Annotated[float, Ge(0), Le(3e38)]
-Positive = Annotated[float, Ge(1e-9), Le(3e38)]
-Fraction = Annotated[float, Ge(1e-6), Le(1)]
+Positive = Annotated[float, Gt(0), Le(3e38)]
+Fraction = Annotated[float, Gt(0), Le(1)]
 Area = Annotated[float, Ge(1e-4), Le(1)]
 Rate = Annotated[float, Ge(0), Lt(1)]
 Probability = Annotated[float, Ge(0), Le(1)]

@@ -213,10 +213,10 @@ def test_msns_crops_share_one_augmentation() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "complaint"),
     [
-        ("mask_ratio", 1.0, "mask ratio 1.0, expected a number strictly between 0 and 1"),
+        ("mask_ratio", 1.0, "objective.mask_ratio=1.0, expected a number < 1"),
         ("focal_size", 6, "objective.focal_size=6 is not divisible by encoder.patch_size=4"),
-        ("temperature", 0.0, "objective.temperature=0.0, expected a number > 0"),
-        ("sharpening", 0.0, "objective.sharpening=0.0, expected a number > 0"),
+        ("temperature", 0.0, "objective.temperature=0.0, expected a number >= 0.0001"),
+        ("sharpening", 0.0, "objective.sharpening=0.0, expected a number >= 0.0001"),
         ("me_max_weight", -1.0, "objective.me_max_weight=-1.0, expected a number >= 0"),
     ],
 )

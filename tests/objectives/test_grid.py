@@ -239,7 +239,7 @@ def test_a_refusal_gives_its_reason(name: str, message: str) -> None:
 
 
 def test_impossible_numbers_are_refused() -> None:
-    with pytest.raises(UserError, match=r"mask ratio 1\.0, expected a number strictly between"):
+    with pytest.raises(UserError, match=r"objective\.mask_ratio=1\.0, expected a number < 1"):
         of("masking-identity-ema-byol", mask_ratio=1.0)
     with pytest.raises(UserError, match=r"t2_mask_ratio=0\.75, expected less than objective\."):
         of("masking-rectangles-ema-byol", t2_mask_ratio=0.75)
