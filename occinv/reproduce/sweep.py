@@ -20,12 +20,12 @@ from rich.console import Console
 from occinv.config import parse
 from occinv.report.compare import OBJECTIVE_STAGES
 from occinv.report.sweep import FILE, Measured, SweepResults, choose_metric, print_sweep, write_page
-from occinv.reproduce.lock import locked
 from occinv.reproduce.options import ONLY_WORKER, Worker
 from occinv.reproduce.run import FAILED, Stage, Work, load_experiment
 from occinv.reproduce.run_table import Written, run_all
 from occinv.schema import UserError
 from occinv.train.check import check_config
+from occinv.train.lock import locked
 from occinv.train.records import FOLDER, read_records
 from occinv.train.workdir import RESULT, write_json
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import pytest
-from occinv.reproduce.lock import locked
 from tiny_runs import overrides, toy_config
 
 from occinv.cli import main
@@ -18,6 +17,7 @@ from occinv.reproduce import run_table
 from occinv.reproduce.options import Worker
 from occinv.reproduce.sweep import Sweep, read_settings, run_sweep
 from occinv.schema import UserError
+from occinv.train.lock import locked
 from occinv.train.loop import NonFinite, Outcome
 from occinv.train.records import FOLDER
 from occinv.train.workdir import CONFIG, RESULT, as_json, write_json
