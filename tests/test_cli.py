@@ -102,7 +102,11 @@ MISTAKES = [
     ),
     # Values.
     *(
-        ("mae", [f"objective.mask_ratio={ratio}"], f"mask ratio {float(ratio)}, expected a number")
+        (
+            "mae",
+            [f"objective.mask_ratio={ratio}"],
+            f"objective.mask_ratio={ratio}, expected a number",
+        )
         for ratio in ("-1", "1", "1.5", "-0.75")
     ),
     ("mae", ["objective.mask_ratio=0.9"], "mask ratio 0.9 leaves none of 4 patches visible"),
@@ -130,7 +134,11 @@ MISTAKES = [
         ["train.duration={'steps': 8, 'epochs': 3}"],
         "train.duration.steps=8 and train.duration.epochs=3.0 are both given in one place; give",
     ),
-    ("mae", ["train.duration.share=0.5"], "only optimizer.warmup can be a share"),
+    (
+        "mae",
+        ["train.duration.share=0.5"],
+        "only optimizer.warmup and optimizer.cooldown can be a share",
+    ),
     ("mae", ["train.duration.steps=None"], "train.duration has no length"),
     ("mae", ["train.duration.steps=0"], "train.duration=0 steps is less than one step"),
     (
