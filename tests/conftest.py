@@ -5,6 +5,7 @@ entries in place, so that a killed process (and the tests kill some) leaves a cu
 """
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from importlib import metadata
@@ -31,6 +32,16 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 ).strip()
 os.environ["MPLBACKEND"] = "Agg"
+
+# A shell that starts the tests in the background, or `nohup`, leaves signals ignored, and a run
+# respects that; the tests send them.
+for number, default in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+    (signal.SIGTERM, signal.SIG_DFL),
+):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, default)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
