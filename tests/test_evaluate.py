@@ -327,7 +327,7 @@ def test_options_of_the_command_are_options_of_the_function(runs: tuple[Path, Pa
         (["knn", "--num-images", "100000"], "100000 images requested, expected 1 to"),
         (["knn", "--neigbors", "3"], "unknown argument '--neigbors' (did you mean '--neighbors'"),
         (["knn", "--source", "digts"], "did you mean 'digits'"),
-        (["invariance", "--ratios", "0.5,1"], "mask ratio 1.0"),
+        (["invariance", "--ratios", "0.5,1"], "ratios[1]=1.0, expected a number < 1"),
         (["invariance", "--ratios", "0.5,x"], "invalid list of float value: '0.5,x'"),
         (["invariance", "--floors", "{}"], "unknown argument '--floors'"),
         (["occlusion", "--removals", "blok"], "did you mean 'block'"),

@@ -52,7 +52,7 @@ def test_defaults_are_those_of_the_paper() -> None:
         ({"name": "rmea"}, "unknown objective.name='rmea' (did you mean 'rmae'?)"),
         ({}, "unknown objective.name=''"),
         ({"name": "mae", "mask_ration": 0.5}, "(did you mean 'mask_ratio'?)"),
-        ({"name": "mae", "mask_ratio": 1.0}, "mask ratio 1.0, expected"),
+        ({"name": "mae", "mask_ratio": 1.0}, "mask_ratio=1.0, expected a number < 1"),
         ({"name": "mae", "mask_ratio": 0.99}, "leaves none of 16 patches visible"),
         ({"name": "mae", "mask_ratio": "a"}, "objective.mask_ratio='a', expected a valid number"),
         ({"name": "mae", "setting": 1}, "unknown field 'objective.setting'"),

@@ -286,7 +286,7 @@ def test_length_multiplies_every_duration() -> None:
         warmup = trial.stage("pretrain").experiment.optimizer.warmup.share
         assert warmup * epochs == 3 * length  # 64 epochs have the warm-up of 16
         assert trial.stage("finetune").experiment.optimizer.warmup.share == 1 / 8
-    with pytest.raises(UserError, match="--length 0, expected a factor above 0"):
+    with pytest.raises(UserError, match="--length 0, expected a finite factor above 0"):
         table_run("quickstart", length=0)
     random = Trial(Method("random_3", None, length=3.0), 0, table_run("quickstart", "quickstart"))
     assert random.stage("finetune").experiment.train.duration.epochs == 24

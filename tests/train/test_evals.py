@@ -184,7 +184,7 @@ def test_the_time_of_evaluators_is_not_that_of_training(
         ("mae", ["evals.knn={'every': {}}"], "evals.knn.every has no length"),
         ("mae", ["evals.knn={'source': 'digts'}"], "did you mean 'digits'"),
         ("mae", ["evals.knn={'num_images': 13}"], "13 images requested, expected 1 to 12"),
-        ("mae", ["evals.invariance={'ratios': (2.0,)}"], "mask ratio 2.0"),
+        ("mae", ["evals.invariance={'ratios': (2.0,)}"], "ratios[0]=2.0, expected a number < 1"),
         (
             "mae",
             ["evals.invariance={'removed': 'mask_token', 'ratios': (0.5,)}"],

@@ -26,7 +26,7 @@ def test_a_second_process_is_told_who_uses_the_workdir(tmp_path: Path) -> None:
         assert (
             f"{workdir} is in use by process {os.getpid()} on {os.uname().nodename} since" in said
         )
-        assert ": occinv " in said and said.endswith(OTHERWISE)
+        assert ": occinv" in said and said.endswith(OTHERWISE)
         with locked(workdir / LOCK) as is_ours:
             assert not is_ours
     with lock_workdir(workdir, OTHERWISE):
