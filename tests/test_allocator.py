@@ -18,10 +18,12 @@ if sys.argv[1] == "keep":
 import jax, jax.numpy as jnp
 program = jax.jit(lambda x: jnp.fft.fft(x).real.sum())
 x = jnp.ones(2**21)
-for run in range(6):
+faults = []
+for run in range(8):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     program(x).block_until_ready()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(faults))  # the heap grows at first, and threads of JAX may start at any time
 """
 
 
