@@ -15,6 +15,7 @@ from typing import Any
 from occinv.config_error import config_error
 from occinv.schema import Duration, UserError, nearest, plain, resolve
 
+CONFIG = "config.json"  # of a workdir
 CONFIGS = Path(__file__).parent / "configs"
 UNITS = {field.name for field in dataclasses.fields(Duration)}
 # Fields that a run takes from the run of `init_from`: its encoder has the same.
@@ -238,13 +239,21 @@ def _below(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, 
     return merged
 
 
+def find_workdir(path: str | Path) -> Path | None:
+    """Return the workdir of a path that is one, its `checkpoints` folder, or a step in it.
+
+    None: the path does not belong to a run.
+    """
+    folder = Path(path).expanduser()
+    return next((p for p in (folder, *folder.parents[:2]) if (p / CONFIG).is_file()), None)
+
+
 def stored_config(run: str) -> dict[str, Any] | None:
     """Return the config that a workdir or a checkpoint in it holds; None: it is not a run."""
-    folder = Path(run).expanduser()
-    for path in (folder, *folder.parents[:2]):  # the workdir, checkpoints/, or a step in it
-        if (path / "config.json").is_file():
-            try:
-                return json.loads((path / "config.json").read_text())["experiment"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{path / 'config.json'} is not the config of a run") from error
-    return None
+    workdir = find_workdir(run)
+    if workdir is None:
+        return None
+    try:
+        return json.loads((workdir / CONFIG).read_text())["experiment"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{workdir / CONFIG} is not the config of a run") from error

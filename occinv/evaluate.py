@@ -26,7 +26,7 @@ from occinv.parallel import make_mesh
 from occinv.schema import UserError
 from occinv.train.lock import lock_workdir
 from occinv.train.records import read_records, record_file, write_record
-from occinv.train.workdir import CONFIG, TrainedRun, load_run
+from occinv.train.workdir import TrainedRun, load_run, workdir_of
 
 
 class Evaluated(NamedTuple):
@@ -132,12 +132,6 @@ def subject_of(run: TrainedRun) -> Subject:
         opened = open_source(data.source, train=True, data_dir=data.data_dir, classes=data.classes)
         training = select(opened, data, run.experiment.seed)
     return Subject(run.objective, run.params, data, training, run.classes, make_mesh())
-
-
-def workdir_of(path: str | Path) -> Path:
-    """Return the workdir of a path that `load_run` accepts: a workdir or a path in it."""
-    path = Path(path).expanduser().absolute()
-    return next(p for p in (path, *path.parents) if (p / CONFIG).exists())
 
 
 class _Callable(ModuleType):

@@ -68,10 +68,11 @@ def _tuple_of(kind: type) -> Any:
 
 def run(options: argparse.Namespace, rest: list[str]) -> int:
     """Run `occinv evaluate` and return the exit status."""
-    from occinv.evaluate import evaluate_run, workdir_of
+    from occinv.evaluate import evaluate_run
     from occinv.evaluators.base import evaluator_class, make_evaluator
     from occinv.schema import UserError
     from occinv.train.records import record_file
+    from occinv.train.workdir import workdir_of
 
     name, workdirs = options.evaluator, options.workdir
     if options.out is not None and len(workdirs) > 1:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from occinv import schema
+from occinv.config import CONFIG, find_workdir
 from occinv.evaluators.base import Record
 from occinv.report.html import write_html
 from occinv.report.measured import Columns, curves_of, fill, floor_rows, records_of
@@ -39,7 +40,7 @@ from occinv.report.results import (
 from occinv.report.table import print_results
 from occinv.schema import UserError
 from occinv.train.records import FOLDER
-from occinv.train.workdir import CONFIG, RESULT, as_json, differences
+from occinv.train.workdir import RESULT, as_json, differences
 
 # The stage of a run whose objective trains on labels. Every other objective pretrains.
 OBJECTIVE_STAGES = {"classification": "finetune", "linear_probe": "linear"}
@@ -249,8 +250,7 @@ def _read_run(folder: Path, name: str) -> Run:
     stage = OBJECTIVE_STAGES.get(str(experiment.objective["name"]), "pretrain")
     pretrained = None
     if stage != "pretrain" and experiment.init_from is not None:
-        start = Path(experiment.init_from).expanduser()
-        pretrained = next((p for p in (start, *start.parents[:2]) if (p / CONFIG).exists()), None)
+        pretrained = find_workdir(experiment.init_from)
     return Run(folder, name, experiment, stage, pretrained, records_of(folder, stage))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import functools
-import os
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -37,6 +36,7 @@ from occinv.report.table import (
     time_caption,
     time_text,
 )
+from occinv.train.disk import write_text
 
 PIXELS_PER_INCH = 100
 
@@ -67,18 +67,8 @@ def write_html(results: Results | None, folder: str | Path, name: str = "report.
     """
     folder = Path(folder)
     page = render(load_results(folder) if results is None else results, folder)
-    return write_atomically(folder / name, page)
-
-
-def write_atomically(path: Path, page: str) -> Path:
-    """Write a page so that the file is the old one or the whole new one, and return its path."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_text(page, encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return path
+    write_text(folder / name, page)
+    return folder / name
 
 
 def make_environment() -> Environment:

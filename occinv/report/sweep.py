@@ -16,11 +16,12 @@ from rich.table import Table
 
 from occinv.report import svg
 from occinv.report.figures import style_axes
-from occinv.report.html import Plot, as_plot, make_environment, readable_date, write_atomically
+from occinv.report.html import Plot, as_plot, make_environment, readable_date
 from occinv.report.results import MISSING
 from occinv.report.statistics import Comparison, paired_t
 from occinv.report.table import console_of_width
 from occinv.schema import UserError, nearest
+from occinv.train.disk import write_text
 
 FILE = "sweep.json"
 # The metric that a sweep compares, unless it is given: the first that is measured.
@@ -293,4 +294,5 @@ def write_page(results: SweepResults, folder: Path) -> Path:
             interval=interval_text,
         )
     )
-    return write_atomically(folder / "report.html", page)
+    write_text(folder / "report.html", page)
+    return folder / "report.html"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,9 +24,10 @@ from occinv.reproduce.run import FAILED, Stage, Work, load_experiment
 from occinv.reproduce.run_table import Written, run_all
 from occinv.schema import UserError
 from occinv.train.check import check_config
+from occinv.train.disk import read_json, write_json
 from occinv.train.lock import locked
 from occinv.train.records import FOLDER, read_records
-from occinv.train.workdir import RESULT, write_json
+from occinv.train.workdir import read_result
 
 Setting = dict[str, Any]  # values by the path of a field
 
@@ -166,7 +166,7 @@ def collect(sweep: Sweep, runs: Sequence[SweepRun]) -> SweepResults:
                 setting,
                 [found[run.folder].get(metric) for run in own],
                 own[0].stage.command,
-                json.loads(failed[0].read_text())["error"] if failed else None,
+                read_json(failed[0])["error"] if failed else None,
             )
         )
     return SweepResults(
@@ -185,9 +185,10 @@ def read_metrics(workdir: Path) -> dict[str, float]:
 
     Values of evaluators have the name `LABEL/VALUE`, as in TensorBoard.
     """
-    if not (workdir / RESULT).exists():
+    result = read_result(workdir)
+    if result is None:
         return {}
-    metrics: dict[str, float] = json.loads((workdir / RESULT).read_text())["metrics"]
+    metrics: dict[str, float] = dict(result["metrics"])
     for path in sorted((workdir / FOLDER).glob("*.json")):
         for record in read_records(path):
             named = {f"{path.stem}/{name}": value for name, value in record.values.items()}

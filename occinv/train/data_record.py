@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import logging
 import zlib
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ from occinv.data.source import Source
 from occinv.data.subset import Subset
 from occinv.schema import UserError
 from occinv.train import workdir as files
+from occinv.train.disk import read_json, write_bytes, write_json
 
 log = logging.getLogger("occinv.train")
 
@@ -54,10 +54,10 @@ def check_data(workdir: Path, sources: Sources, accept: bool = False) -> dict[st
     path = workdir / DATA
     if not path.exists():
         return now
+    before = read_json(path)
     try:
-        before = json.loads(path.read_text())
         prints = {part: found["fingerprint"] for part, found in before.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is damaged: {error!r}. Delete it if the data are the same."
         ) from error
@@ -79,8 +79,8 @@ def write_data(workdir: Path, sources: Sources, description: dict[str, Any]) -> 
     if isinstance(training, Subset):
         files.record_images(workdir, training.lines())
     lines = (f"{part}\t{line}\n" for part, source in sources.items() for line in source.files())
-    (workdir / LISTING).write_bytes(gzip.compress("".join(lines).encode(), 1, mtime=0))
-    files.write_json(workdir / DATA, description)  # last: without it the others do not count
+    write_bytes(workdir / LISTING, gzip.compress("".join(lines).encode(), 1, mtime=0))
+    write_json(workdir / DATA, description)  # last: without it the others do not count
 
 
 def _changes(

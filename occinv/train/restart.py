@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -32,13 +31,11 @@ def restart(init_from: str, shapes: TrainState, seed: int) -> TrainState:
     Raises:
       UserError: The earlier run has another objective, optimizer or shape.
     """
-    path = Path(init_from).expanduser()
-    workdir = next(p for p in (path, *path.parents[:2]) if (p / files.CONFIG).exists())
-    step = int(path.name) if path.parent.name == files.CHECKPOINTS else None
     template = as_items(jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes))
-    with Checkpoints(workdir / files.CHECKPOINTS, read_only=True) as checkpoints:
+    folder = files.workdir_of(init_from) / files.CHECKPOINTS
+    with Checkpoints(folder, read_only=True) as checkpoints:
         try:
-            _, items = checkpoints.restore(template, step)
+            _, items = checkpoints.restore(template, files.step_of(init_from))
         except UserError as error:
             raise UserError(f"init=state: {error} Or use init=params") from None
     state = TrainState(params=items["params"], **items["rest"])

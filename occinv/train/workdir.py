@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from occinv import schema
+from occinv.config import CONFIG, find_workdir
 from occinv.data.identity import Images
 from occinv.objectives.base import Objective, objective_of
 from occinv.schema import UserError
@@ -36,7 +37,7 @@ from occinv.train.manifest import Damaged, RunIdentity, seal
 
 log = logging.getLogger("occinv.train")
 
-CONFIG, CHECKPOINTS, METRICS, RESULT = "config.json", "checkpoints", "metrics.jsonl", "result.json"
+CHECKPOINTS, METRICS, RESULT = "checkpoints", "metrics.jsonl", "result.json"
 IMAGES, PROFILE = "images.tsv", "profile"
 
 # Fields that may change when a run is resumed, because its results do not depend on them.
@@ -272,6 +273,26 @@ def as_json(experiment: schema.Experiment) -> dict[str, Any]:
     return json.loads(json.dumps(schema.plain(dataclasses.asdict(experiment))))
 
 
+def workdir_of(path: str | Path) -> Path:
+    """Return the workdir of a workdir, its `checkpoints` folder, or a step in it.
+
+    Raises:
+      UserError: The path does not belong to a run.
+    """
+    found = find_workdir(path)
+    if found is None:
+        raise UserError(
+            f"{path} is not the workdir of a run; expected a file {Path(path) / CONFIG}"
+        )
+    return found
+
+
+def step_of(path: str | Path) -> int | None:
+    """Return the step that a path names: `WORKDIR/checkpoints/STEP`; None for other paths."""
+    path = Path(path)
+    return int(path.name) if path.parent.name == CHECKPOINTS and path.name.isdecimal() else None
+
+
 def load_run(path: str | Path, step: int | None = None) -> TrainedRun:
     """Read a run at its newest good checkpoint, or at `step`.
 
@@ -282,11 +303,8 @@ def load_run(path: str | Path, step: int | None = None) -> TrainedRun:
     Raises:
       UserError: There is no such run, or it cannot be read.
     """
-    workdir = Path(path).expanduser()
-    if workdir.parent.name == CHECKPOINTS and workdir.name.isdecimal():
-        workdir, step = workdir.parent, int(workdir.name)
-    if workdir.name == CHECKPOINTS:
-        workdir = workdir.parent
+    workdir = workdir_of(path)
+    step = step_of(path) if step is None else step
     experiment, classes, identity = read_config(workdir)
     objective = objective_of(experiment, len(classes))
     with Checkpoints(workdir / CHECKPOINTS, read_only=True, run=identity) as checkpoints:

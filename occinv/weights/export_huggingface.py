@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from occinv.models.decoder import Decoder
 from occinv.objectives.classification import Classification
@@ -166,6 +166,6 @@ def _apart(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def write_folder(folder: Path, arrays: Mapping[str, np.ndarray], model: HuggingFaceModel) -> None:
     """Write the folder of a model."""
     folder.mkdir()
-    save_file(dict(arrays), folder / "model.safetensors", {"format": "pt"})
+    (folder / "model.safetensors").write_bytes(save(dict(arrays), {"format": "pt"}))
     for name, content in ((CONFIG, model.config), (PREPROCESSOR, model.preprocessor)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from occinv.models.vit import ViT
 from occinv.objectives.classification import Classification
@@ -72,7 +72,7 @@ def export_weights(path: str | Path, target: Target, file: Path) -> str:
     elif target == "big_vision":
         arrays = big_vision_names.from_pytorch(arrays, encoder.heads)
         load = "load with big_vision.models.vit.load"
-    # save_file ignores strides.
+    # safetensors ignores strides.
     arrays = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
 
     file.absolute().parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def export_weights(path: str | Path, target: Target, file: Path) -> str:
     try:
         if target == "timm":
             metadata = {name: str(getattr(encoder, name)) for name in METADATA}
-            save_file(arrays, partial, {"format": "pt"} | metadata)
+            partial.write_bytes(save(arrays, {"format": "pt"} | metadata))
         elif target == "huggingface":
             write_folder(partial, arrays, model)
         else:

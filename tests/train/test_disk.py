@@ -38,6 +38,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch) -> None
     with pytest.raises(OSError, match="full"):
         write_json(path, 2)
     assert read_json(path) == 1
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(
@@ -54,18 +55,18 @@ def test_a_damaged_file_is_named(tmp_path: Path, content: bytes, said: str) -> N
 
 @pytest.mark.parametrize("name", ["ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES"])
 def test_an_error_of_the_disk_says_what_to_do(name: str) -> None:
-    error = OSError(getattr(errno, name), "reason", "/work/run/file")
+    error = OSError(getattr(errno, name), "reason", "/data/run/file")
     wrapped = RuntimeError("a thread failed")
     wrapped.__cause__ = ValueError("x")
     wrapped.__cause__.__context__ = error
     text = ValueError(
-        'OUT_OF_RANGE: Error writing "x/0" in OCDBT database at local file "/work/run": Failed '
-        'writing: "/work/run/file": Failed to write 9 bytes to file 7: reason '
+        'OUT_OF_RANGE: Error writing "x/0" in OCDBT database at local file "/data/run": Failed '
+        'writing: "/data/run/file": Failed to write 9 bytes to file 7: reason '
         f"[os_error_code='{error.errno}']\nmore"
     )
     for each in (error, wrapped, text, ExceptionGroup("several", [KeyError("x"), error])):
         line = disk_problem(each)
-        assert line is not None and line.startswith("cannot write: /work/run/file: ")
+        assert line is not None and line.startswith("cannot write: /data/run/file: ")
         assert "run the same command" in line and "\n" not in line
     for other in (ValueError("x"), OSError(errno.ENOENT, "no file", "/x"), KeyError(name + "S")):
         assert disk_problem(other) is None
