@@ -16,9 +16,10 @@ from typing import Any, Literal, NamedTuple
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from occinv.schema import Duration
+from occinv.schema import FLOAT32, INT32, INT53, Duration
+from occinv.sections import dataclass_in
 
-LIMITS = (2**31, 2**53, 3e38)  # of the dtypes; not worth a word
+LIMITS = (INT32, INT53, FLOAT32)  # of every number, so they are not printed
 SIGNS = {Ge: (">=", "ge"), Gt: (">", "gt"), Le: ("<=", "le"), Lt: ("<", "lt")}
 
 
@@ -81,10 +82,8 @@ def meanings(cls: type) -> dict[str, str]:
 
 def section_of(hint: Any) -> type | None:
     """Return the dataclass in a type such as `Appearance | None`; a Duration is not a section."""
-    for choice in (hint, *typing.get_args(hint)):
-        if isinstance(choice, type) and dataclasses.is_dataclass(choice):
-            return None if choice is Duration else choice
-    return None
+    found = dataclass_in(hint)
+    return None if found is Duration else found
 
 
 def type_text(hint: Any) -> str:

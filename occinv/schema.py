@@ -24,14 +24,15 @@ Choice = Literal["random", "one_class", "one_per_class"]
 RelativePosition = Literal["shared", "block"]
 Attention = Literal["auto", "xla", "pallas", "cudnn"]
 
-# Numbers are at most what int32 and float32 hold, and never nan or infinite.
-Count = Annotated[int, Ge(1), Lt(2**31)]
-Natural = Annotated[int, Ge(0), Lt(2**31)]
+# Numbers are at most what their dtypes hold, and never nan or infinite.
+INT32, INT53, FLOAT32 = 2**31, 2**53, 3e38
+Count = Annotated[int, Ge(1), Lt(INT32)]
+Natural = Annotated[int, Ge(0), Lt(INT32)]
 Width = Annotated[int, Ge(1), Le(2**16)]
 Depth = Annotated[int, Ge(1), Le(1000)]
 Side = Annotated[int, Ge(1), Le(2**14)]
-NonNegative = Annotated[float, Ge(0), Le(3e38)]
-Positive = Annotated[float, Gt(0), Le(3e38)]
+NonNegative = Annotated[float, Ge(0), Le(FLOAT32)]
+Positive = Annotated[float, Gt(0), Le(FLOAT32)]
 Fraction = Annotated[float, Gt(0), Le(1)]
 Area = Annotated[float, Ge(1e-4), Le(1)]
 Rate = Annotated[float, Ge(0), Lt(1)]
@@ -55,7 +56,7 @@ class Duration:
     EXPECTED: ClassVar[str] = "a length; set {path}.steps, .examples or .epochs"
 
     steps: Natural | None = None
-    examples: Annotated[int, Ge(0), Lt(2**53)] | None = None
+    examples: Annotated[int, Ge(0), Lt(INT53)] | None = None
     epochs: NonNegative | None = None
     share: Probability | None = None
 

@@ -87,7 +87,9 @@ def from_mapping(cls: type[T], section: Any, path: str, **given: Any) -> T:
     dot = f"{path}." if path else ""
     for name in section:
         if name not in fields:
-            raise UserError(f"unknown field {dot + name!r}{nearest(name, fields)}")
+            below = _paths_below(hints, name)
+            hint = f" (did you mean {dot + below[0]!r}?)" if below else nearest(name, fields)
+            raise UserError(f"unknown field {dot + name!r}{hint}")
     for name, field in fields.items():
         required = field.default is field.default_factory is dataclasses.MISSING
         if required and name not in section:
@@ -99,12 +101,27 @@ def from_mapping(cls: type[T], section: Any, path: str, **given: Any) -> T:
     return built
 
 
+def _paths_below(hints: Mapping[str, Any], name: str) -> list[str]:
+    """Return the paths of the fields called `name` in the sections one level below."""
+    sections = {field: dataclass_in(hint) for field, hint in hints.items()}
+    return [
+        f"{field}.{name}"
+        for field, section in sections.items()
+        if section is not None and name in {f.name for f in dataclasses.fields(section)}
+    ]
+
+
+def dataclass_in(hint: Any) -> Any:
+    """Return the dataclass in a type such as `Duration | None`, or None."""
+    choices = (hint, *typing.get_args(hint))
+    found = (t for t in choices if isinstance(t, type) and dataclasses.is_dataclass(t))
+    return next(found, None)
+
+
 def _value(hint: Any, value: Any, path: str) -> Any:
     """Check `value` against the type `hint`, and build a section."""
     choices = (hint, *typing.get_args(hint))
-    section = next(
-        (t for t in choices if isinstance(t, type) and dataclasses.is_dataclass(t)), None
-    )
+    section = dataclass_in(hint)
     if section is not None and not (value is None and type(None) in choices):
         return from_mapping(section, value, path)
     import pydantic  # here, so that `occinv --help` stays fast

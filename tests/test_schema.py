@@ -65,6 +65,8 @@ def test_an_experiment_survives_its_own_fields() -> None:
     ("path", "value", "said"),
     [
         ("sede", 1, "unknown field 'sede' (did you mean 'seed'?)"),
+        ("train.steps", 8, "unknown field 'train.steps' (did you mean 'train.duration.steps'?)"),
+        ("batch_size", 8, "unknown field 'batch_size' (did you mean 'train.batch_size'?)"),
         ("train.batch_sise", 8, "unknown field 'train.batch_sise' (did you mean 'batch_size'?)"),
         ("train.duration", {"step": 8}, "'train.duration.step' (did you mean 'steps'?)"),
         ("train.batch_size", "eight", "train.batch_size='eight', expected a valid integer"),

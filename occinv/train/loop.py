@@ -8,13 +8,11 @@ finish    the last evaluation and checkpoint, and result.json
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import logging
 import math
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,6 +26,7 @@ from occinv.schema import Experiment, UserError
 from occinv.train import workdir as files
 from occinv.train.agree import agree, data_facts, on_first_process, software
 from occinv.train.checkpoints import Checkpoints
+from occinv.train.clock import Clock
 from occinv.train.data_record import check_data, write_data
 from occinv.train.disk import RunFailed
 from occinv.train.evaluation import make_evaluation, pictures
@@ -311,34 +310,6 @@ def run_steps(
         if evals is not None:
             evals.write(state, step, Writer())  # their numbers are in the log
     return step, metrics
-
-
-class Clock:
-    """Training speed since creation, without compilation, evaluation and writing a profile."""
-
-    def __init__(self) -> None:
-        self.steps = 0
-        self._start = time.monotonic()
-        self._waited = 0.0
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Count the time in this block as waiting for data."""
-        asked = time.monotonic()
-        yield
-        self._waited += time.monotonic() - asked
-
-    def exclude(self, seconds: float) -> None:
-        """Do not count these seconds."""
-        self._start += seconds
-
-    def rates(self, batch_size: int) -> dict[str, float]:
-        """Return images a second, and the fraction of time spent waiting for data."""
-        seconds = time.monotonic() - self._start
-        return {
-            "images_per_second": self.steps * batch_size / seconds,
-            "data_wait_fraction": self._waited / seconds,
-        }
 
 
 def raise_if_not_finite(run: Run, state: TrainState, checkpoints: Checkpoints) -> None:

@@ -132,9 +132,7 @@ def test_damaged_records(pets, tmp_path):
     said = r"run/data.json .*(Delete it if|move it away)"
     for content in ("", "{", "[]", '{"training": {}}', '{"training": 1}'):
         (tmp_path / "run" / DATA).write_text(content)
-        with pytest.raises(
-            UserError, match=r"run/data.json .*(Delete it if|move it away)"
-        ) as caught:
+        with pytest.raises(UserError, match=said) as caught:
             record(pets)
         assert "\n" not in str(caught.value)
 
