@@ -15,7 +15,7 @@ from typing import Any
 from occinv.config_error import config_error
 from occinv.schema import Duration, UserError, nearest, plain, resolve
 
-CONFIG = "config.json"  # of a workdir
+CONFIG, CHECKPOINTS = "config.json", "checkpoints"  # of a workdir
 CONFIGS = Path(__file__).parent / "configs"
 UNITS = {field.name for field in dataclasses.fields(Duration)}
 # Fields that a run takes from the run of `init_from`: its encoder has the same.
@@ -244,8 +244,10 @@ def find_workdir(path: str | Path) -> Path | None:
 
     None: the path does not belong to a run.
     """
-    folder = Path(path).expanduser()
-    return next((p for p in (folder, *folder.parents[:2]) if (p / CONFIG).is_file()), None)
+    path = Path(path).expanduser()
+    checkpoints = path.parent if path.name.isdecimal() else path
+    workdir = checkpoints.parent if checkpoints.name == CHECKPOINTS else path
+    return workdir if (workdir / CONFIG).is_file() else None
 
 
 def stored_config(run: str) -> dict[str, Any] | None:

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from occinv import schema
-from occinv.config import CONFIG, find_workdir
+from occinv.config import CHECKPOINTS, CONFIG, find_workdir
 from occinv.data.identity import Images
 from occinv.objectives.base import Objective, objective_of
 from occinv.schema import UserError
@@ -37,7 +37,7 @@ from occinv.train.manifest import Damaged, RunIdentity, seal
 
 log = logging.getLogger("occinv.train")
 
-CHECKPOINTS, METRICS, RESULT = "checkpoints", "metrics.jsonl", "result.json"
+METRICS, RESULT = "metrics.jsonl", "result.json"
 IMAGES, PROFILE = "images.tsv", "profile"
 
 # Fields that may change when a run is resumed, because its results do not depend on them.
