@@ -27,6 +27,7 @@ Attention = Literal["auto", "xla", "pallas", "cudnn"]
 # Numbers are at most what their dtypes hold, and never nan or infinite.
 INT32, INT53, FLOAT32 = 2**31, 2**53, 3e38
 Count = Annotated[int, Ge(1), Lt(INT32)]
+Several = Annotated[int, Ge(2), Lt(INT32)]
 Natural = Annotated[int, Ge(0), Lt(INT32)]
 Width = Annotated[int, Ge(1), Le(2**16)]
 Depth = Annotated[int, Ge(1), Le(1000)]

@@ -37,6 +37,7 @@ def chunked_info_nce(
     key_chunk: int | None = None,
     mesh: Mesh | None = None,
     present: jax.Array | None = None,
+    group: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Compute Eq. (9), as `info_nce` of `similarities`, and whether each positive is nearest.
 
@@ -53,11 +54,21 @@ def chunked_info_nce(
       mesh: The devices that share the images equally (`parallel.by_image`); None: one device.
       present: bool [B, T], the keys that exist; the others are no negatives. A query whose own key
         does not exist has no meaningful loss. None: all exist.
+      group: Contrast each image only with the images of its group: so many consecutive images of
+        the batch, which they divide. None: with the whole batch.
 
     Returns:
       loss float32 [B, T], and agreement float32 [B, T], 1 where no other key is nearer than the
       positive (of equally near keys the first counts, as in `argmax`) and 0 elsewhere.
     """
+    if group is not None:
+        # The compiler places the groups on the devices, so there is no ring.
+        arrays = queries, keys, jnp.ones(keys.shape[:2], bool) if present is None else present
+        groups = (x.reshape(-1, group, *x.shape[1:]) for x in arrays)
+        found = jax.vmap(
+            lambda q, k, p: chunked_info_nce(q, k, negatives, temperature, key_chunk, present=p)
+        )(*groups)
+        return found[0].reshape(queries.shape[:2]), found[1].reshape(queries.shape[:2])
     queries, keys = unit(queries), unit(keys)
     if present is not None:
         # One more coordinate lowers the cosine with an absent key so far that its exp is 0.

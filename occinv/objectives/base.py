@@ -263,4 +263,14 @@ def make_objective(section: Mapping[str, Any], setting: Setting) -> Objective:
 def objective_of(experiment: Experiment, num_classes: int = 2, total_steps: int = 1) -> Objective:
     """Build the objective of an experiment on one device, without its data."""
     encoder = make_vit(experiment.encoder, experiment.data.image_size)
-    return make_objective(experiment.objective, Setting(encoder, num_classes, total_steps))
+    setting = Setting(encoder, num_classes, total_steps, batch_size=experiment.train.batch_size)
+    return make_objective(experiment.objective, setting)
+
+
+def check_contrast_group(group: int | None, setting: Setting) -> None:
+    """Raise UserError unless the batch consists of groups of `group` images."""
+    if group is not None and setting.batch_size % group:
+        raise schema.UserError(
+            f"objective.contrast_group={group}, expected a divisor of "
+            f"train.batch_size={setting.batch_size}"
+        )

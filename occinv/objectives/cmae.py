@@ -16,11 +16,19 @@ from occinv.models.decoder import restore
 from occinv.models.heads import HeadNorm, MlpHead
 from occinv.models.predictor import Predictor
 from occinv.models.vit import Features
-from occinv.objectives.base import Axes, Context, Networks, Objective, Terms, mean_terms
+from occinv.objectives.base import (
+    Axes,
+    Context,
+    Networks,
+    Objective,
+    Terms,
+    check_contrast_group,
+    mean_terms,
+)
 from occinv.objectives.ema import EMA
 from occinv.objectives.mae import describe
 from occinv.rng import fold, split
-from occinv.schema import Count, NonNegative, Probability, Rate, Temperature, Width
+from occinv.schema import Count, NonNegative, Probability, Rate, Several, Temperature, Width
 from occinv.transforms.color import ColorJitter
 from occinv.transforms.masking import kept_patches, paint, random_visible, visible_ids
 from occinv.transforms.mixing import mix
@@ -77,6 +85,8 @@ class CMAE(Objective):
       negatives: z'_j: the same `position` of the other images, the other tokens of the same
         `image`, or all tokens of the `batch`.
       key_chunk: Keys per chunk; it bounds memory and does not change the loss. None: all keys.
+      contrast_group: Contrast each image only within groups of so many images of the batch, so that
+        fewer negatives can be compared at an equal batch. None: within the whole batch.
       mask_token: Whether removed patches are replaced by a learned token or dropped.
       t2: The `complement` of T1, or the `identity`.
       predictor: q: an `mlp` of each token, or one transformer block with position `queries`, which
@@ -97,6 +107,7 @@ class CMAE(Objective):
     similarity: Literal["infonce", "byol"] = "infonce"
     negatives: Negatives = "position"
     key_chunk: Count | None = None
+    contrast_group: Several | None = None
     mask_token: bool = True
     t2: Literal["complement", "identity"] = "complement"
     predictor: Literal["mlp", "queries"] = "mlp"
@@ -112,6 +123,13 @@ class CMAE(Objective):
     cutmix: NonNegative = 0.0
 
     def __post_init__(self) -> None:
+        check_contrast_group(self.contrast_group, self.setting)
+        if self.contrast_group and (self.similarity == "byol" or self.negatives == "image"):
+            raise schema.UserError(
+                f"objective.contrast_group={self.contrast_group} selects negatives among other "
+                "images; use it with objective.similarity='infonce' and "
+                "objective.negatives='position' or 'batch'"
+            )
         if self.mask_ratio != 0:
             kept_patches(self.setting.encoder.num_patches, self.mask_ratio)
         if self.predictor == "queries":
@@ -248,7 +266,8 @@ class CMAE(Objective):
         else:
             options = self.negatives, self.temperature, self.key_chunk, self.setting.mesh
             # Chance level of the agreement: 1 / number of keys.
-            loss, metrics["agreement"] = chunked_info_nce(z1, z2, *options, keys)
+            found = chunked_info_nce(z1, z2, *options, keys, self.contrast_group)
+            loss, metrics["agreement"] = found
         means = {name: mean_over(value, compared) for name, value in metrics.items()}
         return Terms(mean_over(loss, compared), means)
 

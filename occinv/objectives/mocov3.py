@@ -19,12 +19,13 @@ from occinv.objectives.base import (
     Objective,
     ParamGroup,
     Terms,
+    check_contrast_group,
     mean_terms,
 )
 from occinv.objectives.dino import augmented_views
 from occinv.objectives.ema import EMA
 from occinv.rng import fold
-from occinv.schema import Count, Probability, Temperature, Width
+from occinv.schema import Count, Probability, Several, Temperature, Width
 from occinv.transforms.color import Appearance
 from occinv.transforms.view import View
 
@@ -46,6 +47,8 @@ class MoCoV3(Objective):
     Attributes:
       temperature: The temperature τ of InfoNCE.
       key_chunk: Keys per chunk; it bounds memory and does not change the loss. None: all keys.
+      contrast_group: Contrast each image only within groups of so many images of the batch. None:
+        within the whole batch.
       momentum: The momentum of the EMA target at the start; it grows to 1 along a cosine.
       head_hidden, head_out: The size of projector (three layers) and predictor (two).
       freeze_patch_embed: Whether the patch projection keeps its initial values, for stability.
@@ -54,12 +57,16 @@ class MoCoV3(Objective):
 
     temperature: Temperature = 0.2
     key_chunk: Count | None = None
+    contrast_group: Several | None = None
     momentum: Probability = 0.99
     head_hidden: Width = 4096
     head_out: Width = 256
     freeze_patch_embed: bool = True
     first: Appearance = Appearance(blur=1.0)
     second: Appearance = Appearance(blur=0.1, solarize=0.2)
+
+    def __post_init__(self) -> None:
+        check_contrast_group(self.contrast_group, self.setting)
 
     @property
     def axes(self) -> Axes:
@@ -113,9 +120,14 @@ class MoCoV3(Objective):
 
     def measure(self, query: jax.Array, key: jax.Array) -> Terms:
         """Twice 2τ · InfoNCE of [B, head_out]: the mean of two directions is then their sum."""
-        tokens = query[:, None], key[:, None]
         loss, agrees = chunked_info_nce(
-            *tokens, "position", self.temperature, self.key_chunk, self.setting.mesh
+            query[:, None],
+            key[:, None],
+            "position",
+            self.temperature,
+            self.key_chunk,
+            self.setting.mesh,
+            group=self.contrast_group,
         )
         metrics = {"similarity": cosine(query, key), "agreement": agrees[:, 0]}
         return Terms(2 * (2 * self.temperature) * loss[:, 0], metrics)

@@ -128,6 +128,23 @@ def test_the_number_of_devices_changes_nothing(negatives: str, devices: int) -> 
     assert_same(found, differentiated(functools.partial(contrast, mesh=None), queries, keys), 1e-6)
 
 
+@pytest.mark.parametrize(("devices", "key_chunk"), [(1, None), (1, 3), (4, 3)])
+@pytest.mark.parametrize("negatives", ["position", "batch"])
+def test_a_group_is_a_batch_of_its_own(negatives: str, devices: int, key_chunk: int | None) -> None:
+    queries, keys, _ = example(negatives, 0.2, 0.3)
+    mesh = parallel.make_mesh(jax.devices()[:devices])
+    present = np.random.default_rng(3).random((BATCH, TOKENS)) < 0.7
+    options: Any = negatives, 0.2, key_chunk, mesh
+    found = jax.jit(lambda *arrays: chunked_info_nce(*arrays[:2], *options, arrays[2], group=4))(
+        *parallel.put_batch(mesh, (queries, keys, present))
+    )
+    for images in (slice(0, 4), slice(4, 8)):
+        each = queries[images], keys[images], negatives, 0.2, None, None, present[images]
+        for value, expected in zip(found, chunked_info_nce(*each), strict=True):
+            compared = present[images]
+            np.testing.assert_allclose(value[images][compared], expected[compared], rtol=1e-4)
+
+
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("negatives", NEGATIVES)
 def test_the_first_of_equal_keys_counts_as_the_nearest(negatives: str, devices: int) -> None:
