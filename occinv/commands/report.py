@@ -22,10 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, rest: list[str]) -> int:
     """Run `occinv report` and return the exit status."""
     from occinv.report.compare import compare, report
-    from occinv.report.table import markdown_table
+    from occinv.report.matrix import markdown
 
     if options.markdown:
-        print(markdown_table(compare(options.folders)))
+        print(markdown(compare(options.folders)))
     else:
         print(report(options.folders, options.out))
     return 0

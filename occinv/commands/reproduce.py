@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 
 from occinv.commands.options import to_path
@@ -42,6 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
              "below 1 (default: %(default)s).")
     add("--images", type=int, metavar="N",
         help="Pretrain on N images in Tables 7 and 8 (default: depends on --scale).")
+    add("--plan", metavar="SLICE",
+        help="Plan the pretraining of each row at scale paper on this TPU slice or these GPUs, as "
+             "occinv plan does, instead of running it.")
     add("--jobs", nargs=3, metavar=("K", "of", "N"),
         help="Start as worker K of N workers that share the workdir.")
     add("--add", action="append", default=[], metavar="NAME=WORKDIR",
@@ -72,4 +76,10 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
         parse_overrides(rest),
         command=shlex.join(["occinv", *options.arguments]),
     )
+    if options.plan is not None:
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")  # it needs no accelerator of this machine
+        from occinv.plan.chips import describe_slice
+        from occinv.reproduce.plan_table import plan_table
+
+        return plan_table(run, describe_slice(options.plan))
     return reproduce(run, parse_jobs(options.jobs), join(options))

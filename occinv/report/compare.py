@@ -14,6 +14,7 @@ from occinv import schema
 from occinv.config import CONFIG, find_workdir
 from occinv.evaluators.base import Record
 from occinv.report.html import write_html
+from occinv.report.matrix import print_results
 from occinv.report.measured import Columns, curves_of, fill, floor_rows, records_of
 from occinv.report.read_run import (
     encoder_text,
@@ -37,7 +38,6 @@ from occinv.report.results import (
     load_results,
     setting_name,
 )
-from occinv.report.table import print_results
 from occinv.schema import UserError
 from occinv.train.records import FOLDER
 from occinv.train.workdir import RESULT, as_json, differences

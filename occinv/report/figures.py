@@ -180,7 +180,7 @@ def cka_by_ratio(results: Results) -> Figure | None:
                 label=name,
                 **row_style(results, row),
             )
-    _add_legend(figure, labeled)
+    add_legend(figure, labeled)
     return figure
 
 
@@ -229,7 +229,7 @@ def training_curves(results: Results, stage: str) -> Figure | None:
             )
     _write_if_empty(loss, "training loss")
     _write_if_empty(accuracy, "validation accuracy")
-    _add_legend(figure, labeled)
+    add_legend(figure, labeled)
     return figure
 
 
@@ -339,7 +339,8 @@ def _color_bar(figure: Figure, panels: list[Axes], ratios: list[float], ramp: np
     bar.outline.set_visible(False)
 
 
-def _add_legend(figure: Figure, labeled: Mapping[str, Artist]) -> None:
+def add_legend(figure: Figure, labeled: Mapping[str, Any]) -> None:
+    """Add a legend to the right of the figure, from artists by name."""
     figure.legend(
         list(labeled.values()),
         [textwrap.fill(name, 28) for name in labeled],

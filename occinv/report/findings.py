@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 from occinv.evaluators import QUOTED_RATIO, quoted_place
 from occinv.report import statistics
+from occinv.report.batch_size import DECIDES, curves, steps_of, verdict_of
 from occinv.report.differences import (
     Relation,
     difference,
@@ -56,6 +57,7 @@ def findings(results: Results) -> list[Finding]:
         *(cka_finding(results, encoder, adjusted) for encoder in ENCODERS),
         comparison_note(results, adjusted),
         psnr_finding(results),
+        *batch_findings(results, adjusted),
         budget_note(results),
     ]
     return [finding for finding in found if finding is not None]
@@ -70,6 +72,11 @@ def adjusted_p_values(results: Results) -> dict[Pair, float]:
         if results.baseline is not None
     ]
     pairs += [((c.row, c.than, c.column, c.relation), c.within) for c in results.claims]
+    pairs += [
+        ((row.key, smaller.key, DECIDES, "above"), 0.0)
+        for curve in curves(results)
+        for row, smaller in steps_of(curve)
+    ]
     pairs += [
         ((row.key, first.key, column.key, "above"), 0.0)
         for row, first, column in compared_pairs(results)
@@ -227,7 +234,8 @@ def cka_finding(results: Results, encoder: str, adjusted: dict[Pair, float]) -> 
 def compared_pairs(results: Results) -> list[tuple[Row, Row, Column]]:
     """The pairs of a comparison without claims: every row with the first, in every % column."""
     rows = [row for row in results.rows if not row.is_floor]
-    if results.claims or results.baseline is not None or not results.same_data:
+    is_judged = results.claims or results.baseline is not None or results.layout == "batch"
+    if is_judged or not results.same_data:
         return []
     columns = [column for column in results.columns if column.unit == "%"]
     return [
@@ -250,6 +258,12 @@ def comparison_note(results: Results, adjusted: dict[Pair, float]) -> Finding | 
         return None
     first = results.rows[0]
     return Finding(f"Differences from {first.name}", "note", details)
+
+
+def batch_findings(results: Results, adjusted: dict[Pair, float]) -> list[Finding]:
+    """Up to which batch size each objective gains."""
+    found = (verdict_of(results, curve, adjusted) for curve in curves(results))
+    return [Finding(text, "note", details) for text, details in filter(None, found)]
 
 
 def psnr_finding(results: Results) -> Finding | None:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from occinv.evaluators import QUOTED_RATIO
 from occinv.report import figures, svg
+from occinv.report.batch_size import by_batch_size
 from occinv.report.findings import findings
 from occinv.report.results import (
     ENCODERS,
@@ -137,13 +138,16 @@ def cka(results: Results, row: Row, encoder: str) -> str:
 
 def _plots(results: Results) -> dict[str, Plot | None]:
     """The figures by name; None where there is nothing to draw."""
+    is_batch = results.layout == "batch"  # it has too many rows for a panel or a line for each
     drawn = {
-        "accuracies": figures.accuracies(results),
-        "cka_by_block": figures.cka_by_block(results),
-        "cka_by_ratio": figures.cka_by_ratio(results),
+        "batch_size": by_batch_size(results),
+        "accuracies": None if is_batch else figures.accuracies(results),
+        "cka_by_block": None if is_batch else figures.cka_by_block(results),
+        "cka_by_ratio": None if is_batch else figures.cka_by_ratio(results),
         "pretrain": figures.pretraining_losses(results),
     }
-    drawn |= {key: figures.training_curves(results, key) for key in STAGES if key != "pretrain"}
+    stages = [] if is_batch else [key for key in STAGES if key != "pretrain"]
+    drawn |= {key: figures.training_curves(results, key) for key in stages}
     return {
         name: None if figure is None else as_plot(figure, name) for name, figure in drawn.items()
     }

@@ -26,6 +26,7 @@ STAGES = {
     "linear": "Linear probe",
 }
 
+Layout = Literal["table", "axes", "batch"]
 Points = list[tuple[int, float | None]]  # (step, value); None is not finite
 Settings = dict[str, str | int | list[int]]
 
@@ -37,14 +38,16 @@ class Column:
     Attributes:
       key: The key in `Row.values` and `Row.paper`.
       heading: The heading of its table column.
-      unit: `%` or `dB`. Accuracies are stored in [0, 1] and printed in %.
+      unit: `%`, `dB`, or empty. Accuracies are stored in [0, 1] and printed in %.
       about: A phrase that defines it, for the table's caption.
+      decimals: The digits after the point.
     """
 
     key: str
     heading: str
     unit: str
     about: str = ""
+    decimals: int = 1
 
 
 PSNR = Column("psnr", "PSNR dB", "dB", "reconstruction with the visible patches pasted")
@@ -160,6 +163,9 @@ class Row:
       cka: CKA curves by the keys of `ENCODERS`.
       reconstructions: Paths of pictures by kind: `original`, `masked`, `reconstructed`.
       is_floor: Whether it is an encoder that has not learned anything, for comparison.
+      batch_size: The images of a pretraining step, in a table of batch sizes.
+      curve: The name of its curve over the batch size: its objective.
+      budgets: The comparisons of batch sizes that it is part of: `equal epochs`, `equal steps`.
     """
 
     name: str
@@ -185,6 +191,9 @@ class Row:
     cka: dict[str, CkaCurves | None] = field(default_factory=dict)
     reconstructions: list[dict[str, str]] = field(default_factory=list)
     is_floor: bool = False
+    batch_size: int | None = None
+    curve: str = ""
+    budgets: list[str] = field(default_factory=list)
 
     @property
     def stages(self) -> dict[str, StageRecord]:
@@ -239,7 +248,8 @@ class Results:
         images.
       paper_setting: The model and the data of the paper's numbers.
       notes: Sentences for the caption.
-      by_axes: Print a matrix of T1, T2 and target by M instead of a table.
+      layout: `table`; `axes`, a matrix of T1, T2 and target by M; or `batch`, a matrix of
+        objectives by batch size.
       same_data: Whether all rows were measured on the same data, so that they can be compared.
     """
 
@@ -254,7 +264,7 @@ class Results:
     settings: Settings = field(default_factory=dict)
     paper_setting: str = PAPER_SETTING
     notes: list[str] = field(default_factory=list)
-    by_axes: bool = False
+    layout: Layout = "table"
     claims: list[Claim] = field(default_factory=list)
     same_data: bool = True
 

@@ -61,7 +61,8 @@ def value_text(row: Row, column: Column) -> str:
         return MISSING
     mean, std = mean_and_std(values)
     mark = "§" if column.key in row.on_training else ""
-    return (f"{mean:.1f}" if std is None else f"{mean:.1f} ± {std:.1f}") + mark
+    texts = [f"{value:.{column.decimals}f}" for value in (mean, std) if value is not None]
+    return " ± ".join(texts) + mark
 
 
 def cka_text(row: Row, encoder: str) -> str:
@@ -159,47 +160,6 @@ def cka_caption(results: Results) -> list[tuple[str, str]]:
 def caption_text(results: Results) -> str:
     """The caption as one paragraph."""
     return " ".join(f"{term}: {text}" if term else text for term, text in caption(results))
-
-
-def print_results(results: Results, console: Console | None = None) -> None:
-    """Print the results as a matrix if they are `by_axes`, and as a table otherwise."""
-    (print_matrix if results.by_axes else print_table)(results, console)
-
-
-def print_matrix(results: Results, console: Console | None = None) -> None:
-    """Print fine-tuned accuracy and the CKA of the pretrained encoder, in 100 columns at most.
-
-    Rows without axes, such as random initialization, are printed in the caption.
-    """
-    console = console_of_width(console)
-    lines: dict[str, dict[str, str]] = {}
-    without_axes = []
-    for row in results.rows:
-        if row.measure == MISSING:
-            without_axes.append(f"{row.name}: {_matrix_cell(results, row)}.")
-            continue
-        # The target decides whether cross-entropy is centered, and each target has its own line.
-        measure = row.measure.removeprefix("centered ")
-        line = lines.setdefault(f"{row.t1} → {row.t2}, {row.target}", {})
-        line[measure] = _matrix_cell(results, row)
-    about = [*without_axes, "Cells: FT % · CKA of the pretrained encoder.", caption_text(results)]
-    table = framed_table(results, " ".join(about), console)
-    table.add_column("T1 → T2, target")
-    measures = list(dict.fromkeys(measure for line in lines.values() for measure in line))
-    for measure in measures:
-        table.add_column(Text(measure), justify="right")
-    for axes, line in lines.items():
-        table.add_row(*map(Text, (axes, *(line.get(measure, "") for measure in measures))))
-    console.print(table)
-    print_errors(results, console)
-
-
-def _matrix_cell(results: Results, row: Row) -> str:
-    """`85.3 · 0.912`, with a dash for a missing value."""
-    column = results.column("finetune")
-    if row.status == "failed" or column is None:
-        return row.status
-    return f"{value_text(row, column)} · {cka_text(row, 'pretrained')}"
 
 
 def print_table(results: Results, console: Console | None = None) -> None:

@@ -16,6 +16,7 @@ import jax
 from occinv.data.open_source import open_source
 from occinv.evaluators.base import Record
 from occinv.objectives.base import objective_of
+from occinv.report import course
 from occinv.report.measured import QUANTITIES, curves_of, floor_rows
 from occinv.report.read_run import (
     encoder_text,
@@ -30,7 +31,8 @@ from occinv.reproduce.specs import COLUMNS, LINEAR, RowSpec
 from occinv.schema import Experiment
 from occinv.train.disk import read_json
 from occinv.train.records import read_records
-from occinv.train.workdir import RESULT
+from occinv.train.workdir import METRICS, RESULT
+from occinv.train.writers import read_scalars
 
 
 def collect_results(run: TableRun) -> Results:
@@ -51,7 +53,7 @@ def collect_results(run: TableRun) -> Results:
         settings=read_settings(last_stage.experiment) | {"seeds": list(range(run.seeds))},
         paper_setting=table.paper_setting,
         notes=list(table.notes),
-        by_axes=table.by_axes,
+        layout=table.layout,
         claims=[claim for claim in table.claims if {claim.row, claim.than} <= keys],
     )
 
@@ -90,6 +92,7 @@ def make_row(spec: RowSpec, run: TableRun) -> Row:
     """Make one row. Fields that have not been measured keep their defaults."""
     row = Row(spec.name, spec.key, paper=dict(spec.paper), paper_epochs=spec.epochs)
     row.cka = dict.fromkeys(ENCODERS)
+    row.batch_size, row.curve, row.budgets = spec.batch_size, spec.curve, list(spec.budgets)
     if spec.method is None:
         return row
     trials = [Trial(spec.method, seed, run) for seed in range(run.seeds)]
@@ -132,6 +135,10 @@ def read_values(trials: Sequence[Trial]) -> dict[str, list[float]]:
                 keys = dict(zip(LINEAR, names, strict=True))
             for column, key in keys.items():
                 found[column] = [r["metrics"][key] for r in results if key in r["metrics"]]
+    if trials[0].run.table.at_once is not None:
+        courses = [read_course(trial.stages["pretrain"].workdir) for trial in trials]
+        for key in (column.key for column in course.COLUMNS):
+            found[key] = [values[key] for values in courses if key in values]
     for name, quantities in (
         ("psnr", QUANTITIES["psnr"]),
         ("occlusion", QUANTITIES["occlusion"]),
@@ -141,6 +148,13 @@ def read_values(trials: Sequence[Trial]) -> dict[str, list[float]]:
             values = [each.values[quantity.value] for each in read_evaluation(trials, name)]
             found[quantity.column.key] = [value for value in values if value is not None]
     return found
+
+
+def read_course(workdir: Path) -> dict[str, float]:
+    """The values of `course.COLUMNS` of a complete training."""
+    if not (workdir / RESULT).is_file():
+        return {}
+    return course.course_of(read_scalars(workdir / METRICS))
 
 
 def read_evaluation(trials: Iterable[Trial], name: str) -> list[Record]:

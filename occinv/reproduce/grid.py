@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from occinv.objectives.grid_axes import Combination, all_combinations, valid_combinations
 from occinv.reproduce.methods import RANDOM, Method
-from occinv.reproduce.specs import RowSpec, TableSpec
+from occinv.reproduce.specs import BOTH, RowSpec, TableSpec
 from occinv.schema import UserError, nearest
 
 TRANSFORMATIONS = {
@@ -26,8 +26,8 @@ def grid_table() -> TableSpec:
             *(make_row(point) for point in valid_combinations() if is_default(point)),
         ),
         columns=("finetune",),
-        has_cka=True,
-        by_axes=True,
+        cka=BOTH,
+        layout="axes",
         row_by_name=row_by_name,
         notes=("All rows are pretrained with one recipe, not with their published settings.",),
     )

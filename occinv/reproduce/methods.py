@@ -17,6 +17,7 @@ class Method:
       overrides: `section.field=value` for that config.
       length: The factor of the config's duration; below 1 also of its warm-up. Without
         pretraining, it is that of the supervised training.
+      warmup: The factor of its warm-up; None: `length`, but at most 1.
       cost: The time of pretraining in units of one fine-tuning, for the progress bar.
       transformation: One word for T1 and T2.
       reconstructs: Whether it has a decoder, and so a PSNR.
@@ -29,6 +30,7 @@ class Method:
     config: str | None
     overrides: tuple[str, ...] = ()
     length: float = 1.0
+    warmup: float | None = None
     cost: float = 0.0
     transformation: str = "patch masking"
     reconstructs: bool = False

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import jax
+
 from occinv import schema
 from occinv.config import load_config
+from occinv.objectives.base import objective_of
 from occinv.reproduce.methods import Method
 from occinv.reproduce.specs import LABEL_STAGES, SCALES, RowSpec, TableSpec
 from occinv.schema import UserError
@@ -163,7 +167,7 @@ class Trial(Work):
             return self.method.workdir
         return None if self.method.config is None else self.folder / "pretrain"
 
-    @property
+    @functools.cached_property
     def stages(self) -> dict[str, Stage]:
         """The stages that the table's columns need, in the order in which they run."""
         before = () if self.method.config is None else ("pretrain",)
@@ -175,9 +179,11 @@ class Trial(Work):
         method, run = self.method, self.run
         if name == "pretrain":
             config, fields, length = method.config, method.overrides, method.length
+            warmup = min(1, length) if method.warmup is None else method.warmup
         else:
             config = "linear" if name == "linear" else "finetune" if self.encoder else "supervised"
             length = method.length if config == "supervised" else 1.0
+            warmup = min(1, length)
             fields = {
                 "linear": (f"objective.pooling={method.pooling}",),
                 "tenth": ("data.fraction=0.1",),
@@ -187,13 +193,16 @@ class Trial(Work):
         spec = f"{config}:{SCALES[run.scale].variant}"
         fields = (
             *fields,
-            *scale_durations(spec, length * run.length, min(1, length) * min(1, run.length)),
+            *scale_durations(spec, length * run.length, warmup * min(1, run.length)),
             *run.table.overrides,
             *run.overrides.get("config", ()),
             *run.overrides.get(name, ()),
             f"seed={self.seed}",
         )
-        return Stage(spec, tuple(f"--config.{field}" for field in fields), self.folder / name)
+        overrides = tuple(f"--config.{field}" for field in fields)
+        if name == "pretrain" and run.table.at_once is not None:
+            overrides += watched(load_experiment(spec, overrides), run.table.at_once)
+        return Stage(spec, overrides, self.folder / name)
 
     @property
     def encoder_overrides(self) -> tuple[str, ...]:
@@ -216,9 +225,9 @@ class Trial(Work):
         table = self.run.table
         reconstructs = "psnr" in table.columns and self.method.reconstructs
         needed = {
-            "invariance_pretrained.json": table.has_cka and self.encoder is not None,
-            "invariance_finetuned.json": table.has_cka and "finetune" in table.columns,
-            "occlusion.json": table.has_cka and "finetune" in table.columns,
+            "invariance_pretrained.json": "pretrained" in table.cka and self.encoder is not None,
+            "invariance_finetuned.json": "finetuned" in table.cka and "finetune" in table.columns,
+            "occlusion.json": "occlusion" in table.columns or "finetuned" in table.cka,
             "reconstructions.png": reconstructs,
             "psnr.json": reconstructs,
         }
@@ -243,6 +252,27 @@ class Trial(Work):
 def load_experiment(config: str, overrides: tuple[str, ...] = ()) -> schema.Experiment:
     """Load and resolve a config."""
     return schema.resolve(load_config(config, overrides))
+
+
+def watched(experiment: schema.Experiment, at_once: int) -> tuple[str, ...]:
+    """The overrides for a table of batch sizes: ten k-NN evaluations, and a batch in parts.
+
+    Args:
+      experiment: The pretraining.
+      at_once: The images that a device computes at once. If the loss has no parts, transformer
+        blocks are recomputed instead.
+    """
+    unit, value = next((u, v) for u, v in vars(experiment.train.duration).items() if v is not None)
+    every = {unit: value / 10 if unit == "epochs" else max(1, value // 10)}
+    overrides = [f"--config.evals={ {'knn': {'every': every}} }"]
+    batch, devices = experiment.train.batch_size, jax.device_count()
+    if batch > at_once * devices:
+        if objective_of(experiment).couples == "features":
+            return (*overrides, "--config.train.remat=True")
+        parts = (n for n in range(2, batch) if batch % (n * devices) == 0)
+        fewest = next((n for n in parts if batch <= n * devices * at_once), 1)
+        overrides.append(f"--config.train.accumulate={fewest}")
+    return tuple(overrides)
 
 
 def scale_durations(config: str, length: float, warmup: float) -> tuple[str, ...]:

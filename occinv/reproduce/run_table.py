@@ -28,8 +28,8 @@ from occinv.evaluators.reconstructions import Reconstructions
 from occinv.parallel import from_first_process
 from occinv.progress import Progress
 from occinv.report.html import write_html
+from occinv.report.matrix import print_results
 from occinv.report.results import FILE, STAGES
-from occinv.report.table import print_results
 from occinv.reproduce.collect import collect_results
 from occinv.reproduce.options import ONLY_WORKER, Worker
 from occinv.reproduce.run import FAILED, SECONDS, TableRun, Work

@@ -6,7 +6,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from occinv.report.results import OCCLUSION, PAPER_SETTING, PSNR, RETRIEVAL, Claim, Column
+from occinv.report import course
+from occinv.report.results import (
+    ENCODERS,
+    OCCLUSION,
+    PAPER_SETTING,
+    PSNR,
+    RETRIEVAL,
+    Claim,
+    Column,
+    Layout,
+)
 from occinv.reproduce.methods import Method
 
 
@@ -48,8 +58,10 @@ COLUMNS = {
         PSNR,
         RETRIEVAL,
         OCCLUSION,
+        *course.COLUMNS,
     )
 }
+BOTH = tuple(ENCODERS)
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,7 @@ class RowSpec:
       epochs: The epochs of the paper's pretraining, or of its supervised training.
       by_default: Whether it runs without `--rows`.
       row_key: The name for `--rows`; None uses the method's key.
+      batch_size, curve, budgets: Those of the `Row`.
     """
 
     name: str
@@ -71,6 +84,9 @@ class RowSpec:
     epochs: int | None = 100
     by_default: bool = True
     row_key: str | None = None
+    batch_size: int | None = None
+    curve: str = ""
+    budgets: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -87,25 +103,28 @@ class TableSpec:
       subject: The title of its page.
       rows: All rows, in the order of the paper.
       columns: Keys of `COLUMNS`.
-      has_cka: Whether the CKA under occlusion is measured for every row.
-      by_axes: Whether it is printed as a matrix of T1, T2 and target by M.
+      cka: The encoders whose CKA under occlusion is measured: keys of `ENCODERS`.
+      layout: How it is printed, as in `Results`.
       row_by_name: Makes a row that is not in `rows` from its `--rows` name, or raises UserError.
       claims: The paper's statements about its rows.
       overrides: `section.field=value` for every run.
       subfolder: The folder of its runs, if other tables cannot share them.
       notes: Sentences for the caption.
       paper_setting: The model and the data of the paper's numbers.
+      at_once: The images of pretraining that a device computes at once: larger batches are computed
+        in parts, where the loss allows it. None: as the config says.
     """
 
     key: str
     subject: str
     rows: tuple[RowSpec, ...]
     columns: tuple[str, ...]
-    has_cka: bool = False
-    by_axes: bool = False
+    cka: tuple[str, ...] = ()
+    layout: Layout = "table"
     row_by_name: Callable[[str], RowSpec] | None = None
     claims: tuple[Claim, ...] = ()
     overrides: tuple[str, ...] = ()
     subfolder: str = ""
     notes: tuple[str, ...] = ()
     paper_setting: str = PAPER_SETTING
+    at_once: int | None = None

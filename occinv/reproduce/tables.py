@@ -7,11 +7,12 @@ from dataclasses import replace
 
 from occinv.report.results import Claim
 from occinv.reproduce import methods
+from occinv.reproduce.batch import batch_table
 from occinv.reproduce.grid import grid_table
-from occinv.reproduce.specs import LINEAR, SCALES, RowSpec, TableSpec
+from occinv.reproduce.specs import BOTH, LINEAR, SCALES, RowSpec, TableSpec
 from occinv.schema import UserError, nearest
 
-TABLES = ("quickstart", *(f"table{n}" for n in range(1, 9)), "figure1", "grid")
+TABLES = ("quickstart", *(f"table{n}" for n in range(1, 9)), "figure1", "grid", "batch")
 
 CMAE_NOTE = (
     "To save time, C-MAE is a variant of Tables 3 and 4 that drops patches and compares mean "
@@ -34,7 +35,7 @@ DINO_NOTE = (
 
 
 def make_table(key: str, scale: str, images: int | None = None) -> TableSpec:
-    """Return a table of the paper, `quickstart` or `grid`.
+    """Return a table of the paper, `quickstart`, `grid` or `batch`.
 
     Args:
       key: A name in `TABLES`.
@@ -60,6 +61,8 @@ def make_table(key: str, scale: str, images: int | None = None) -> TableSpec:
             return _table8(number, scale)
         case "grid":
             return grid_table()
+        case "batch":
+            return batch_table(scale)
     fixed = (QUICKSTART, TABLE1, TABLE2, TABLE3, TABLE4, TABLE6, FIGURE1)
     return next(table for table in fixed if table.key == key)
 
@@ -120,7 +123,7 @@ QUICKSTART = TableSpec(
         replace(DINO_ROW, by_default=False),
     ),
     columns=("finetune", "psnr", "occlusion"),
-    has_cka=True,
+    cka=BOTH,
     notes=(CMAE_NOTE,),
 )
 
@@ -396,5 +399,5 @@ FIGURE1 = TableSpec(
         RowSpec("C-MAE", methods.CMAE),
     ),
     columns=("finetune", "retrieval", "occlusion"),
-    has_cka=True,
+    cka=BOTH,
 )

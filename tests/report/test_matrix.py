@@ -8,8 +8,8 @@ from dataclasses import replace
 from example_run import COLUMNS, curves, row
 from rich.console import Console
 
+from occinv.report.matrix import print_results
 from occinv.report.results import Results
-from occinv.report.table import print_results
 
 
 def printed(results: Results) -> list[list[str]]:
@@ -30,7 +30,7 @@ def grid() -> Results:
     return Results(
         title="grid",
         subject="axes",
-        by_axes=True,
+        layout="axes",
         columns=COLUMNS[:1],
         rows=[
             row("Random init", 0.5, **nothing, cka={}, paper={}, pretrain=None),
@@ -74,5 +74,5 @@ def test_the_whole_grid_has_its_numbers_on_one_line() -> None:
 
 
 def test_other_results_are_a_table() -> None:
-    results = replace(grid(), by_axes=False)
+    results = replace(grid(), layout="table")
     assert "Method" in [cells[0] for cells in printed(results)]
