@@ -10,9 +10,10 @@ from occinv.reproduce import methods
 from occinv.reproduce.batch import batch_table
 from occinv.reproduce.grid import grid_table
 from occinv.reproduce.specs import BOTH, LINEAR, SCALES, RowSpec, TableSpec
+from occinv.reproduce.study import study_table
 from occinv.schema import UserError, nearest
 
-TABLES = ("quickstart", *(f"table{n}" for n in range(1, 9)), "figure1", "grid", "batch")
+TABLES = ("quickstart", *(f"table{n}" for n in range(1, 9)), "figure1", "grid", "batch", "study")
 
 CMAE_NOTE = (
     "To save time, C-MAE is a variant of Tables 3 and 4 that drops patches and compares mean "
@@ -35,7 +36,7 @@ DINO_NOTE = (
 
 
 def make_table(key: str, scale: str, images: int | None = None) -> TableSpec:
-    """Return a table of the paper, `quickstart`, `grid` or `batch`.
+    """Return a table of the paper, `quickstart`, `grid`, `batch` or `study`.
 
     Args:
       key: A name in `TABLES`.
@@ -63,6 +64,8 @@ def make_table(key: str, scale: str, images: int | None = None) -> TableSpec:
             return grid_table()
         case "batch":
             return batch_table(scale)
+        case "study":
+            return study_table(scale)
     fixed = (QUICKSTART, TABLE1, TABLE2, TABLE3, TABLE4, TABLE6, FIGURE1)
     return next(table for table in fixed if table.key == key)
 

@@ -1,0 +1,68 @@
+"""The study of the paper's conclusions on two cores: its rows and claims (docs/study.md)."""
+
+from __future__ import annotations
+
+from occinv.report.results import Claim
+from occinv.reproduce import methods
+from occinv.reproduce.specs import BOTH, RowSpec, TableSpec
+
+FEW = 100  # images
+TRAIN, SIDE = 8000, 64  # training images of the study, and their pixels a side
+DATA = "data.source=folder:runs/study/images"
+# A ViT of 4 blocks × 96 with 64 patches, for every stage.
+ENCODER = tuple(
+    f"encoder.{field}" for field in ("name=micro", "width=96", "depth=4", "heads=3", "patch_size=8")
+)
+MARGIN = 1.0  # points
+
+MAE_FEW = methods.on_few_images(methods.MAE, FEW, "random")
+NOISE = MAE_FEW.variant("mae_noise", f"data.source=occinv.data.noise:Noise:{TRAIN}x{SIDE}")
+
+
+def augmented(name: str, method: methods.Method) -> tuple[RowSpec, ...]:
+    """The rows of an objective without patch masking: by color, by CutMix, and by neither."""
+    rows = []
+    for words in ("color only", "CutMix only", "nothing"):
+        changed = methods.augmented(method, False, words == "CutMix only", words == "color only")
+        rows.append(RowSpec(f"{name}, {words}", changed, epochs=None))
+    return tuple(rows)
+
+
+def study_table(scale: str) -> TableSpec:
+    """The table of the study. Its own encoder and data are those of scale `small`."""
+    claims = [
+        Claim("MAE is better than random initialization", "mae", "random"),
+        Claim("R-MAE matches MAE", "rmae", "mae", relation="equal", within=MARGIN),
+        Claim("C-MAE matches MAE", "cmae", "mae", relation="equal", within=MARGIN),
+        Claim("Each patch token is better than the class token", "cmae", "cmae_class"),
+        Claim("Each patch token is better than their mean", "cmae", "cmae_mean"),
+        *(
+            Claim(f"{name} is better with patch masking than with {words}", key, f"{key}_{other}")
+            for name, key in (("MAE", "mae"), ("C-MAE", "cmae"))
+            for words, other in (("color", "color"), ("CutMix", "cutmix"), ("nothing", "none"))
+        ),
+        Claim(f"MAE on {FEW} images is better than random initialization", MAE_FEW.key, "random"),
+        Claim(f"MAE on {FEW} images is better than on noise", MAE_FEW.key, "mae_noise"),
+    ]
+    return TableSpec(
+        key="study",
+        subject="The paper's conclusions on small images",
+        rows=(
+            RowSpec("Random init", methods.RANDOM, epochs=None),
+            RowSpec("Random init, 3 × as long", methods.RANDOM_300, epochs=None),
+            RowSpec("MAE", methods.MAE, epochs=None),
+            RowSpec("R-MAE", methods.RMAE, epochs=None),
+            RowSpec("C-MAE", methods.CMAE, epochs=None),
+            RowSpec("C-MAE, class token", methods.CMAE_CLASS, epochs=None),
+            RowSpec("C-MAE, mean token", methods.CMAE_MEAN, epochs=None),
+            *augmented("MAE", methods.MAE),
+            *augmented("C-MAE", methods.CMAE),
+            RowSpec(f"MAE, {FEW} images", MAE_FEW, epochs=None),
+            RowSpec(f"MAE, {FEW} noise images", NOISE, epochs=None),
+        ),
+        columns=("finetune", "retrieval", "occlusion"),
+        cka=BOTH,
+        claims=tuple(claims),
+        overrides=(DATA, *ENCODER) if scale == "small" else (),
+        subfolder="study",
+    )
