@@ -35,6 +35,7 @@ OBJECTIVES = {
 
 def batch_table(scale: str) -> TableSpec:
     """The table at a scale. At scale `paper`, rows at equal steps only run by their keys."""
+    every = LOG_EVERY[scale]
     rows = [
         make_row(name, method, scale, size, budget)
         for budget in (EPOCHS, STEPS)
@@ -53,8 +54,7 @@ def batch_table(scale: str) -> TableSpec:
         notes=(
             "The learning rate of pretraining is proportional to the batch size, unless "
             "--pretrain.optimizer.scale says otherwise. Fine-tuning is the same for all rows.",
-            f"A log entry is the mean of {LOG_EVERY[scale]} steps. The speed includes everything "
-            "that a step does on this machine.",
+            *([f"A log entry is the mean of {every} steps."] if every > 1 else []),
             "C-MAE: the negatives are the same position of other images, other positions of the "
             "image, or all tokens of the batch; BYOL has none.",
         ),
