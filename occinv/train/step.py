@@ -21,9 +21,9 @@ from occinv.data.batch import Batch
 from occinv.models.blocks import Layout, fill_blocks, join_blocks, split_blocks
 from occinv.models.vit import make_vit
 from occinv.objectives import forward
-from occinv.objectives.base import Objective, Setting, make_objective
+from occinv.objectives.base import FROZEN, Objective, ParamGroup, Setting, make_objective
 from occinv.rng import image_rngs
-from occinv.schema import Experiment, Train, UserError
+from occinv.schema import Encoder, Experiment, Train, UserError
 from occinv.train.accumulation import grad_cache, mean_of_parts
 from occinv.train.optimizer import learning_rate, make_optimizer
 
@@ -70,7 +70,7 @@ def assemble(
     Raises:
       UserError: The config contradicts itself or does not fit the mesh.
     """
-    data, train = experiment.data, experiment.train
+    data, train, config = experiment.data, experiment.train, experiment.optimizer
     parallel.check_batch(mesh, train.batch_size)
     part = train.batch_size // train.accumulate
     parallel.check_batch(mesh, part, "train.batch_size / train.accumulate")
@@ -88,6 +88,7 @@ def assemble(
         epoch,
         mesh,
         has_validation=has_validation,
+        ema_power=train.batch_size / (config.ema_batch or train.batch_size),
     )
     objective = make_objective(experiment.objective, setting)
     if train.batch_size == 1 and objective.couples != "nothing":
@@ -101,8 +102,19 @@ def assemble(
             "of a batch (batch norm, Mixup or CutMix), so its parts have another loss; use 1"
         )
     schedule = lengths.schedule(experiment)
-    optimizer = make_optimizer(experiment.optimizer, schedule, steps, objective.param_groups)
+    groups = {**frozen_parts(experiment.encoder, config.decay), **objective.param_groups}
+    optimizer = make_optimizer(config, schedule, steps, groups, config.peak(train.batch_size))
     return Assembly(experiment, mesh, objective, optimizer, schedule, lengths.end, epoch)
+
+
+def frozen_parts(encoder: Encoder, decay: str) -> dict[tuple[str, ...], ParamGroup]:
+    """Return the parts of the encoder without a gradient that `optimizer.decay` would change."""
+    groups: dict[tuple[str, ...], ParamGroup] = {}
+    if not encoder.train_patch:
+        groups["encoder", "patch_embed"] = FROZEN
+    if not encoder.train_position and decay in ("positions", "all"):
+        groups["encoder", "position"] = FROZEN
+    return groups
 
 
 class Lengths(NamedTuple):
