@@ -270,6 +270,8 @@ class Train:
       checkpoint_every: The interval between two checkpoints.
       keep: The number of checkpoints that are kept.
       profile: Trace these steps for TensorBoard: the first, counted from 1, and how many.
+      monitors: Also log `norms` (of gradient and update, for each block), `noise_scale` (of the
+        gradient, with accumulate >= 2) or `rank` (RankMe and variance of the features).
       wandb: The project of Weights & Biases to which the run is logged. None: no logging there.
       max_nonfinite: The number of steps with a non-finite loss or gradient that are skipped before
         the run fails.
@@ -288,6 +290,7 @@ class Train:
     checkpoint_every: Duration = Duration(epochs=1)
     keep: Count = 3
     profile: tuple[Count, Count] | None = None
+    monitors: tuple[Literal["norms", "noise_scale", "rank"], ...] = ()
     wandb: str | None = None
     max_nonfinite: Natural = 0
 

@@ -34,6 +34,7 @@ from occinv.train.flops import model_flops
 from occinv.train.lock import Lock, lock_workdir
 from occinv.train.log_window import LogWindow
 from occinv.train.manifest import RunIdentity
+from occinv.train.monitors import at_log
 from occinv.train.prepare import Run, prepare
 from occinv.train.profiler import Profiler
 from occinv.train.provenance import record_start
@@ -281,8 +282,12 @@ def run_steps(
         window.add(of_step)
         logged = None
         if step % log_every == 0 or step == steps:
-            rate = {"learning_rate": float(assembly.schedule(step - 1))}
-            logged = window.means() | rate | clock.rates(settings.batch_size)
+            logged = (
+                window.means()
+                | {"learning_rate": float(assembly.schedule(step - 1))}
+                | clock.rates(settings.batch_size)
+                | at_log(settings, window.means(), assembly.objective, state.params, batch)
+            )
             writer.write_scalars(step, logged)
             window, clock = LogWindow(), Clock()
             lock.check()

@@ -166,14 +166,14 @@ def test_mean_of_parts_takes_every_image_once() -> None:
     np.testing.assert_allclose(rows, values.reshape(2, 3, 2).mean(1), rtol=1e-6)
 
 
-def assembled(**optimizer: Any) -> Assembly:
+def assembled(objective: Any = None, train: Any = None, **optimizer: Any) -> Assembly:
     """Eight images a step, with a frozen patch projection."""
     config = {
-        "objective": {"name": "tiny_runs:Toy"},
+        "objective": objective or {"name": "tiny_runs:Toy"},
         "data": {"source": "digits", "image_size": 16},
         "encoder": {"name": "micro", "patch_size": 8, "train_patch": False},
         "optimizer": {"warmup": {"steps": 0}, **optimizer},
-        "train": {"batch_size": 8, "duration": {"steps": 4}},
+        "train": {"batch_size": 8, "duration": {"steps": 4}, **(train or {})},
     }
     return assemble(schema.resolve(config), parallel.make_mesh(jax.devices()[:1]), 3, 64)
 
