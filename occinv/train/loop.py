@@ -255,10 +255,9 @@ def run_steps(
     evaluate_every = run.every(settings.evaluate_every)
     take_step: Any = None if done == steps else program.lower().compile()
     batches = run.loader.batches(done, steps)
-    window = LogWindow(checkpoints.notes(done).get("window"))
+    window, clock = LogWindow(checkpoints.notes(done).get("window")), Clock()
     metrics: dict[str, float] = {}
     step, saved = done, done
-    clock = Clock()
 
     def save() -> None:
         nonlocal saved
@@ -282,12 +281,9 @@ def run_steps(
         window.add(of_step)
         logged = None
         if step % log_every == 0 or step == steps:
-            logged = (
-                window.means()
-                | {"learning_rate": float(assembly.schedule(step - 1))}
-                | clock.rates(settings.batch_size)
-                | at_log(settings, window.means(), assembly.objective, state.params, batch)
-            )
+            rate = {"learning_rate": float(assembly.schedule(step - 1))}
+            logged = window.means() | rate | clock.rates(settings.batch_size)
+            logged |= at_log(settings, logged, assembly.objective, state.params, batch)
             writer.write_scalars(step, logged)
             window, clock = LogWindow(), Clock()
             lock.check()
