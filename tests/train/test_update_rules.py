@@ -41,8 +41,9 @@ def draws(seed: int) -> Any:
     out = {"kernel": normal(2, 33, 32), "bias": normal(2, 32)}
     blocks = {"attention": {"qkv": {"kernel": normal(2, 4, 12)}}, "out": out}
     blocks["out"]["kernel"][1] *= 3  # blocks differ in their norms
+    tables, token = normal(2, 5, 4), normal(4)
     return {
-        "encoder": {"blocks": {"scan": blocks}, "relative_position": normal(2, 5, 4)},
+        "encoder": {"blocks": {"scan": blocks}, "relative_position": tables, "class_token": token},
         "head": {"kernel": normal(5, 3), "bias": normal(3)},
     }
 
@@ -107,7 +108,8 @@ def expected(name: str, path: str, gradients: list[Array], config: schema.Optimi
     """The weights of one array after three steps."""
     w = arrays(draws(0))[path]
     is_matrix = "kernel" in path or "relative_position" in path
-    decay = config.weight_decay * is_matrix
+    is_decayed = is_matrix or ("class_token" in path and name != "lars")
+    decay = config.weight_decay * is_decayed
     if name == "muon" and "/qkv/" in path:
         thirds = zip(*(np.split(g, 3, axis=1) for g in gradients), strict=True)
         shape = np.empty((4, 4))
@@ -129,7 +131,7 @@ def expected(name: str, path: str, gradients: list[Array], config: schema.Optimi
             w = w - rate * direction
             continue
         direction = direction + decay * w / (max(RATES) if config.independent_decay else 1)
-        if name == "lamb" and is_matrix:  # You et al. 2020, Algorithm 2, with φ(z) = z
+        if name == "lamb" and is_decayed:  # You et al. 2020, Algorithm 2, with φ(z) = z
             direction *= np.linalg.norm(w) / np.linalg.norm(direction)
         w = w - rate * direction
     return w
