@@ -82,7 +82,7 @@ def get_config(variant: str = "imagenet") -> ConfigDict:
             "final_weight_decay": 0.4,
             "decay": "positions",
             "clip_norm": 0.3 if variant == "imagenet" else 3.0,
-            "clip_each": True,
+            "clip_by": "parameter",
         }
     )
     return config

@@ -27,9 +27,9 @@ def get_config(variant: str = "imagenet") -> ConfigDict:
         "name": "mocov3",
         "temperature": 0.2,
         "momentum": 0.99,
-        "freeze_patch_embed": True,
         **HEADS[variant],
     }
+    config.encoder.train_patch = False
     if variant == "imagenet":
         config.data.crop_scale = (0.08, 1.0)
         config.train.batch_size = 4096

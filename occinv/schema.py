@@ -157,6 +157,8 @@ class Encoder:
       depth: The number of blocks. None: that of `name`.
       heads: The number of attention heads. None: that of `name`.
       drop_path: The drop path rate of the last block; it grows linearly from 0 at the first.
+      train_patch: Whether the patch projection is trained. False: it keeps its initial values,
+        for stability, as in MoCo v3.
       train_position: Whether the position embedding is trained. False: it stays sine-cosine.
       relative_position: A learned attention bias instead of a position embedding, as in BEiT: one
         `shared` by all blocks, or one for each `block`.
@@ -175,6 +177,7 @@ class Encoder:
     depth: Depth | None = None
     heads: Width | None = None
     drop_path: Rate = 0.0
+    train_patch: bool = True
     train_position: bool = False
     relative_position: RelativePosition | None = None
     layer_scale: NonNegative | None = None
@@ -186,44 +189,65 @@ class Encoder:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """AdamW (or LARS), its learning rate and its weight decay. The defaults are those of MAE.
+    """The optimizer, its learning rate and its weight decay. The defaults are those of MAE.
+
+    docs/configs.md has the equations.
 
     Attributes:
-      name: The optimizer.
-      base_lr: The peak learning rate for 256 images a step: lr = base_lr * batch_size / 256.
+      name: The optimizer. muon is for the matrices of transformer blocks; other parameters then
+        have AdamW.
+      base_lr: The peak learning rate for 256 images a step.
+      scale: The peak at another batch_size: base_lr times batch_size / 256 (`linear`), its square
+        root (`sqrt`), or base_lr alone (`none`).
       min_lr: The learning rate at the end of the run.
       warmup: The length of the linear warm-up from 0.
       schedule: The learning rate after the warm-up: a half `cosine` to min_lr; or constant, then
         linear to min_lr over the cooldown (`wsd`: warm-up, stable, decay), so that a run can be
         extended.
       cooldown: The length of the cooldown of `wsd`.
-      betas: The decay rates of AdamW's moments.
-      momentum: The momentum of LARS.
+      betas: The decay rates of the moments of AdamW and LAMB; Lion's β1 and β2; the decay rate of
+        Adafactor's first moment and the highest one of its second.
+      momentum: The momentum of LARS and Muon.
+      first_moment: The dtype of the first moment, or momentum.
       trust_coefficient: The trust coefficient of LARS.
-      weight_decay: The decoupled weight decay.
+      weight_decay: The decoupled weight decay, which is multiplied by the learning rate.
+      independent_decay: Whether weight_decay is multiplied by lr / peak instead of the learning
+        rate, so that base_lr does not change it.
       final_weight_decay: The weight decay at the end, reached along a cosine. None: constant.
       decay: The parameters with weight decay: `kernels`; also class and mask `tokens`; also
         `positions`; or `all`, with biases and norms.
       layer_decay: The factor of the learning rate for each block below the head, in fine-tuning.
       clip_norm: Clip the gradient to this norm. None: no clipping.
-      clip_each: Whether each parameter is clipped by its own norm instead of the global norm.
+      clip_by: The norm that is clipped: the `global` one, that of each `parameter`, or that of each
+        `unit` (column of a matrix) in multiples of the norm of its weights.
+      ema_batch: The batch size that the momentum of EMA targets is given for: at another one it is
+        momentum ** (batch_size / ema_batch). None: the momentum as given.
     """
 
-    name: Literal["adamw", "lars"] = "adamw"
+    name: Literal["adamw", "lars", "lamb", "lion", "adafactor", "muon"] = "adamw"
     base_lr: NonNegative = 1.5e-4
+    scale: Literal["linear", "sqrt", "none"] = "linear"
     min_lr: NonNegative = 0.0
     warmup: Duration = Duration(epochs=20)
     schedule: Literal["cosine", "wsd"] = "cosine"
     cooldown: Duration = Duration(share=0.2)
     betas: tuple[Rate, Rate] = (0.9, 0.95)
     momentum: Rate = 0.9
+    first_moment: Literal["float32", "bfloat16"] = "float32"
     trust_coefficient: Positive = 1e-3
     weight_decay: NonNegative = 0.05
+    independent_decay: bool = False
     final_weight_decay: NonNegative | None = None
     decay: Literal["kernels", "tokens", "positions", "all"] = "tokens"
     layer_decay: Fraction = 1.0
     clip_norm: Positive | None = None
-    clip_each: bool = False
+    clip_by: Literal["global", "parameter", "unit"] = "global"
+    ema_batch: Count | None = None
+
+    def peak(self, batch_size: int) -> float:
+        """Return the peak of the learning rate for steps of `batch_size` images."""
+        share = batch_size / 256
+        return self.base_lr * {"linear": share, "sqrt": share**0.5, "none": 1.0}[self.scale]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,6 +271,8 @@ class Train:
       checkpoint_every: The interval between two checkpoints.
       keep: The number of checkpoints that are kept.
       profile: Trace these steps for TensorBoard: the first, counted from 1, and how many.
+      monitors: Also log `norms` (of gradient and update, for each block), `noise_scale` (of the
+        gradient, with accumulate >= 2) or `rank` (RankMe and variance of the features).
       wandb: The project of Weights & Biases to which the run is logged. None: no logging there.
       max_nonfinite: The number of steps with a non-finite loss or gradient that are skipped before
         the run fails.
@@ -265,6 +291,7 @@ class Train:
     checkpoint_every: Duration = Duration(epochs=1)
     keep: Count = 3
     profile: tuple[Count, Count] | None = None
+    monitors: tuple[Literal["norms", "noise_scale", "rank"], ...] = ()
     wandb: str | None = None
     max_nonfinite: Natural = 0
 
@@ -319,11 +346,17 @@ def resolve(config: Mapping[str, Any]) -> Experiment:
         )
     if experiment.init != "encoder" and experiment.init_from is None:
         raise UserError(f"init={experiment.init!r} needs init_from; set it to the workdir of a run")
-    optimizer, peak = experiment.optimizer, experiment.optimizer.base_lr * train.batch_size / 256
+    optimizer, peak = experiment.optimizer, experiment.optimizer.peak(train.batch_size)
     if optimizer.min_lr > peak:
         raise UserError(
             f"optimizer.min_lr={optimizer.min_lr} is above the peak of the learning rate, {peak:g} "
-            "(optimizer.base_lr * train.batch_size / 256); lower it"
+            f"(optimizer.base_lr at train.batch_size={train.batch_size} by optimizer.scale="
+            f"{optimizer.scale}); lower it"
+        )
+    if optimizer.independent_decay and optimizer.name in ("lars", "lamb"):
+        raise UserError(
+            f"optimizer.independent_decay=True with optimizer.name={optimizer.name}, whose trust "
+            "ratio includes the weight decay; set independent_decay=False, or use another optimizer"
         )
     if data.crop_scale[0] > data.crop_scale[1]:
         raise UserError(f"data.crop_scale={data.crop_scale}, expected smallest <= largest")

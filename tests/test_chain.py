@@ -39,9 +39,13 @@ def written(folder: Path) -> dict[str, int]:
 
 def test_by_hand(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before, after = tmp_path / "mae", tmp_path / "finetuned"
-    command = ["train", *tiny("mae", images), *overrides(*STEPS)]
+    command = ["train", *tiny("mae", images), *overrides(*STEPS, "train.monitors=['rank']")]
     assert main([*command, "--workdir", str(before)]) == 0
     assert f"{before}: 4 steps done; loss " in capsys.readouterr().out
+
+    lines = map(json.loads, (before / files.METRICS).read_text().splitlines())
+    last = [line for line in lines if "loss" in line][-1]
+    assert 1 <= last["feature_rank"] <= 8 and last["feature_variance"] > 0
 
     start = overrides(*STEPS, f"init_from={before}")
     command = ["train", *tiny("finetune", images), *start]

@@ -12,6 +12,7 @@ from occinv.models import vit
 from occinv.models.decoder import Decoder
 from occinv.objectives.base import FROZEN, Objective, Setting, make_objective
 from occinv.schema import Duration, Experiment
+from occinv.train.step import frozen_parts
 from occinv.transforms.masking import kept_patches
 
 PRETRAINING = ("mae", "rmae", "cmae")
@@ -97,7 +98,8 @@ def test_mocov3_is_the_official_recipe() -> None:
     assert (objective.first.blur, objective.first.solarize) == (1.0, 0.0)
     assert (objective.second.blur, objective.second.solarize) == (0.1, 0.2)
     frozen = {("encoder", "patch_embed"): FROZEN, ("encoder", "position"): FROZEN}
-    assert objective.param_groups == frozen
+    assert frozen_parts(experiment.encoder, optimizer.decay) == frozen
+    assert not objective.setting.encoder.train_patch
 
 
 def test_dino_is_the_published_recipe() -> None:
@@ -106,7 +108,7 @@ def test_dino_is_the_published_recipe() -> None:
     assert (train.batch_size, train.duration) == (1024, Duration(epochs=400))
     assert (optimizer.base_lr, optimizer.min_lr) == (7.5e-4, 2e-6)
     assert (optimizer.weight_decay, optimizer.final_weight_decay) == (0.04, 0.4)
-    assert (optimizer.clip_norm, optimizer.clip_each) == (0.3, True)
+    assert (optimizer.clip_norm, optimizer.clip_by) == (0.3, "parameter")
     objective = objective_of(experiment)
     assert [crop.size for crop in objective.crops] == [224, *[96] * 10]
     assert (objective.first.blur, objective.second.blur, objective.local.blur) == (1.0, 0.1, 0.5)
@@ -121,7 +123,7 @@ def test_ibot_is_the_published_recipe() -> None:
     assert (optimizer.base_lr, optimizer.min_lr) == (5e-4, 1e-6)
     assert (optimizer.warmup, optimizer.betas) == (Duration(epochs=10), (0.9, 0.999))
     assert (optimizer.weight_decay, optimizer.final_weight_decay) == (0.04, 0.4)
-    assert (optimizer.clip_norm, optimizer.clip_each) == (3.0, True)
+    assert (optimizer.clip_norm, optimizer.clip_by) == (3.0, "parameter")
     assert (experiment.encoder.drop_path, experiment.data.crop_scale) == (0.1, (0.25, 1.0))
     objective: Any = objective_of(experiment)
     assert [crop.size for crop in objective.crops] == [224, *[96] * 10]
@@ -144,7 +146,7 @@ def test_msn_is_the_published_recipe() -> None:
     assert (optimizer.min_lr, optimizer.betas) == (1e-6, (0.9, 0.999))
     assert (optimizer.warmup, optimizer.decay) == (Duration(epochs=15), "positions")
     assert (optimizer.weight_decay, optimizer.final_weight_decay) == (0.04, 0.4)
-    assert (optimizer.clip_norm, optimizer.clip_each) == (3.0, False)
+    assert (optimizer.clip_norm, optimizer.clip_by) == (3.0, "global")
     assert (experiment.encoder.drop_path, experiment.encoder.train_position) == (0.0, True)
     assert (experiment.data.crop_scale, experiment.data.flip) == ((0.3, 1.0), True)
     objective: Any = objective_of(experiment)
@@ -167,7 +169,7 @@ def test_beit_and_cae_are_the_published_recipes(name: str) -> None:
     assert optimizer.base_lr * 2048 / 256 == pytest.approx(1.5e-3)
     assert (optimizer.min_lr, optimizer.betas, optimizer.clip_norm) == (1e-5, (0.9, 0.999), 3.0)
     assert optimizer.warmup == Duration(epochs=10)
-    assert (optimizer.weight_decay, optimizer.clip_each) == (0.05, False)
+    assert (optimizer.weight_decay, optimizer.clip_by) == (0.05, "global")
     assert experiment.data.crop_scale == (0.08, 1.0)
     encoder = experiment.encoder
     assert (encoder.layer_scale, encoder.drop_path) == (0.1, 0.1)
@@ -206,7 +208,7 @@ def test_maskfeat_is_the_published_recipe() -> None:
     assert (optimizer.base_lr, optimizer.min_lr) == (2e-4, 1e-6)
     assert (optimizer.warmup, optimizer.betas) == (Duration(epochs=30), (0.9, 0.999))
     assert (optimizer.weight_decay, optimizer.decay) == (0.05, "positions")
-    assert (optimizer.clip_norm, optimizer.clip_each) == (0.02, False)
+    assert (optimizer.clip_norm, optimizer.clip_by) == (0.02, "global")
     assert (experiment.data.crop_scale, encoder.drop_path) == ((0.5, 1.0), 0.0)
     assert encoder.train_position
     objective: Any = objective_of(experiment)

@@ -123,6 +123,16 @@ def test_an_experiment_survives_its_own_fields() -> None:
             1.5,
             "optimizer.layer_decay=1.5, expected a number <= 1",
         ),
+        (
+            "optimizer",
+            {"name": "lamb", "independent_decay": True},
+            "optimizer.independent_decay=True with optimizer.name=lamb, whose trust ratio",
+        ),
+        (
+            "optimizer",
+            {"base_lr": 1.0, "scale": "sqrt", "min_lr": 0.5},
+            "is above the peak of the learning rate, 0.25 (optimizer.base_lr at train.batch_size=",
+        ),
         ("data.image_size", 30, "data.image_size=30 is not divisible by encoder.patch_size=8"),
         ("data.image_size", 0, "data.image_size=0, expected a number >= 1"),
         ("data.crop_scale", (0.0, 1.0), "data.crop_scale[0]=0.0, expected a number >= 0.0001"),

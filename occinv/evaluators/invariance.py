@@ -172,8 +172,8 @@ def plain(encoder: ViT, removed: Removed = "drop") -> ViT:
     return encoder.clone(
         final_norm=False,
         drop_path=0.0,
+        train_patch=True,
         train_position=False,
-        freeze_patch_embed=False,
         mask_token=removed == "mask_token",
         layout=Layout(unroll=1),  # the blocks are compiled once for each ratio; a loop is short
     )

@@ -51,6 +51,7 @@ class ViT(nn.Module):
       image_size, patch_size: Pixels a side.
       width, depth, heads: D, the number of blocks, the number of attention heads.
       drop_path: The rate at the last block.
+      train_patch: Whether the patch projection is trained, or gets no gradient (MoCo v3).
       train_position: Whether the position embedding is trained (fine-tuning) or stays sine-cosine.
       relative_position: A learned attention bias instead of a position embedding: one table
         `shared` by all blocks (BEiT's pretraining) or one for each `block` (its fine-tuning).
@@ -60,7 +61,6 @@ class ViT(nn.Module):
       mask_token_init: The initializer of this token.
       final_norm: Whether the final layer norm is applied. A classifier of the mean patch token has
         its own norm after the mean instead (`models_vit.py` of the official MAE).
-      freeze_patch_embed: Whether the patch projection gets no gradient (MoCo v3).
       gelu: The MLPs' GELU: exact as in PyTorch, or by `tanh` as in big_vision.
       class_token: Whether the ViT has a class token.
       registers: The number of learned tokens after the class token that are not part of the
@@ -77,13 +77,13 @@ class ViT(nn.Module):
     depth: int
     heads: int
     drop_path: float = 0.0
+    train_patch: bool = True
     train_position: bool = False
     relative_position: schema.RelativePosition | None = None
     layer_scale: float | None = None
     mask_token: bool = False
     mask_token_init: nn.initializers.Initializer = TOKEN_INIT
     final_norm: bool = True
-    freeze_patch_embed: bool = False
     dtype: Any = jnp.float32
     layout: Layout = Layout()
     gelu: Gelu = "erf"
@@ -128,7 +128,7 @@ class ViT(nn.Module):
         pixels = normalize(pixels) if self.pixel_range == "imagenet" else 2 * pixels - 1
         patches = patchify(pixels.astype(self.dtype), self.patch_size)
         x = nn.Dense(width, kernel_init=XAVIER, dtype=self.dtype, name="patch_embed")(patches)
-        if self.freeze_patch_embed:
+        if not self.train_patch:
             x = jax.lax.stop_gradient(x)
         position = None
         if self.relative_position is None:
@@ -234,6 +234,7 @@ def make_vit(
         depth=depth,
         heads=heads,
         drop_path=encoder.drop_path,
+        train_patch=encoder.train_patch,
         train_position=encoder.train_position,
         relative_position=encoder.relative_position,
         layer_scale=encoder.layer_scale,

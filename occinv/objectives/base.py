@@ -63,6 +63,7 @@ class Setting:
       mesh: The devices that share a batch; None: one device.
       is_training: False in evaluation, where the encoder has no drop path, either.
       has_validation: Whether the run has validation images.
+      ema_power: The exponent of the momentum of EMA targets, batch_size / optimizer.ema_batch.
     """
 
     encoder: ViT
@@ -74,6 +75,7 @@ class Setting:
     mesh: jax.sharding.Mesh | None = None
     is_training: bool = True
     has_validation: bool = True
+    ema_power: float = 1.0
 
 
 class ParamGroup(NamedTuple):

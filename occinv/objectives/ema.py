@@ -38,9 +38,18 @@ class EMA:
         return {name: params[name] for name in self.networks}
 
     def update(
-        self, target: dict[str, Any], params: dict[str, Any], step: jax.Array, total_steps: int
+        self,
+        target: dict[str, Any],
+        params: dict[str, Any],
+        step: jax.Array,
+        total_steps: int,
+        power: float = 1.0,
     ) -> dict[str, Any]:
-        """Return the target of step number `step`, int32 [], of a run of `total_steps`."""
+        """Return the target of step number `step`, int32 [], of a run of `total_steps`.
+
+        The momentum is m ** `power`. `power` is the batch size over the one that m is given for
+        (Busbridge et al. 2023, "How to scale your EMA", arXiv:2307.13813, Definition 1.2).
+        """
         momentum: Any = self.momentum
         if self.schedule != "constant":
             done = jnp.maximum(step - self.lag, 0).astype(jnp.float32) / total_steps
@@ -48,4 +57,6 @@ class EMA:
                 momentum = 1 - (1 - momentum) * (jnp.cos(math.pi * done) + 1) / 2
             else:
                 momentum = momentum + (1 - momentum) * done
+        if power != 1:
+            momentum = momentum**power
         return ema(target, self.copy(params), momentum)

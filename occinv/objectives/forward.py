@@ -105,9 +105,10 @@ def start_networks(objective: Objective, fresh: Params, pretrained: Params) -> P
 
 def update_target(objective: Objective, params: Params, state: State, step: jax.Array) -> State:
     """Update the EMA copies before step number `step`."""
+    setting = objective.setting
     with jax.named_scope("ema"):
         moved = {
-            name: part.update(state[name], params, step, objective.setting.total_steps)
+            name: part.update(state[name], params, step, setting.total_steps, setting.ema_power)
             for name, part in objective.state.items()
             if isinstance(part, EMA)
         }

@@ -12,12 +12,10 @@ from occinv.losses.chunked import chunked_info_nce
 from occinv.losses.contrastive import cosine
 from occinv.models.heads import BatchNormHead
 from occinv.objectives.base import (
-    FROZEN,
     Axes,
     Context,
     Networks,
     Objective,
-    ParamGroup,
     Terms,
     check_contrast_group,
     mean_terms,
@@ -51,7 +49,6 @@ class MoCoV3(Objective):
         within the whole batch.
       momentum: The momentum of the EMA target at the start; it grows to 1 along a cosine.
       head_hidden, head_out: The size of projector (three layers) and predictor (two).
-      freeze_patch_embed: Whether the patch projection keeps its initial values, for stability.
       first, second: The augmentations of the two crops, which differ as in the official code.
     """
 
@@ -61,7 +58,6 @@ class MoCoV3(Objective):
     momentum: Probability = 0.99
     head_hidden: Width = 4096
     head_out: Width = 256
-    freeze_patch_embed: bool = True
     first: Appearance = Appearance(blur=1.0)
     second: Appearance = Appearance(blur=0.1, solarize=0.2)
 
@@ -83,23 +79,14 @@ class MoCoV3(Objective):
         return "loss"  # the heads, whose batch norm couples images too, are part of the loss
 
     @property
-    def param_groups(self) -> dict[tuple[str, ...], ParamGroup]:
-        groups: dict[tuple[str, ...], ParamGroup] = {}
-        if self.freeze_patch_embed:
-            groups["encoder", "patch_embed"] = FROZEN
-        if not self.setting.encoder.train_position:
-            groups["encoder", "position"] = FROZEN  # weight decay would change it
-        return groups
-
-    @property
     def state(self) -> dict[str, Any]:
         return {"target": EMA(("encoder", "projector"), self.momentum, "cosine")}
 
     @property
     def networks(self) -> MoCoNetworks:
         sizes = self.head_hidden, self.head_out, self.setting.dtype
-        encoder = self.setting.encoder.clone(freeze_patch_embed=self.freeze_patch_embed)
-        return MoCoNetworks(encoder, BatchNormHead(3, *sizes), BatchNormHead(2, *sizes))
+        projector, predictor = (BatchNormHead(layers, *sizes) for layers in (3, 2))
+        return MoCoNetworks(self.setting.encoder, projector, predictor)
 
     def views(self, pixels: Any, rng: jax.Array) -> tuple[View, ...]:
         """Two crops, each with its own colors."""

@@ -34,6 +34,7 @@ from occinv.train.flops import model_flops
 from occinv.train.lock import Lock, lock_workdir
 from occinv.train.log_window import LogWindow
 from occinv.train.manifest import RunIdentity
+from occinv.train.monitors import at_log
 from occinv.train.prepare import Run, prepare
 from occinv.train.profiler import Profiler
 from occinv.train.provenance import record_start
@@ -254,10 +255,9 @@ def run_steps(
     evaluate_every = run.every(settings.evaluate_every)
     take_step: Any = None if done == steps else program.lower().compile()
     batches = run.loader.batches(done, steps)
-    window = LogWindow(checkpoints.notes(done).get("window"))
+    window, clock = LogWindow(checkpoints.notes(done).get("window")), Clock()
     metrics: dict[str, float] = {}
     step, saved = done, done
-    clock = Clock()
 
     def save() -> None:
         nonlocal saved
@@ -283,6 +283,7 @@ def run_steps(
         if step % log_every == 0 or step == steps:
             rate = {"learning_rate": float(assembly.schedule(step - 1))}
             logged = window.means() | rate | clock.rates(settings.batch_size)
+            logged |= at_log(settings, logged, assembly.objective, state.params, batch)
             writer.write_scalars(step, logged)
             window, clock = LogWindow(), Clock()
             lock.check()

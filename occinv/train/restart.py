@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+import optax.contrib
 
 from occinv.schema import UserError
 from occinv.train import workdir as files
@@ -18,7 +19,7 @@ from occinv.train.step import TrainState, as_items
 def restart(init_from: str, shapes: TrainState, seed: int) -> TrainState:
     """Read the state of an earlier run, and set its counters to those of a new run.
 
-    AdamW keeps its moments and their number of updates, which corrects their bias.
+    Moments keep their number of updates, which corrects their bias.
 
     Args:
       init_from: A workdir, its `checkpoints` folder, or one step in it.
@@ -42,16 +43,17 @@ def restart(init_from: str, shapes: TrainState, seed: int) -> TrainState:
     zero = np.zeros((), np.int32)
     counts: dict[str, Any] = {"step": zero, "nonfinite": zero, "first_nonfinite": zero}
     counts["seed"] = np.uint32(seed)
-    optimizer = jax.tree.map(reset_count, state.opt_state, is_leaf=is_adam)
+    optimizer = jax.tree.map(reset_count, state.opt_state, is_leaf=has_moments)
     return dataclasses.replace(state, opt_state=optimizer, **counts)
 
 
-def is_adam(part: Any) -> bool:
-    """Whether a part of an optimizer's state has AdamW's moments."""
-    return isinstance(part, optax.ScaleByAdamState)
+def has_moments(part: Any) -> bool:
+    """Whether a part of an optimizer's state is moments with their number of updates."""
+    states = optax.ScaleByAdamState, optax.FactoredState, optax.contrib.MuonState
+    return isinstance(part, states)
 
 
 def reset_count(part: Any) -> Any:
     """Return 0 for a count of steps, by which schedules go, and every other part as it is."""
-    is_count = not is_adam(part) and np.issubdtype(part.dtype, np.integer)
+    is_count = not has_moments(part) and np.issubdtype(part.dtype, np.integer)
     return np.zeros_like(part) if is_count else part

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,10 +21,11 @@ from occinv.data.batch import Batch
 from occinv.models.blocks import Layout, fill_blocks, join_blocks, split_blocks
 from occinv.models.vit import make_vit
 from occinv.objectives import forward
-from occinv.objectives.base import Objective, Setting, make_objective
+from occinv.objectives.base import FROZEN, Objective, ParamGroup, Setting, make_objective
 from occinv.rng import image_rngs
-from occinv.schema import Experiment, Train, UserError
+from occinv.schema import Encoder, Experiment, Train, UserError
 from occinv.train.accumulation import grad_cache, mean_of_parts
+from occinv.train.monitors import gradient_noise, layer_norms
 from occinv.train.optimizer import learning_rate, make_optimizer
 
 Metrics = dict[str, jax.Array]
@@ -70,7 +71,7 @@ def assemble(
     Raises:
       UserError: The config contradicts itself or does not fit the mesh.
     """
-    data, train = experiment.data, experiment.train
+    data, train, config = experiment.data, experiment.train, experiment.optimizer
     parallel.check_batch(mesh, train.batch_size)
     part = train.batch_size // train.accumulate
     parallel.check_batch(mesh, part, "train.batch_size / train.accumulate")
@@ -88,6 +89,7 @@ def assemble(
         epoch,
         mesh,
         has_validation=has_validation,
+        ema_power=train.batch_size / (config.ema_batch or train.batch_size),
     )
     objective = make_objective(experiment.objective, setting)
     if train.batch_size == 1 and objective.couples != "nothing":
@@ -100,9 +102,25 @@ def assemble(
             f"train.accumulate={train.accumulate}: {experiment.objective['name']} mixes the images "
             "of a batch (batch norm, Mixup or CutMix), so its parts have another loss; use 1"
         )
+    if "noise_scale" in train.monitors and (train.accumulate == 1 or objective.couples == "loss"):
+        raise UserError(
+            f"train.monitors={train.monitors}: noise_scale needs a loss that does not compare the "
+            "images of a batch, and its gradient in parts; set train.accumulate=2, or leave it out"
+        )
     schedule = lengths.schedule(experiment)
-    optimizer = make_optimizer(experiment.optimizer, schedule, steps, objective.param_groups)
+    groups = {**frozen_parts(experiment.encoder, config.decay), **objective.param_groups}
+    optimizer = make_optimizer(config, schedule, steps, groups, config.peak(train.batch_size))
     return Assembly(experiment, mesh, objective, optimizer, schedule, lengths.end, epoch)
+
+
+def frozen_parts(encoder: Encoder, decay: str) -> dict[tuple[str, ...], ParamGroup]:
+    """Return the parts of the encoder without a gradient that `optimizer.decay` would change."""
+    groups: dict[tuple[str, ...], ParamGroup] = {}
+    if not encoder.train_patch:
+        groups["encoder", "patch_embed"] = FROZEN
+    if not encoder.train_position and decay in ("positions", "all"):
+        groups["encoder", "position"] = FROZEN
+    return groups
 
 
 class Lengths(NamedTuple):
@@ -255,12 +273,14 @@ def make_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
     accumulate: int = 1,
+    monitors: Sequence[str] = (),
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Return the function (state, global batch) -> (state, metrics) of a step.
 
     With `accumulate` the batch is computed in that many parts, with the same gradient in less
-    memory. A step whose loss or gradient is not finite updates only the counters. Named scopes give
-    each part of the step its name in profiles and in the compiled program (docs/performance.md).
+    memory. A step whose loss or gradient is not finite updates only the counters. `monitors` adds
+    metrics (`train.monitors`). Named scopes give each part of the step its name in profiles and in
+    the compiled program (docs/performance.md).
     """
     mesh = objective.setting.mesh
     gradient: Any = jax.value_and_grad(
@@ -279,6 +299,8 @@ def make_step(
 
         def part(batch: Batch, rng: jax.Array) -> Any:
             (loss, (after, metrics)), grads = gradient(params, state, batch, rng, train.step)
+            if "noise_scale" in monitors:
+                metrics["part"] = optax.tree.norm(grads, squared=True)
             with jax.named_scope("scatter"):
                 return loss, metrics, parallel.scatter(mesh, grads), after
 
@@ -294,6 +316,11 @@ def make_step(
                 (params, state, opt_state),
                 (train.params, train.objective_state, train.opt_state),
             )
+        if "norms" in monitors:
+            metrics |= layer_norms("gradient_norm", grads) | layer_norms("update_norm", updates)
+        if "noise_scale" in monitors:
+            size = batch.label.shape[0]
+            metrics |= gradient_noise(metrics.pop("part"), norm**2, size, accumulate)
         is_first = ~finite & (train.nonfinite == 0)
         after = TrainState(
             step=train.step + 1,
@@ -333,8 +360,9 @@ def trace_step(run: Assembly, state: Any) -> Any:
     """
     sharding = parallel.of_state(run.mesh, state)
     is_cpu = run.mesh.devices.flat[0].platform == "cpu"
+    train = run.experiment.train
     return jax.jit(
-        make_step(run.objective, run.optimizer, run.experiment.train.accumulate),
+        make_step(run.objective, run.optimizer, train.accumulate, train.monitors),
         in_shardings=(sharding, parallel.by_image(run.mesh)),
         out_shardings=(sharding, parallel.replicated(run.mesh)),
         donate_argnums=0,

@@ -287,10 +287,8 @@ def heads_for(width: int) -> list[int]:
     return sorted(divisors, key=lambda heads: abs(width / heads - 8))
 
 
-def objective_of(
-    file: Any, section: dict[str, Any], num_classes: int = 0, train_position: bool = False
-) -> Any:
-    """Return the objective of `section`, with an encoder of the file's sizes."""
+def objective_of(file: Any, section: dict[str, Any], num_classes: int = 0, **fields: Any) -> Any:
+    """Return the objective of `section`, with an encoder of the file's sizes and other `fields`."""
     config = json.loads(str(file["config"]))
     encoder = schema.Encoder(
         name="micro",
@@ -298,7 +296,7 @@ def objective_of(
         width=config["embed_dim"],
         depth=config["depth"],
         heads=config["num_heads"],
-        train_position=train_position,
+        **fields,
     )
     if section["name"] == "mae":
         section = section | {

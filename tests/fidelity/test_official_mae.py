@@ -27,7 +27,8 @@ from official import (
 
 from occinv import schema
 from occinv.objectives import forward
-from occinv.train.optimizer import is_decayed, make_optimizer
+from occinv.train.optimizer import make_optimizer
+from occinv.train.update_rules import is_decayed
 from occinv.transforms.masking import kept_patches, lowest
 from occinv.transforms.view import View
 

@@ -79,7 +79,7 @@ def test_pixels_are_normalized_at_the_door(pixels: np.ndarray, pixel_range: Any,
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_a_frozen_patch_projection_has_no_gradient(pixels: np.ndarray, frozen: bool) -> None:
-    model = small(freeze_patch_embed=frozen)
+    model = small(train_patch=not frozen)
 
     def total(weights: Any) -> jax.Array:
         return (model.apply({"params": weights}, pixels).tokens ** 3).sum()

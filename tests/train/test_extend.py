@@ -17,7 +17,7 @@ from occinv.train import workdir as files
 from occinv.train.checkpoints import Checkpoints
 from occinv.train.extend import extend
 from occinv.train.prepare import prepare
-from occinv.train.restart import is_adam
+from occinv.train.restart import has_moments
 from occinv.train.step import TrainState, as_items, lengths_of
 
 pytestmark = pytest.mark.usefixtures("compiled")  # runs of one shape compile once
@@ -156,7 +156,7 @@ def test_init_state_takes_ema_and_moments_and_restarts_the_schedules(
     for part in ("params", "objective_state"):
         jax.tree.map(np.testing.assert_array_equal, getattr(begun, part), getattr(before, part))
     adam, old = (
-        next(x for x in jax.tree.leaves(each.opt_state, is_leaf=is_adam) if is_adam(x))
+        next(x for x in jax.tree.leaves(each.opt_state, is_leaf=has_moments) if has_moments(x))
         for each in (begun, before)
     )
     assert int(adam.count) == 6

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import random
 import shutil
@@ -300,10 +301,16 @@ def test_a_result_that_cannot_be_believed_is_computed_again(
 
 
 def test_accumulated_parts_are_the_whole_batch(arguments: list[str], tmp_path: Path) -> None:
-    for name, parts in (("whole", 1), ("parts", 2)):
-        run(arguments, tmp_path / name, "train.batch_size=16", f"train.accumulate={parts}")
+    monitors = "train.monitors=['norms', 'noise_scale']"
+    for name, *fields in (("whole",), ("parts", "train.accumulate=2", monitors)):
+        run(arguments, tmp_path / name, "train.batch_size=16", *fields)
     in_parts, at_once = losses(tmp_path / "parts"), losses(tmp_path / "whole")
     np.testing.assert_allclose(list(in_parts.values()), list(at_once.values()), rtol=1e-5)
+    lines = read_scalars(tmp_path / "parts" / files.METRICS)
+    last = [line for line in lines if "loss" in line][-1]
+    assert {"gradient_norm/encoder/scale", "update_norm/head/kernel"} <= last.keys()
+    scale = last["gradient_noise"] / last["gradient_signal"]
+    assert last["noise_scale"] == pytest.approx(scale if last["gradient_signal"] > 0 else math.inf)
 
 
 def test_another_seed_is_another_run(arguments: list[str], whole: Path, tmp_path: Path) -> None:

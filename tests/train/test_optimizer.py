@@ -14,7 +14,8 @@ from jax.tree_util import DictKey
 
 from occinv import schema
 from occinv.objectives.base import FROZEN, ParamGroup
-from occinv.train.optimizer import clipping, is_decayed, layer_scales, learning_rate, make_optimizer
+from occinv.train.optimizer import layer_scales, learning_rate, make_optimizer
+from occinv.train.update_rules import clipping, is_decayed
 
 
 @pytest.fixture(autouse=True)
@@ -24,9 +25,10 @@ def optax_promotes() -> Any:
         yield
 
 
-def test_the_peak_follows_the_batch_and_the_rate_a_half_cosine() -> None:
-    rate = learning_rate(schema.Optimizer(base_lr=1e-3, min_lr=1e-5), 512, 10, 110)
-    peak = 2e-3
+@pytest.mark.parametrize(("scale", "peak"), [("linear", 4e-3), ("sqrt", 2e-3), ("none", 1e-3)])
+def test_the_peak_follows_the_batch_and_the_rate_a_half_cosine(scale: Any, peak: float) -> None:
+    config = schema.Optimizer(base_lr=1e-3, min_lr=1e-5, scale=scale)
+    rate = learning_rate(config, 1024, 10, 110)
     assert [float(rate(step)) for step in (0, 5, 10)] == pytest.approx([0, peak / 2, peak])
     for step in (35, 60, 110, 200):
         done = min(step - 10, 100) / 100
@@ -135,18 +137,34 @@ def test_clipping_shrinks_a_long_gradient_only() -> None:
     assert moments == pytest.approx([0.1 * 0.5, 0.1 * 1.0])
 
 
+def clip(config: schema.Optimizer, gradient: Any) -> Any:
+    rule = clipping(config)
+    return jax.jit(rule.update)(gradient, rule.init(params()), params())[0]
+
+
 def test_each_parameter_of_each_block_is_clipped_by_itself() -> None:
-    config = schema.Optimizer(clip_norm=1.0, clip_each=True)
+    config = schema.Optimizer(clip_norm=1.0, clip_by="parameter")
     gradient = jax.tree.map(lambda x: 0.1 * x, params())
     out = gradient["encoder"]["blocks"]["scan"]["out"]
     out["kernel"] = out["kernel"].at[1].set(2.0)  # the second block's kernel has norm 6
-    clipped, _ = clipping(config).update(gradient, optax.EmptyState())
+    clipped = clip(config, gradient)
     expected = jax.tree.map(lambda x: x, gradient)
     expected["encoder"]["blocks"]["scan"]["out"] = {
         "kernel": out["kernel"].at[1].set(2.0 / 6),
         "bias": out["bias"],
     }
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), clipped, expected)
+
+
+def test_each_column_is_clipped_relative_to_its_weights() -> None:
+    """Eq. (3) of Brock et al. 2021: a column of three ones has the norm √3."""
+    gradient = jax.tree.map(lambda x: 0.01 * x, params())
+    kernel = jnp.full((2, 3, 3), 0.01).at[1, :, 2].set(jnp.array([3.0, 0, 4]))
+    gradient["encoder"]["blocks"]["scan"]["out"]["kernel"] = kernel
+    clipped = clip(schema.Optimizer(clip_norm=0.1, clip_by="unit"), gradient)
+    short = jnp.array([0.6, 0, 0.8]) * 0.1 * math.sqrt(3)
+    gradient["encoder"]["blocks"]["scan"]["out"]["kernel"] = kernel.at[1, :, 2].set(short)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), clipped, gradient)
 
 
 def test_parameters_learn_from_their_own_step_on_as_if_the_run_began_there() -> None:

@@ -27,7 +27,7 @@ from occinv.train.step import (
 
 RUNS = {  # config: fields
     # The regressor has a stack of its own beside the decoder's.
-    "cae": ("optimizer.clip_norm=0.05", "optimizer.clip_each=True"),
+    "cae": ("optimizer.clip_norm=0.05", "optimizer.clip_by=parameter"),
     "finetune": ("optimizer.layer_decay=0.5", "encoder.relative_position='block'"),
 }
 

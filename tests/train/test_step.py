@@ -12,13 +12,15 @@ import optax
 import pytest
 from flax import linen as nn
 
-from occinv import schema
+from occinv import parallel, schema
 from occinv.data.batch import Batch
 from occinv.models import vit
+from occinv.objectives import forward
 from occinv.objectives.base import Context, Objective, Setting, Terms
+from occinv.objectives.ema import EMA
 from occinv.rng import uniform
 from occinv.train.accumulation import mean_of_parts
-from occinv.train.step import init_state, make_step
+from occinv.train.step import Assembly, assemble, init_state, make_step
 from occinv.transforms.view import whole
 
 BATCH = 4
@@ -162,3 +164,48 @@ def test_mean_of_parts_takes_every_image_once() -> None:
     assert set(seen) == {(2, 2)}
     # Strided: part i has every third image from i on.
     np.testing.assert_allclose(rows, values.reshape(2, 3, 2).mean(1), rtol=1e-6)
+
+
+def assembled(objective: Any = None, train: Any = None, **optimizer: Any) -> Assembly:
+    """Eight images a step, with a frozen patch projection."""
+    config = {
+        "objective": objective or {"name": "tiny_runs:Toy"},
+        "data": {"source": "digits", "image_size": 16},
+        "encoder": {"name": "micro", "patch_size": 8, "train_patch": False},
+        "optimizer": {"warmup": {"steps": 0}, **optimizer},
+        "train": {"batch_size": 8, "duration": {"steps": 4}, **(train or {})},
+    }
+    return assemble(schema.resolve(config), parallel.make_mesh(jax.devices()[:1]), 3, 64)
+
+
+def test_the_momentum_of_the_target_follows_the_batch() -> None:
+    old, new = ({"encoder": {"scale": jnp.full(3, x)}} for x in (1.0, 0.0))
+    for batch, momentum in ((None, 0.5), (4, 0.5**2), (16, 0.5**0.5)):
+        objective = assembled(ema_batch=batch).objective
+        moved = forward.update_target(objective, new, {"target": old}, jnp.int32(0))
+        np.testing.assert_allclose(moved["target"]["encoder"]["scale"], momentum, rtol=1e-6)
+    moved = EMA(("encoder",), 0.5, "linear").update(old, new, jnp.int32(2), 4, power=2.0)
+    np.testing.assert_allclose(moved["encoder"]["scale"], 0.75**2, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("decay", "moves"), [("tokens", True), ("all", False)])
+def test_frozen_parts_of_the_encoder_do_not_decay(decay: str, moves: bool) -> None:
+    """A position embedding without a gradient needs no group of its own unless it decays."""
+    params = {"patch_embed": {"kernel": jnp.ones(2)}, "position": jnp.ones(2), "x": jnp.ones(2)}
+    run = assembled(decay=decay)
+    given = {"encoder": params}
+    updates, _ = run.optimizer.update(given, run.optimizer.init(given), given)
+    moved = {
+        name: bool(leaf.any()) for name, leaf in updates["encoder"].items() if name != "patch_embed"
+    }
+    assert moved == {"position": moves, "x": True}
+    assert not updates["encoder"]["patch_embed"]["kernel"].any()
+
+
+def test_independent_decay_does_not_depend_on_the_learning_rate() -> None:
+    ones = {"head": {"kernel": jnp.ones((2, 2))}}
+    zero = jax.tree.map(jnp.zeros_like, ones)
+    for rate in (1e-3, 0.1):
+        run = assembled(base_lr=rate, weight_decay=0.2, independent_decay=True)
+        updates, _ = run.optimizer.update(zero, run.optimizer.init(ones), ones)
+        np.testing.assert_allclose(updates["head"]["kernel"], -0.2, rtol=1e-6)
