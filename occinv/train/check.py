@@ -6,7 +6,7 @@ import dataclasses
 from typing import NamedTuple
 
 from occinv import schema
-from occinv.config import stored_config
+from occinv.config import not_a_run, stored_config
 from occinv.evaluators.base import Evaluator, make_evaluator
 from occinv.models.vit import ViT, make_vit
 from occinv.objectives.base import Objective, Setting, make_objective
@@ -55,7 +55,7 @@ def check_config(experiment: Experiment) -> Objective:
     if experiment.init_from is not None:
         stored = stored_config(experiment.init_from)
         if stored is None:
-            raise UserError(f"init_from: {experiment.init_from} is not the workdir of a run")
+            raise UserError(f"init_from: {not_a_run(experiment.init_from)}")
         before = schema.resolve(stored)
         before_encoder = make_vit(before.encoder, before.data.image_size)
         check_same_encoder(experiment.init_from, before_encoder, encoder)
