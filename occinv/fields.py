@@ -74,8 +74,8 @@ def meanings(cls: type) -> dict[str, str]:
     for base in reversed(cls.__mro__):
         _, _, text = inspect.cleandoc(base.__dict__.get("__doc__") or "").partition("Attributes:\n")
         text = re.split(r"\n(?=\S)", text)[0]
-        for names, meaning in re.findall(r"^  (\w[\w, ]*): (.*(?:\n {4,}.*)*)", text, re.MULTILINE):
-            found |= dict.fromkeys(names.split(", "), re.sub(r"\s+", " ", meaning).strip())
+        for name, meaning in re.findall(r"^  (\w+): (.*(?:\n {4,}.*)*)", text, re.MULTILINE):
+            found[name] = re.sub(r"\s+", " ", meaning).strip()
     helps = {f.name: f.metadata["help"] for f in dataclasses.fields(cls) if "help" in f.metadata}
     return found | helps
 

@@ -47,9 +47,11 @@ class MoCoV3(Objective):
       temperature: The temperature τ of InfoNCE.
       key_chunk: Keys per chunk; it bounds memory and does not change the loss. None: all keys.
       momentum: The momentum of the EMA target at the start; it grows to 1 along a cosine.
-      head_hidden, head_out: The size of projector (three layers) and predictor (two).
+      head_hidden: The width of the hidden layers of projector (three layers) and predictor (two).
+      head_out: The width of the output of projector and predictor.
       freeze_patch_embed: Whether the patch projection keeps its initial values, for stability.
-      first, second: The augmentations of the two crops, which differ as in the official code.
+      first: The augmentation of the first crop.
+      second: The augmentation of the second crop; it blurs less and solarizes.
     """
 
     temperature: Temperature = 0.2
