@@ -17,11 +17,12 @@ from occinv.commands.config import find_fields
 from occinv.config import load_config
 from occinv.evaluators import EVALUATORS
 from occinv.evaluators.base import Evaluator
-from occinv.fields import Field, fields_of, meanings, type_text
+from occinv.fields import Field, fields_of, meanings
 from occinv.models.tokenizers import TOKENIZERS
 from occinv.objectives import OBJECTIVES
 from occinv.objectives.base import Objective, objective_of
 from occinv.schema import Count, Duration, find_class
+from occinv.sections import type_text
 
 
 @dataclasses.dataclass(frozen=True)
