@@ -61,20 +61,28 @@ MISTAKES = [
     # Fields.
     ("mae", ["sede=1"], "unknown field 'sede' (did you mean 'seed'?)"),
     ("mae", ["trian.batch_size=8"], "unknown field 'trian' (did you mean 'train'?)"),
-    ("mae", ["train.batch_sise=8"], "'train.batch_sise' (did you mean 'batch_size'?)"),
+    ("mae", ["train.batch_sise=8"], "'train.batch_sise' (did you mean 'train.batch_size'?)"),
+    ("mae", ["mask_ratio=0.5"], "'mask_ratio' (did you mean 'objective.mask_ratio'?)"),
+    ("mae", ["train.mask_ration=0.5"], "(did you mean 'objective.mask_ratio'?)"),
+    ("mae", ["objective.batch_size=8"], "(did you mean 'train.batch_size'?)"),
+    ("dino", ["mask_ratio=0.5"], "unknown field 'mask_ratio' (expected one of: data, encoder"),
     ("mae", ["objective.mask_ration=0.5"], "'objective.mask_ration' (did you mean 'mask_ratio'?)"),
     ("cmae", ["objective.color.huw=0.5"], "'objective.color.huw' (did you mean 'hue'?)"),
     ("mae", ["seed.x=1"], "'--config.seed.x=1': seed is not a section"),
     # Types.
-    ("mae", ["train.batch_size=eight"], "train.batch_size='eight', expected a valid integer"),
-    ("mae", ["train.batch_size=8.0"], "train.batch_size=8.0, expected a valid integer"),
-    ("mae", ["objective.mask_ratio=most"], "objective.mask_ratio='most', expected a valid number"),
+    (
+        "mae",
+        ["train.batch_size=eight"],
+        "train.batch_size='eight', expected int >= 1, such as 1024",
+    ),
+    ("mae", ["train.batch_size=8.0"], "train.batch_size=8.0, expected int >= 1"),
+    ("mae", ["objective.mask_ratio=75%"], "='75%', expected float >= 0 and < 1, such as 0.75"),
     (
         "mae",
         ["objective.decoder_width=True"],
-        "objective.decoder_width=True, expected a valid int",
+        "objective.decoder_width=True, expected int",
     ),
-    ("mae", ["data.crop_scale=0.2"], "data.crop_scale=0.2, expected a valid tuple"),
+    ("mae", ["data.crop_scale=0.2"], "data.crop_scale=0.2, expected (float"),
     # Choices.
     ("mae", ["encoder.name=bas"], "'large' or 'huge' (did you mean 'base'?)"),
     ("mae", ["objective.name=mea"], "unknown objective.name='mea' (did you mean 'mae'?)"),
@@ -121,7 +129,7 @@ MISTAKES = [
     ("mae", ["train.keep=0"], "train.keep=0, expected a number >= 1"),
     ("mae", ["train.profile=(1,0)"], "train.profile[1]=0, expected a number >= 1"),
     ("mae", ["train.profile=(0,5)"], "train.profile[0]=0, expected a number >= 1"),
-    ("mae", ["train.profile=10"], "train.profile=10, expected a valid tuple"),
+    ("mae", ["train.profile=10"], "train.profile=10, expected (int >= 1, int >= 1) or None"),
     (
         "mae",
         ["train.profile=(9,5)"],
