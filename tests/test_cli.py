@@ -97,6 +97,7 @@ MISTAKES = [
     ("mae", ["train.precision=float16"], "train.precision='float16', expected 'auto', 'float32'"),
     ("mae", ["data.source=photo"], "'photo', expected photos, photos:TILE, digits"),
     ("mae", ["data.source=photo"], "(did you mean 'photos'?)"),
+    ("mae", ["data.eval_source=/"], "data.eval_source='/' is a folder. Write data.eval_source=f"),
     # Objective and evaluators are checked before the data is opened.
     (
         "mae",
@@ -290,6 +291,8 @@ CONFIG = ["--config", str(CONFIGS / "mae.py:smoke")]
         (["config", "mae", "--fields"], "expected a config, such as"),
         (["config", "--fields", "mea"], "--fields 'mea' is not known (did you mean 'mae'?)"),
         (["config", "mae", "--config.evals.knn.neighbours=3"], "(did you mean 'neighbors'?)"),
+        (["config", "mae", "--config.data.source=imagenet"], "data.source='imagenet', expected ph"),
+        (["config", "mae", "--config.data.eval_source=foldr:x"], "(did you mean 'folder'?)"),
         (["config", "mae", "--config.evals.knnn={}"], "evaluator 'knnn' (did you mean 'knn'?)"),
         (["config", "finetune", "--config.init_from=nowhere"], "nowhere is not the workdir of"),
         (["train", "--config", f"{CONFIGS}/mae.py:smok", "--workdir", "W"], "mean 'smoke'?)"),
