@@ -125,13 +125,14 @@ def run_all(
             while left:
                 busy = []
                 for trial in left:
-                    if take_trial(trial, progress):
+                    number = trials.index(trial) + 1
+                    if take_trial(trial, progress, f"run {number} of {len(trials)}"):
                         write_report(False)
                     else:
                         busy.append(trial)
                 if len(busy) == len(left):
                     names = ", ".join(map(str, busy))
-                    progress.say(f"other workers hold the last {len(busy)} trials: {names}")
+                    progress.say(f"other workers hold the last runs: {names}")
                     break
                 left = busy
         except Stopped as stopped:
@@ -158,8 +159,8 @@ def write_report(run: TableRun, is_last: bool) -> Written:
     return Written(is_done, run.folder / "report.html")
 
 
-def take_trial(trial: Work, progress: Progress) -> bool:
-    """Run a trial unless it is done or another worker holds it.
+def take_trial(trial: Work, progress: Progress, place: str) -> bool:
+    """Run a trial unless it is done or another worker holds it. Print `place` and its name first.
 
     Returns:
       False if another worker holds it.
@@ -176,6 +177,7 @@ def take_trial(trial: Work, progress: Progress) -> bool:
         return True
     with locked(trial.folder / ".lock") as is_ours:
         if is_ours:
+            progress.say(f"{place}: {trial}")
             run_trial(trial, progress)
         return is_ours
 

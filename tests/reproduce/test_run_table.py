@@ -260,7 +260,7 @@ def test_a_locked_trial_is_left_to_its_worker(
     with locked(held.folder / ".lock") as is_held:
         assert is_held
         assert reproduce(run) == 0
-    assert "other workers hold the last 1 trials: cmae_mean" in capsys.readouterr().out
+    assert "other workers hold the last runs: cmae_mean" in capsys.readouterr().out
     assert not any(held.folder in path.parents for path in begun)
     rows = json.loads((tmp_path / "table3" / "results.json").read_text())["rows"]
     assert [row["status"] for row in rows] == ["done", "running", "done", "done"]
@@ -325,7 +325,7 @@ def test_progress_counts_every_stage_once(tmp_path: Path, monkeypatch: pytest.Mo
         if missing:
             (trial.stages[missing].workdir / RESULT).unlink(missing_ok=True)
         with Progress(total=trial.cost) as progress:
-            assert take_trial(trial, progress)
+            assert take_trial(trial, progress, "run 1 of 1")
             (everything,) = progress._bars.tasks
             assert everything.completed == pytest.approx(trial.cost)
 

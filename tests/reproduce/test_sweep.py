@@ -136,7 +136,8 @@ def test_workers_share_the_runs_and_group_the_seeds(
     with locked(held.folder / ".lock"):
         assert run_sweep(sweep, Worker(2, 4)) == 0
     shown = capsys.readouterr().out
-    assert "other workers hold the last 1 trials: base_lr=0.1,weight_decay=0.0,seed=0" in shown
+    assert "other workers hold the last runs: base_lr=0.1,weight_decay=0.0,seed=0" in shown
+    assert "run 3 of 8: base_lr=1.0,weight_decay=0.0,seed=0\n" in shown
     assert begun[0] == sweep.runs[2].folder.name, "the second of four workers starts here"
     assert len(begun) == 7
     stored = json.loads((sweep.workdir / FILE).read_text())
