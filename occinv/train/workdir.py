@@ -8,6 +8,11 @@
 <workdir>/profile/       a trace of some steps, if train.profile is set: see profiler.py
 <workdir>/result.json    the last step and evaluation of a finished run
 <workdir>/lock           held by the process that writes into the workdir: see lock.py
+<workdir>/.lock          held by the worker that has taken the run of a sweep: see below
+
+A worker of `occinv sweep` holds `.lock` from before the training until the result or the failure is
+written. The training and the evaluators in it take `lock`, one after the other, as outside of a sweep.
+One file would not do for both: a process cannot lock the same file twice.
 """
 
 from __future__ import annotations
