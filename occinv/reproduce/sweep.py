@@ -18,6 +18,7 @@ from rich.console import Console
 
 from occinv.config import parse
 from occinv.report.compare import OBJECTIVE_STAGES
+from occinv.report.read_run import last_loss
 from occinv.report.sweep import FILE, Measured, SweepResults, choose_metric, print_sweep, write_page
 from occinv.reproduce.options import ONLY_WORKER, Worker
 from occinv.reproduce.run import FAILED, Stage, Work, load_experiment
@@ -183,12 +184,15 @@ def collect(sweep: Sweep, runs: Sequence[SweepRun]) -> SweepResults:
 def read_metrics(workdir: Path) -> dict[str, float]:
     """Return the last evaluation of a complete run; `{}` if it is not complete.
 
-    Values of evaluators have the name `LABEL/VALUE`, as in TensorBoard.
+    Values of evaluators have the name `LABEL/VALUE`, as in TensorBoard. The last training loss has
+    the name `train_loss`.
     """
     result = read_result(workdir)
     if result is None:
         return {}
     metrics: dict[str, float] = dict(result["metrics"])
+    if (loss := last_loss(workdir)) is not None:
+        metrics["train_loss"] = loss
     for path in sorted((workdir / FOLDER).glob("*.json")):
         for record in read_records(path):
             named = {f"{path.stem}/{name}": value for name, value in record.values.items()}

@@ -11,8 +11,8 @@
 <workdir>/.lock          held by the worker that has taken the run of a sweep: see below
 
 A worker of `occinv sweep` holds `.lock` from before the training until the result or the failure is
-written. The training and the evaluators in it take `lock`, one after the other, as outside of a sweep.
-One file would not do for both: a process cannot lock the same file twice.
+written. The training and the evaluators in it take `lock`, one after the other, as outside of a
+sweep. One file would not do for both: a process cannot lock the same file twice.
 """
 
 from __future__ import annotations

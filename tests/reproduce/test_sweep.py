@@ -20,7 +20,7 @@ from occinv.schema import UserError
 from occinv.train.lock import locked
 from occinv.train.loop import NonFinite, Outcome
 from occinv.train.records import FOLDER
-from occinv.train.workdir import CONFIG, RESULT, as_json, write_json
+from occinv.train.workdir import CONFIG, METRICS, RESULT, as_json, write_json
 
 RATES = {"optimizer.base_lr": [0.1, 1.0], "optimizer.weight_decay": [0.0, 0.05]}
 
@@ -38,7 +38,9 @@ def config(images: Path, tmp_path: Path) -> str:
 
 
 def fake_training(
-    monkeypatch: pytest.MonkeyPatch, act: Callable[[Path], None] = lambda _: None
+    monkeypatch: pytest.MonkeyPatch,
+    act: Callable[[Path], None] = lambda _: None,
+    has_validation: bool = True,
 ) -> list[str]:
     """Replace training by a result that depends on the config, and return the begun folders."""
     begun: list[str] = []
@@ -48,7 +50,10 @@ def fake_training(
         act(workdir)
         loss = experiment.optimizer.base_lr + 0.01 * experiment.seed
         write_json(workdir / CONFIG, {"experiment": as_json(experiment), "classes": []})
-        write_json(workdir / RESULT, {"step": 8, "metrics": {"loss": loss}})
+        metrics = {"loss": loss} if has_validation else {}
+        write_json(workdir / RESULT, {"step": 8, "metrics": metrics})
+        line = {"step": 8, "time": 0.0, "loss": 2 * loss}
+        (workdir / METRICS).write_text(f"{json.dumps(line)}\n")
         return Outcome(8, 8, {}, None)
 
     monkeypatch.setattr(run_table, "train", train)
@@ -203,6 +208,20 @@ def test_evaluators_are_metrics(
     assert "Best: base_lr=0.1, the lowest mean loss" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"--metric 'knn/top' is not measured .*'knn/top1'"):
         run_sweep(Sweep(config, settings, tmp_path / "s", metric="knn/top"))
+
+
+def test_without_validation_the_metric_is_the_last_training_loss(
+    config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_training(monkeypatch, has_validation=False)
+    settings = read_settings({"objective.nan_steps": [(98, 99), (99, 98)]})
+    assert run_sweep(Sweep(config, settings, tmp_path / "s", seeds=2)) == 0
+    stored = json.loads((tmp_path / "s" / FILE).read_text())
+    assert stored["metric"] == "train_loss"
+    assert stored["settings"][0]["values"] == [2.0, pytest.approx(2.02)]
+    shown = capsys.readouterr().out
+    assert "the lowest mean train_loss" in shown and "without validation images" in shown
+    assert "is optimistic" not in shown and "may not be comparable" in shown
 
 
 def test_the_metric_is_an_accuracy_else_the_loss() -> None:
