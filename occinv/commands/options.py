@@ -63,9 +63,9 @@ examples:
 
 exit status:
   0            The command succeeded.
-  1            The run failed (a loss that is not finite, a full or read-only disk, a deleted
-               workdir, a process that died), or the plan does not fit. JAX may end the processes
-               of a run with 134 instead.
+  1            The run failed (a loss that is not finite, an image that cannot be read, a full or
+               read-only disk, a deleted workdir, a process that died), or the plan does not fit.
+               JAX may end the processes of a run with 134 instead.
   2            An argument or a config is wrong. Nothing was written.
   129, 130, 143
                SIGHUP, Ctrl-C or SIGTERM stopped the run after saving. Run the same command to
