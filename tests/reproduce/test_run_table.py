@@ -368,9 +368,14 @@ def test_values_of_seeds_stay_in_step(tmp_path: Path) -> None:
     trials = [Trial(run.rows[0].method, seed, run) for seed in range(3)]  # type: ignore[arg-type]
     for trial, top1 in ((trials[0], 0.5), (trials[2], 0.7)):
         folder = trial.stages["finetune"].workdir
-        folder.mkdir(parents=True)
-        write_json(folder / RESULT, {"step": 8, "metrics": {"top1": top1}})
+        stored = {"experiment": as_json(trial.stages["finetune"].experiment), "classes": []}
+        write_json(folder / CONFIG, {**stored, "run": folder.parent.name})
+        result = {"step": 8, "metrics": {"top1": top1}, "run": folder.parent.name}
+        write_json(folder / RESULT, result)
     assert read_values(trials)["finetune"] == [0.5]
+    write_json(trials[0].stages["finetune"].workdir / RESULT, result)  # a copy
+    with pytest.raises(UserError, match=r"seed0/.*/result\.json is the result of another run"):
+        read_values(trials)
 
 
 def test_curves_are_averaged_over_seeds() -> None:
