@@ -107,6 +107,22 @@ def make_config(
     return complete(fields)[0]
 
 
+def extended_config(workdir: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """Return the config of the run in `workdir`, with overrides as in `load`.
+
+    Raises:
+      UserError: There is no run, its config is damaged, or an override is not valid.
+    """
+    config = stored_config(str(workdir))
+    if config is None:
+        raise UserError(f"--extend: {workdir} holds no run. Start one with --config CONFIG")
+    if (here := str(Path.cwd())) not in sys.path:  # as for the modules of a config file
+        sys.path.insert(0, here)
+    for override in overrides:
+        _apply(config, override)
+    return config
+
+
 def load_sweep(spec: str) -> Any:
     """Return what the function `sweep` of a config file returns; None if it has no such function.
 

@@ -287,6 +287,7 @@ CONFIG = ["--config", str(CONFIGS / "mae.py:smoke")]
         (["train", "--config", "mea", "--workdir", "W"], "not a config of occinv (did you mean 'm"),
         (["train", *CONFIG, "--workdir", ""], "--workdir: the path is empty, expected a file or"),
         (["train", *CONFIG, "--workdir", "~no-such-user/x"], "'~no-such-user/x': Could not det"),
+        (["train", "--extend", "--workdir", "W"], "--extend: W holds no run. Start one with --con"),
         (["config"], "expected a config, such as `occinv config mae:smoke`, or --fields"),
         (["config", "mae", "--fields"], "expected a config, such as"),
         (["config", "--fields", "mea"], "--fields 'mea' is not known (did you mean 'mae'?)"),

@@ -11,11 +11,11 @@ from occinv.objectives import OBJECTIVES
 from occinv.schema import Encoder
 
 
-def add_config(parser: argparse.ArgumentParser) -> None:
+def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Add `--config` and its overrides, which `run` gets as the argument `rest`."""
     # fmt: off
     add = parser.add_argument
-    add("--config", required=True, metavar="CONFIG[:VARIANT][,FIELD=VALUE...]",
+    add("--config", required=required, metavar="CONFIG[:VARIANT][,FIELD=VALUE...]",
         help="Use this config of occinv, or the function get_config(variant) of a file.")
     # fmt: on
     add_overrides(parser)
