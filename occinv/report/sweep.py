@@ -167,7 +167,7 @@ class SweepResults:
         ):
             lines.append(
                 "The settings change the objective, so their losses may not be comparable. Compare "
-                "an evaluator, such as --config.evals.knn={} with --metric knn/top1."
+                "an evaluator, such as --metric knn/top1, which also measures finished runs."
             )
         unfinished = sum(not each.is_complete for each in self.settings)
         if unfinished:

@@ -20,11 +20,6 @@ import jax
 from rich.console import Console
 
 from occinv.evaluate import evaluate_run
-from occinv.evaluators.base import Evaluator
-from occinv.evaluators.invariance import Invariance
-from occinv.evaluators.occlusion_accuracy import OcclusionAccuracy
-from occinv.evaluators.psnr import Psnr
-from occinv.evaluators.reconstructions import Reconstructions
 from occinv.parallel import from_first_process
 from occinv.progress import Progress
 from occinv.report.html import write_html
@@ -38,14 +33,6 @@ from occinv.train.disk import write_json
 from occinv.train.lock import locked
 from occinv.train.loop import NonFinite, train
 from occinv.train.workdir import RESULT, check_folder, check_same
-
-# One evaluator for all trials: encoders of one shape share the floor of their invariance.
-EVALUATORS: dict[str, Evaluator] = {
-    "invariance": Invariance(),
-    "occlusion": OcclusionAccuracy(removals=("random",)),
-    "psnr": Psnr(),
-    "reconstructions": Reconstructions(num_images=6),
-}
 
 
 class Stopped(Exception):
@@ -210,14 +197,5 @@ def run_trial(trial: Work, progress: Progress) -> None:
             raise Stopped(outcome.stopped_by)
     for name, path in trial.evaluations.items():
         if not path.exists():
-            evaluate_trial(trial, name, path)
+            evaluate_run(*trial.measurement(name), path.with_suffix(".json"))
     progress.done(trial.cost - sum(trial.costs.values()))
-
-
-def evaluate_trial(trial: Work, name: str, path: Path) -> None:
-    """Run one evaluation of `Trial.evaluations` and write it to `path`."""
-    workdir = trial.encoder or Path()
-    if name in ("invariance_finetuned", "occlusion"):
-        workdir = trial.stages["finetune"].workdir
-    kind = name.partition("_")[0]
-    evaluate_run(kind, EVALUATORS[kind], workdir, path.with_suffix(".json"))

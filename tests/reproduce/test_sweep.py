@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 from tiny_runs import overrides, toy_config
 
 from occinv.cli import main
+from occinv.evaluators.base import Evaluator, Result
+from occinv.evaluators.knn import Knn
 from occinv.report.sweep import FILE, Measured, SweepResults, choose_metric, plot_fields
 from occinv.reproduce import run_table
 from occinv.reproduce.options import Worker
@@ -19,7 +22,7 @@ from occinv.reproduce.sweep import Sweep, read_settings, run_sweep
 from occinv.schema import UserError
 from occinv.train.lock import locked
 from occinv.train.loop import NonFinite, Outcome
-from occinv.train.records import FOLDER
+from occinv.train.records import FOLDER, read_records
 from occinv.train.workdir import CONFIG, METRICS, RESULT, as_json, write_json
 
 RATES = {"optimizer.base_lr": [0.1, 1.0], "optimizer.weight_decay": [0.0, 0.05]}
@@ -210,6 +213,15 @@ def test_evaluators_are_metrics(
         run_sweep(Sweep(config, settings, tmp_path / "s", metric="knn/top"))
 
 
+def test_the_evaluator_of_the_metric_must_exist(config: str, tmp_path: Path) -> None:
+    sweep = Sweep(config, read_settings(RATES), tmp_path / "s", metric="kn/top1")
+    with pytest.raises(UserError, match=r"unknown evaluator 'kn' \(did you mean 'knn'\?\)"):
+        run_sweep(sweep)
+    assert not (tmp_path / "s").exists()
+    (run, *_) = Sweep(config, ({},), tmp_path, metric="knn/top1").runs
+    assert run.measurement("knn") == ("knn", Knn(), run.folder)
+
+
 def test_without_validation_the_metric_is_the_last_training_loss(
     config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -272,6 +284,14 @@ def test_the_plot_has_a_panel_for_each_field_with_several_values() -> None:
     assert plot_fields(results("top1", *settings[:1])) is None
 
 
+class Rate(Evaluator):
+    """The number of images, less with a higher learning rate."""
+
+    def measure(self, subject: Any, images: Any) -> Result:
+        kernel = float(abs(subject.params["head"]["kernel"] - np.eye(3)).mean())
+        return Result({"value": len(images) - kernel}, "")
+
+
 @pytest.mark.usefixtures("compiled")
 def test_the_command_trains_every_setting_and_reports(
     images: Path,
@@ -294,3 +314,14 @@ def test_the_command_trains_every_setting_and_reports(
     assert folders == [f"base_lr={rate},weight_decay=0.0,seed=0" for rate in (0.5, 1.0)]
     assert (workdir / "report.html").is_file()
     assert main([*command, "--jobs", "3", "of", "2"]) == 2
+    # An evaluator that finished runs lack measures them. The second time it has nothing to do.
+    monkeypatch.setattr("occinv.train.loop.train_claimed", lambda *_: pytest.fail("training"))
+    command += ["--set", "optimizer.weight_decay=0.0", "--metric", "mine/value"]
+    command += overrides(f"evals={{'mine': {{'name': '{__name__}:Rate'}}}}")
+    for _ in range(2):
+        assert main(command) == 0
+        stored = json.loads((workdir / FILE).read_text())
+        assert all(11 < value < 12 for each in stored["settings"] for value in each["values"])
+        monkeypatch.setattr(Rate, "measure", lambda *_: pytest.fail("measured"))
+    (record,) = read_records(workdir / folders[0] / FOLDER / "mine.json")
+    assert record.evaluator == f"{__name__}:Rate"
