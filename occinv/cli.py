@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from occinv.commands.options import choices
 from occinv.commands.processes import fail, is_one_of_several
 from occinv.schema import UserError, nearest
+from occinv.sections import UnknownField
 from occinv.train.disk import RunFailed, disk_problem
 from occinv.version import __version__
 
@@ -46,6 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise UserError(_unknown(word, options))
         options.arguments = arguments
         return options.run(options, rest)
+    except UnknownField as error:
+        from occinv.commands.config import explain  # here, because most runs do without
+
+        return fail(2, explain(error))
     except UserError as error:
         return fail(2, error)
     except KeyboardInterrupt:

@@ -17,6 +17,7 @@ from occinv.schema import Duration, UserError, nearest, plain, resolve
 
 CONFIG, CHECKPOINTS = "config.json", "checkpoints"  # of a workdir
 CONFIGS = Path(__file__).parent / "configs"
+WEIGHTS = (".bin", ".npz", ".pkl", ".pt", ".pth", ".safetensors", ".tar")  # of other libraries
 UNITS = {field.name for field in dataclasses.fields(Duration)}
 # Fields that a run takes from the run of `init_from`: its encoder has the same.
 SHAPE = (
@@ -104,6 +105,22 @@ def make_config(
     for override in given:
         _apply(fields, override)
     return complete(fields)[0]
+
+
+def extended_config(workdir: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """Return the config of the run in `workdir`, with overrides as in `load`.
+
+    Raises:
+      UserError: There is no run, its config is damaged, or an override is not valid.
+    """
+    config = stored_config(str(workdir))
+    if config is None:
+        raise UserError(f"--extend: {workdir} holds no run. Start one with --config CONFIG")
+    if (here := str(Path.cwd())) not in sys.path:  # as for the modules of a config file
+        sys.path.insert(0, here)
+    for override in overrides:
+        _apply(config, override)
+    return config
 
 
 def load_sweep(spec: str) -> Any:
@@ -250,6 +267,22 @@ def find_workdir(path: str | Path) -> Path | None:
     return workdir if (workdir / CONFIG).is_file() else None
 
 
+def not_a_run(path: str | Path, reason: object = "") -> UserError:
+    """Return the error of a path that holds no run. It says how to import weights that it holds.
+
+    Args:
+      path: The path.
+      reason: What is wrong with its config.json; empty if it has none.
+    """
+    path = Path(path).expanduser()
+    text = f"{path} is not the workdir of a run; expected a file {path / CONFIG}"
+    if reason:
+        text = f"{path / CONFIG} is not the config of a run: {reason}"
+    if any(file.suffix in WEIGHTS for file in (path, *path.glob("*"))):
+        text += f". To import a checkpoint: occinv weights import {path} --to DIR"
+    return UserError(text)
+
+
 def stored_config(run: str) -> dict[str, Any] | None:
     """Return the config that a workdir or a checkpoint in it holds; None: it is not a run."""
     workdir = find_workdir(run)
@@ -258,4 +291,4 @@ def stored_config(run: str) -> dict[str, Any] | None:
     try:
         return json.loads((workdir / CONFIG).read_text())["experiment"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{workdir / CONFIG} is not the config of a run") from error
+        raise not_a_run(workdir, repr(error)) from error

@@ -144,7 +144,7 @@ class LoadedEncoder:
           layers: The L blocks: 1 is the first, -1 the last; None: all.
 
         Raises:
-          ValueError: As in `features`, or there is no such block.
+          ValueError: As in `features`, there is no such block, or `layers` is one number.
 
         Example:
           >>> import numpy as np, occinv
@@ -153,6 +153,8 @@ class LoadedEncoder:
           (1, 3, 17, 16)
         """
         chosen = range(1, self.depth + 1) if layers is None else layers
+        if not isinstance(chosen, Iterable):  # in timm an int is a number of blocks
+            raise ValueError(f"layers={layers!r}, expected several blocks, such as [{layers}]")
         return self._run(images, visible, tuple(map(self._index, chosen)), batch_size)
 
     def attention(
@@ -187,9 +189,11 @@ class LoadedEncoder:
 
     def _index(self, layer: int) -> int:
         """Return the index of a block that is counted from 1, or from -1 backward."""
-        if not 1 <= abs(layer) <= self.depth:
+        is_int = isinstance(layer, int | np.integer)
+        if not is_int or not 1 <= abs(layer) <= self.depth:
+            shown = layer if is_int else f"of type {type(layer).__name__}"
             raise ValueError(
-                f"layer {layer}, expected 1 to {self.depth}, or -1 (the last) to -{self.depth}"
+                f"layer {shown}, expected 1 to {self.depth}, or -1 (the last) to -{self.depth}"
             )
         return layer - 1 if layer > 0 else self.depth + layer
 
@@ -202,6 +206,9 @@ class LoadedEncoder:
     ) -> np.ndarray:
         """Return float32 [L, B, 1 + N, D]: of `layers`, or of the tokens (L = 1)."""
         found, first, size = [], 0, 0
+        if visible is not None and np.ndim(visible) != 2:
+            expected = f"bool[B, {self.num_patches}], True for visible patches"
+            raise ValueError(f"visible has {np.ndim(visible)} dimensions, expected {expected}")
         for pixels in self._batches(images, batch_size):
             size, last = size or len(pixels), first + len(pixels)
             rows = None if visible is None else self._visible(visible, first, last)

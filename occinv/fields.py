@@ -9,18 +9,12 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-import types
 import typing
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
-from annotated_types import Ge, Gt, Le, Lt
-
-from occinv.schema import FLOAT32, INT32, INT53, Duration
-from occinv.sections import dataclass_in
-
-LIMITS = (INT32, INT53, FLOAT32)  # of every number, so they are not printed
-SIGNS = {Ge: (">=", "ge"), Gt: (">", "gt"), Le: ("<=", "le"), Lt: ("<", "lt")}
+from occinv.schema import Duration
+from occinv.sections import dataclass_in, type_text
 
 
 class Field(NamedTuple):
@@ -74,8 +68,8 @@ def meanings(cls: type) -> dict[str, str]:
     for base in reversed(cls.__mro__):
         _, _, text = inspect.cleandoc(base.__dict__.get("__doc__") or "").partition("Attributes:\n")
         text = re.split(r"\n(?=\S)", text)[0]
-        for names, meaning in re.findall(r"^  (\w[\w, ]*): (.*(?:\n {4,}.*)*)", text, re.MULTILINE):
-            found |= dict.fromkeys(names.split(", "), re.sub(r"\s+", " ", meaning).strip())
+        for name, meaning in re.findall(r"^  (\w+): (.*(?:\n {4,}.*)*)", text, re.MULTILINE):
+            found[name] = re.sub(r"\s+", " ", meaning).strip()
     helps = {f.name: f.metadata["help"] for f in dataclasses.fields(cls) if "help" in f.metadata}
     return found | helps
 
@@ -84,29 +78,6 @@ def section_of(hint: Any) -> type | None:
     """Return the dataclass in a type such as `Appearance | None`; a Duration is not a section."""
     found = dataclass_in(hint)
     return None if found is Duration else found
-
-
-def type_text(hint: Any) -> str:
-    """Return a type and its range in words, such as `int >= 1 or None`."""
-    origin, choices = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Annotated:
-        kind, *limits = choices
-        pairs = [(SIGNS[type(x)][0], getattr(x, SIGNS[type(x)][1])) for x in limits]
-        bounds = [f"{sign} {value}" for sign, value in pairs if value not in LIMITS]
-        return f"{type_text(kind)} {' and '.join(bounds)}"
-    if origin is Literal:
-        return " or ".join(map(str, choices))
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(map(type_text, choices))
-    if origin is tuple:
-        shown = ["..." if choice is ... else type_text(choice) for choice in choices]
-        return f"({', '.join(shown)})"
-    if hint is type(None):
-        return "None"
-    if hint is Duration:
-        return "duration"
-    is_section = isinstance(origin or hint, type) and issubclass(origin or hint, Mapping)
-    return "section" if is_section or section_of(hint) else hint.__name__
 
 
 def show(value: Any) -> str:

@@ -53,8 +53,8 @@ class Progress:
         self._bars.stop()
 
     def say(self, line: str) -> None:
-        """Print a line above the bars."""
-        self.console.print(line, highlight=False)
+        """Print a line above the bars. It stays one line in a file or a pipe."""
+        self.console.print(line, highlight=False, soft_wrap=True)
 
     def done(self, cost: float) -> None:
         """Add `cost` to the completed part of all stages."""

@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from occinv.sections import UserError, from_mapping, plain
+from occinv.sections import FLOAT32, INT32, INT53, UnknownField, UserError, from_mapping, plain
 from occinv.sections import find_class as find_class
 from occinv.sections import nearest as nearest
 
@@ -24,8 +24,6 @@ Choice = Literal["random", "one_class", "one_per_class"]
 RelativePosition = Literal["shared", "block"]
 Attention = Literal["auto", "xla", "pallas", "cudnn"]
 
-# Numbers are at most what their dtypes hold, and never nan or infinite.
-INT32, INT53, FLOAT32 = 2**31, 2**53, 3e38
 Count = Annotated[int, Ge(1), Lt(INT32)]
 Several = Annotated[int, Ge(2), Lt(INT32)]
 Natural = Annotated[int, Ge(0), Lt(INT32)]
@@ -127,7 +125,7 @@ class Data:
       num_threads: Threads of the host that decode and crop; 0: in the main thread.
     """
 
-    source: str
+    source: str = dataclasses.field(metadata={"example": "'digits'"})
     eval_source: str | None = None
     image_size: Side = 224
     crop_scale: tuple[Area, Area] = (0.2, 1.0)
@@ -315,12 +313,14 @@ class Experiment:
       seed: The seed of initialization, order and augmentation.
     """
 
-    objective: Mapping[str, Any]
+    objective: Mapping[str, Any] = dataclasses.field(metadata={"example": "{'name': 'mae'}"})
     data: Data
     encoder: Encoder = Encoder()
     optimizer: Optimizer = Optimizer()
     train: Train = Train()
-    evals: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    evals: Mapping[str, Mapping[str, Any]] = dataclasses.field(
+        default_factory=dict, metadata={"example": "{'knn': {}}"}
+    )
     init_from: str | None = None
     init: Literal["encoder", "params", "state"] = "encoder"
     seed: Seed = 0
@@ -332,7 +332,11 @@ def resolve(config: Mapping[str, Any]) -> Experiment:
     Raises:
       UserError: A field is wrong, or two fields contradict each other.
     """
-    experiment = from_mapping(Experiment, plain(config), "")
+    try:
+        experiment = from_mapping(Experiment, plain(config), "")
+    except UnknownField as error:
+        error.config = config
+        raise
     data, train = experiment.data, experiment.train
     patch_size = experiment.encoder.patch_size
     if data.image_size % patch_size:

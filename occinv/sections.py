@@ -10,11 +10,18 @@ import dataclasses
 import difflib
 import functools
 import importlib
+import types
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
+from annotated_types import Ge, Gt, Le, Lt
+
 T = TypeVar("T")
+
+# Numbers are at most what their dtypes hold, and never nan or infinite.
+INT32, INT53, FLOAT32 = LIMITS = 2**31, 2**53, 3e38  # not printed
+SIGNS = {Ge: (">=", "ge"), Gt: (">", "gt"), Le: ("<=", "le"), Lt: ("<", "lt")}
 
 BOUNDS = {
     "greater_than": ">",
@@ -26,6 +33,20 @@ BOUNDS = {
 
 class UserError(Exception):
     """A mistake in the user's input. The command line prints it as one line and exits with 2."""
+
+
+class UnknownField(UserError):
+    """A field that a section of a config does not have.
+
+    Attributes:
+      path: Its position in the config.
+      config: The whole config; empty if only a section of it is known.
+    """
+
+    def __init__(self, path: str, hint: str) -> None:
+        super().__init__(f"unknown field {path!r}{hint}")
+        self.path = path
+        self.config: Mapping[str, Any] = {}
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
@@ -71,7 +92,8 @@ def from_mapping(cls: type[T], section: Any, path: str, **given: Any) -> T:
     Args:
       cls: A dataclass; the annotation of each field is its type and range. Its attribute
         `EXPECTED`, if any, says in errors what a section of it is. Its method
-        `check_section(path)`, if any, checks its fields together.
+        `check_section(path)`, if any, checks its fields together. The metadata `example` of a field
+        is shown in errors if it has no default to show.
       section: A mapping from field names to values; values may be sections themselves.
       path: The position in the config, for messages.
       **given: Fields that the program sets and a config may not name.
@@ -80,21 +102,24 @@ def from_mapping(cls: type[T], section: Any, path: str, **given: Any) -> T:
       UserError: An unknown or missing field, or a value of the wrong type or out of range.
     """
     if not isinstance(section, Mapping):
-        expected = getattr(cls, "EXPECTED", f"a section with fields of {cls.__name__}")
-        raise UserError(f"{path}={section!r}, expected {expected.format(path=path)}")
-    hints = typing.get_type_hints(cls, include_extras=True)
+        raise UserError(f"{path}={section!r}, expected {_section_text(cls, path)}")
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init and f.name not in given}  # type: ignore[arg-type]
+    every = typing.get_type_hints(cls, include_extras=True)
+    hints = {name: every[name] for name in fields}
     dot = f"{path}." if path else ""
     for name in section:
         if name not in fields:
             below = _paths_below(hints, name)
             hint = f" (did you mean {dot + below[0]!r}?)" if below else nearest(name, fields)
-            raise UserError(f"unknown field {dot + name!r}{hint}")
+            raise UnknownField(dot + name, hint)
     for name, field in fields.items():
         required = field.default is field.default_factory is dataclasses.MISSING
         if required and name not in section:
             raise UserError(f"{dot}{name} is missing")
-    values = {name: _value(hints[name], value, dot + name) for name, value in section.items()}
+    values = {
+        name: _value(hints[name], value, dot + name, fields[name])
+        for name, value in section.items()
+    }
     built = cls(**values, **given)
     if hasattr(built, "check_section"):
         built.check_section(path)
@@ -118,11 +143,34 @@ def dataclass_in(hint: Any) -> Any:
     return next(found, None)
 
 
-def _value(hint: Any, value: Any, path: str) -> Any:
-    """Check `value` against the type `hint`, and build a section."""
+def _section_text(hint: Any, path: str) -> str:
+    """Return what a section is, for errors, with its first field that has an example."""
+    cls = dataclass_in(hint)
+    if hasattr(cls, "EXPECTED"):
+        return cls.EXPECTED.format(path=path)
+    examples = {field.name: _example(field) for field in dataclasses.fields(cls)}
+    name = next(name for name in examples if examples[name])
+    text = f"a {type_text(hint)}, such as {{{name!r}: {examples[name]}}}"
+    return text + ("" if hint is cls else ", or {} for its defaults")
+
+
+def _example(field: dataclasses.Field[Any]) -> str:
+    """Return a value of a field as text; empty if it has neither an example nor a default."""
+    default = field.default
+    if field.default_factory is not dataclasses.MISSING:
+        default = field.default_factory()
+    if default in (None, dataclasses.MISSING, (), {}) or dataclasses.is_dataclass(default):
+        return field.metadata.get("example", "")
+    return repr(default)
+
+
+def _value(hint: Any, value: Any, path: str, field: dataclasses.Field[Any]) -> Any:
+    """Check `value` against the type `hint` of a field, and build a section."""
     choices = (hint, *typing.get_args(hint))
     section = dataclass_in(hint)
     if section is not None and not (value is None and type(None) in choices):
+        if not isinstance(value, Mapping):
+            raise UserError(f"{path}={value!r}, expected {_section_text(hint, path)}")
         return from_mapping(section, value, path)
     import pydantic  # here, so that `occinv --help` stays fast
 
@@ -131,22 +179,52 @@ def _value(hint: Any, value: Any, path: str) -> Any:
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         kind, given = first["type"], first["input"]
-        place = [f"[{index}]" for index in first["loc"] if isinstance(index, int)]
-        where = path + "".join(place if kind != "missing" else [])
-        expected = first["msg"].removeprefix("Input should be ")
-        if kind == "missing":
-            expected = "more values"
-        elif kind in BOUNDS:
-            expected = f"a number {BOUNDS[kind]} {expected.split()[-1]}"
+        for key in first["loc"] if kind != "missing" else ():
+            if isinstance(key, int):
+                path += f"[{key}]"
+            elif isinstance(value, Mapping) and key in value:
+                path, field = f"{path}.{key}", dataclasses.field()
+        if kind in BOUNDS:
+            expected = f"a number {BOUNDS[kind]} {first['msg'].split()[-1]}"
+        elif kind == "finite_number":
+            expected = "a finite number"
         elif kind == "literal_error":
+            expected = first["msg"].removeprefix("Input should be ")
             expected += nearest(str(given), map(str, typing.get_args(_literal(hint))))
-        raise UserError(f"{where}={given!r}, expected {expected}") from error
+        else:
+            expected, example = type_text(hint), _example(field)
+            expected = f"a {expected}" if expected == "section" else expected
+            expected += example and f", such as {example}"
+        raise UserError(f"{path}={given!r}, expected {expected}") from error
 
 
 def _literal(hint: Any) -> Any:
     """Return the `Literal` in a type such as `Literal[...] | None`."""
     choices = (hint, *typing.get_args(hint))
     return next(t for t in choices if typing.get_origin(t) is Literal)
+
+
+def type_text(hint: Any) -> str:
+    """Return a type and its range in words, such as `int >= 1 or None`."""
+    origin, choices = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        kind, *limits = choices
+        pairs = [(SIGNS[type(x)][0], getattr(x, SIGNS[type(x)][1])) for x in limits]
+        bounds = [f"{sign} {value}" for sign, value in pairs if value not in LIMITS]
+        return f"{type_text(kind)} {' and '.join(bounds)}"
+    if origin is Literal:
+        return " or ".join(map(str, choices))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(type_text, choices))
+    if origin is tuple:
+        shown = ["..." if choice is ... else type_text(choice) for choice in choices]
+        return f"({', '.join(shown)})"
+    if hint is type(None):
+        return "None"
+    if hasattr(hint, "EXPECTED"):
+        return hint.__name__.lower()
+    is_section = issubclass(origin or hint, Mapping) or dataclasses.is_dataclass(hint)
+    return "section" if is_section else hint.__name__
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from PIL import Image
 from tiny_runs import DECODER, overrides, tiny
 
 from occinv.cli import main
-from occinv.reproduce import run_table
+from occinv.reproduce import run as reproduce_run
 from occinv.train import workdir as files
 
 pytestmark = pytest.mark.usefixtures("compiled")  # runs of one shape compile once
@@ -27,8 +27,8 @@ def two_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each ratio is another program to compile."""
     few = {"invariance": {"ratios": (0.25, 0.75)}, "occlusion": {"ratios": (0.75,)}}
     for name, fields in few.items():
-        evaluator = dataclasses.replace(run_table.EVALUATORS[name], **fields)
-        monkeypatch.setitem(run_table.EVALUATORS, name, evaluator)
+        evaluator = dataclasses.replace(reproduce_run.EVALUATORS[name], **fields)
+        monkeypatch.setitem(reproduce_run.EVALUATORS, name, evaluator)
 
 
 def written(folder: Path) -> dict[str, int]:

@@ -76,7 +76,9 @@ def check(page: str, command: str, words: list[str]) -> None:
     prefix = options.overrides
     unknown = [word for word in rest if prefix is None or not word.startswith(prefix)]
     assert not unknown, f"{page}: {command}: unknown {unknown}"
-    if options.command in ("train", "plan") or getattr(options, "fields", 0) is None:
+    if options.command == "train" and options.config is None:
+        assert options.extend, f"{page}: {command}: only --extend has the config of the run"
+    elif options.command in ("train", "plan") or getattr(options, "fields", 0) is None:
         objective_of(schema.resolve(load_config(options.config, rest)), num_classes=10)
     elif options.command == "sweep":
         sweep = Sweep(

@@ -195,7 +195,7 @@ def test_without_init_from_the_fields_are_those_of_from_scratch() -> None:
 
 def test_a_damaged_config_of_init_from_is_named(pretrained: Path) -> None:
     (pretrained / "config.json").write_text("[")
-    with pytest.raises(UserError, match=r"pretrained/config\.json is not the config of a run$"):
+    with pytest.raises(UserError, match=r"pretrained/config\.json is not the config of a run: "):
         complete({"init_from": str(pretrained)})
 
 

@@ -118,6 +118,8 @@ def test_pixels_of_hidden_patches_have_no_influence(encoder: LoadedEncoder) -> N
         (np.full((2, SIZE, SIZE, 3), np.nan), None, "from nan"),
         (np.zeros((2, SIZE, SIZE, 3)), np.ones((2, N), int), r"int64\[2, 16\], expected bool"),
         (np.zeros((2, SIZE, SIZE, 3)), np.ones((1, N), bool), r"expected bool\[2, 16\]"),
+        (np.zeros((2, SIZE, SIZE, 3)), True, "visible has 0 dimensions, expected"),
+        (np.zeros((2, SIZE, SIZE, 3)), np.ones(N, bool), r"1 dimensions, expected bool\[B, 16\]"),
         (np.zeros((2, SIZE, SIZE, 3)), np.eye(2, N, 1) > 2, "image 0 without a patch"),
     ],
 )
@@ -142,8 +144,19 @@ def test_load_encoder_reads_a_workdir_its_checkpoints_or_one_of_them(tmp_path: P
     np.testing.assert_array_equal(
         occinv.load_encoder(tmp_path, step=3).features(image), expected(3)
     )
-    with pytest.raises(UserError, match="is not the workdir"):
+    with pytest.raises(UserError, match="is not the workdir of a run; expected a file"):
         occinv.load_encoder(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("name", ["vit.pth", "hf/model.safetensors", "timm/model.safetensors"])
+def test_weights_of_another_library_are_to_be_imported(name: str, tmp_path: Path) -> None:
+    for folder in ("hf", "timm"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "hf" / "config.json").write_text('{"hidden_size": 3}')
+    (tmp_path / name).touch()
+    path = tmp_path / name.removesuffix("/model.safetensors")
+    with pytest.raises(UserError, match=f"occinv weights import {path} --to DIR"):
+        occinv.load_encoder(path)
 
 
 def test_layers_are_counted_from_1_and_from_the_end(encoder: LoadedEncoder) -> None:
@@ -156,6 +169,11 @@ def test_layers_are_counted_from_1_and_from_the_end(encoder: LoadedEncoder) -> N
             encoder.intermediate(image, layers=[layer])
         with pytest.raises(ValueError, match=f"layer {layer}, expected 1 to {DEPTH}"):
             encoder.attention(image, layer)
+    with pytest.raises(ValueError, match=r"layers=-1, expected several blocks, such as \[-1\]"):
+        encoder.intermediate(image, -1)  # type: ignore[arg-type]
+    for wrong, kind in ((np.ones((2, N), bool), "ndarray"), (None, "NoneType"), (1.0, "float")):
+        with pytest.raises(ValueError, match=f"layer of type {kind}, expected 1 to {DEPTH}"):
+            encoder.attention(image, wrong)  # type: ignore[arg-type]
 
 
 def test_attention_is_that_of_the_evaluator(encoder: LoadedEncoder) -> None:

@@ -17,11 +17,12 @@ from occinv.commands.config import find_fields
 from occinv.config import load_config
 from occinv.evaluators import EVALUATORS
 from occinv.evaluators.base import Evaluator
-from occinv.fields import Field, fields_of, meanings, type_text
+from occinv.fields import Field, fields_of, meanings
 from occinv.models.tokenizers import TOKENIZERS
 from occinv.objectives import OBJECTIVES
 from occinv.objectives.base import Objective, objective_of
 from occinv.schema import Count, Duration, find_class
+from occinv.sections import type_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Outer:
 
     Attributes:
       setting: The program sets it.
-      first, second: Two sections.
+      first: A section.
+      second: Another section.
       wait: The time: how long.
 
     More text: of another kind.
@@ -57,9 +59,9 @@ class Outer:
 
 def test_fields_are_those_of_the_dataclass_and_its_sections() -> None:
     assert list(fields_of(Outer, "outer", skip=("setting",))) == [
-        Field("outer.first", "section", "the fields below", "Two sections."),
+        Field("outer.first", "section", "the fields below", "A section."),
         Field("outer.first.size", "int >= 1", "3", "The size of it."),
-        Field("outer.second", "section or None", "None", "Two sections."),
+        Field("outer.second", "section or None", "None", "Another section."),
         Field("outer.second.size", "int >= 1", "2", "The size of it."),
         Field("outer.wait", "duration", "1 epochs", "The time: how long."),
         Field("outer.silent", "bool", "False", ""),
@@ -96,9 +98,11 @@ def test_a_subclass_has_the_meanings_of_its_base() -> None:
 
 
 @pytest.mark.parametrize("name", ["", *{**OBJECTIVES, **EVALUATORS, **TOKENIZERS}])
-def test_every_field_has_a_meaning(name: str) -> None:
+def test_every_field_has_a_meaning_of_its_own(name: str) -> None:
     fields = list(find_fields(name))
     assert fields
+    of_sections = [(field.path.rpartition(".")[0], field.meaning) for field in fields]
+    assert [each for each in of_sections if of_sections.count(each) > 1] == []
     for field in fields:
         assert field.meaning.endswith((".", ")")) and len(field.meaning) > 8, field
 

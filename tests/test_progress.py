@@ -13,14 +13,12 @@ METRICS = {"loss": 0.25, "images_per_second": 1200.4}
 
 def show(is_terminal: bool) -> tuple[Progress, io.StringIO]:
     out = io.StringIO()
-    console = Console(
-        file=out, force_terminal=is_terminal, width=200, highlight=False, markup=False
-    )
+    console = Console(file=out, force_terminal=is_terminal, width=40, highlight=False, markup=False)
     return Progress(console=console), out
 
 
 def text_of(progress: Progress) -> str:
-    """What the bar shows now."""
+    """What the bar shows now, where there is room for it."""
     console = Console(file=io.StringIO(), width=200)
     console.print(progress._bars.get_renderable())
     return console.file.getvalue()  # type: ignore[attr-defined]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from occinv import schema
@@ -12,6 +14,7 @@ from occinv.commands.options import add_overrides
 from occinv.config import load
 from occinv.fields import Field, fields_of, meanings, section_of
 from occinv.schema import Duration, Experiment, UserError, nearest, plain
+from occinv.sections import UnknownField
 
 if TYPE_CHECKING:
     from occinv.train.check import Planned
@@ -74,6 +77,28 @@ def find_fields(name: str) -> Iterator[Field]:
         if not dataclasses.is_dataclass(cls):
             raise UserError(f"--fields {name!r} is not a dataclass, expected an objective")
         yield from fields_of(cls, path, skip=("setting", "image_size", "patch_size"))
+
+
+def explain(error: UnknownField) -> str:
+    """Return the error of an unknown field, with the path of the nearest field of any section.
+
+    The fields of the objective belong to the sections if the whole config is known. Else only a
+    field of exactly this name is suggested.
+    """
+    name = error.path.rpartition(".")[2]
+    paths = {path.rpartition(".")[2]: path for path in reversed(_paths(error.config))}
+    cutoff = 0.8 if error.config else 1.0
+    if not (near := difflib.get_close_matches(name, paths, n=1, cutoff=cutoff)):
+        return str(error)
+    return f"unknown field {error.path!r} (did you mean {paths[near[0]]!r}?)"
+
+
+def _paths(config: Mapping[str, Any]) -> list[str]:
+    """Return the path of every field, those of the objective of `config` included."""
+    fields = list(fields_of(Experiment))
+    with contextlib.suppress(UserError, KeyError, TypeError):
+        fields += find_fields(config["objective"]["name"])
+    return [field.path for field in fields]
 
 
 def resolved(experiment: Experiment) -> Iterator[tuple[str, Any, str]]:

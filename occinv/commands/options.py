@@ -11,11 +11,11 @@ from occinv.objectives import OBJECTIVES
 from occinv.schema import Encoder
 
 
-def add_config(parser: argparse.ArgumentParser) -> None:
+def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Add `--config` and its overrides, which `run` gets as the argument `rest`."""
     # fmt: off
     add = parser.add_argument
-    add("--config", required=True, metavar="CONFIG[:VARIANT][,FIELD=VALUE...]",
+    add("--config", required=required, metavar="CONFIG[:VARIANT][,FIELD=VALUE...]",
         help="Use this config of occinv, or the function get_config(variant) of a file.")
     # fmt: on
     add_overrides(parser)
@@ -63,9 +63,9 @@ examples:
 
 exit status:
   0            The command succeeded.
-  1            The run failed (a loss that is not finite, a full or read-only disk, a deleted
-               workdir, a process that died), or the plan does not fit. JAX may end the processes
-               of a run with 134 instead.
+  1            The run failed (a loss that is not finite, an image that cannot be read, a full or
+               read-only disk, a deleted workdir, a process that died), or the plan does not fit.
+               JAX may end the processes of a run with 134 instead.
   2            An argument or a config is wrong. Nothing was written.
   129, 130, 143
                SIGHUP, Ctrl-C or SIGTERM stopped the run after saving. Run the same command to

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Start as worker K of N workers that share the workdir.")
     add("--metric", metavar="NAME",
         help="Compare this metric of the last evaluation: top1, loss, LABEL/VALUE of an "
-             "evaluator (default: an accuracy, else the loss).")
+             "evaluator, which measures finished runs, too (default: an accuracy, else the loss).")
     add_processes(parser)
     # fmt: on
 

@@ -8,25 +8,34 @@ import functools
 from occinv import schema
 from occinv.commands.options import add_config, choices, to_path
 from occinv.commands.processes import add_processes, fail, join
-from occinv.config import load_config
+from occinv.config import extended_config, load_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `occinv train`."""
     parser.epilog = choices()
-    add_config(parser)
+    add_config(parser, required=False)
     text = "Save the run to this folder. Continue the run that is already in it."
     parser.add_argument("--workdir", required=True, type=to_path, metavar="DIR", help=text)
     text = "Continue although files of the data were added, removed or changed since the start."
     parser.add_argument("--accept-changed-data", action="store_true", help=text)
-    text = "Continue the run in the folder to a longer train.duration or train.stop_after."
+    text = (
+        "Continue the run in the folder to a longer train.duration or train.stop_after. Without "
+        "--config, every other field is that of the run."
+    )
     parser.add_argument("--extend", action="store_true", help=text)
     add_processes(parser)
 
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int:
     """Run `occinv train` and return the exit status."""
-    experiment = schema.resolve(load_config(options.config, overrides))
+    if options.config is None and not options.extend:
+        options.parser.error("the following arguments are required: --config")
+    if options.config is None:
+        config = extended_config(options.workdir, overrides)
+    else:
+        config = load_config(options.config, overrides)
+    experiment = schema.resolve(config)
     from occinv.progress import Progress
     from occinv.train.extend import extend
     from occinv.train.loop import NonFinite, train

@@ -86,7 +86,7 @@ class _Loader:
     """Makes the rows of this process, skips corrupt images, and prefetches batches with threads.
 
     Raises:
-      UserError: More images than `max_corrupt` cannot be read. It is a DecodeError if that is 0.
+      UserError: More images than `max_corrupt` cannot be read.
     """
 
     def __init__(self, source: Source, spec: LoaderSpec):
@@ -117,17 +117,16 @@ class _Loader:
 
     def _skip(self, index: int, error: DecodeError) -> None:
         limit = self.spec.max_corrupt
-        if limit == 0:
-            raise error
         with self._lock:
             if index in self._corrupt:
                 return
-            self._corrupt[index] = error.name
-            names = sorted(self._corrupt.values())
+            names = sorted([*self._corrupt.values(), error.name])
+            if len(names) <= limit:
+                self._corrupt[index] = error.name
         if len(names) > limit:
+            others = f" {len(names)} images cannot be read: {', '.join(names)}." if limit else ""
             raise UserError(
-                f"{len(names)} images cannot be read, but data.max_corrupt={limit}. Repair them or "
-                f"raise data.max_corrupt: {', '.join(names)}"
+                f"{error}.{others} Repair them, or raise data.max_corrupt={limit} to skip them."
             ) from error
         logger.warning("skipped (%d of at most %d): %s", len(names), limit, error)
 

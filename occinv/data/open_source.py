@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from occinv.data.source import Source
 from occinv.schema import UserError, nearest
 from occinv.text import is_utf8
@@ -24,40 +26,63 @@ def open_source(
     Raises:
       UserError: The source cannot be opened; see the function of each kind.
     """
-    if not is_utf8(spec):
-        raise UserError(f"data.source={spec!r} is not UTF-8. Rename the folder.")
+    check_source(spec)
     # Each kind is imported only if it is used: tensorflow_datasets alone takes seconds.
     kind, colon, rest = spec.partition(":")
     source: Source
-    if kind == "photos" and (not colon or rest.isdecimal()):
+    if kind == "photos":
         from occinv.data.embedded import photos
 
         source = photos(train, int(rest) if colon else 32)
-    elif spec == "digits":
+    elif kind == "digits":
         from occinv.data.embedded import digits
 
         source = digits(train)
-    elif kind == "folder" and rest:
+    elif kind == "folder":
         from occinv.data.folder import open_folder
 
         source = open_folder(rest, train=train)
-    elif kind == "arrow" and rest:
+    elif kind == "arrow":
         from occinv.data.arrow import open_arrow
 
         source = open_arrow(rest, train=train)
-    elif kind == "tfds" and rest:
+    elif kind == "tfds":
         from occinv.data.tfds.source import open_tensorflow_datasets
 
         source = open_tensorflow_datasets(rest, train=train, data_dir=data_dir)
-    elif kind not in KINDS and rest and all(part.isidentifier() for part in kind.split(".")):
+    else:
         from occinv.data.own_source import open_own
 
         source = open_own(spec, train=train)
-    else:
-        hint = "" if kind in KINDS else nearest(kind, KINDS)
-        raise UserError(f"data.source={spec!r}, expected {FORMS}{hint}")
     if classes is None:
         return source
     from occinv.data.selections import of_classes
 
     return of_classes(source, classes)
+
+
+def check_source(spec: str, field: str = "data.source") -> None:
+    """Check the form of a source, and import the class of `module:Class`. Opens no data.
+
+    Args:
+      spec: As in `data.source`.
+      field: The field that names it, for messages.
+
+    Raises:
+      UserError: The source has another form, or the class cannot be imported.
+    """
+    if not is_utf8(spec):
+        raise UserError(f"{field}={spec!r} is not UTF-8. Rename the folder.")
+    kind, colon, rest = spec.partition(":")
+    if kind in KINDS:
+        takes = {"photos": not colon or rest.isdecimal(), "digits": not colon}
+        if not takes.get(kind, bool(rest)):
+            raise UserError(f"{field}={spec!r}, expected {FORMS}")
+    elif os.path.isdir(os.path.expanduser(spec)):
+        raise UserError(f"{field}={spec!r} is a folder. Write {field}=folder:{spec}")
+    elif rest and all(part.isidentifier() for part in kind.split(".")):
+        from occinv.data.own_source import own_class
+
+        own_class(spec, field)
+    else:
+        raise UserError(f"{field}={spec!r}, expected {FORMS}{nearest(kind, KINDS)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import numpy as np
 
@@ -20,13 +21,8 @@ def open_own(spec: str, *, train: bool) -> Source:
       UserError: The class cannot be imported, is not a Source, does not take these arguments, or
         its images, labels and names do not fit together.
     """
-    module, name, *argument = spec.split(":", 2)
-    try:
-        found = find_class({}, f"{module}:{name}", Source, "data.source=")
-    except UserError as error:
-        from occinv.data.open_source import KINDS
-
-        raise UserError(f"{error}{nearest(module, KINDS)}") from error
+    _, name, *argument = spec.split(":", 2)
+    found = own_class(spec, "data.source")
     if inspect.isabstract(found):
         missing = ", ".join(sorted(found.__abstractmethods__))
         raise UserError(f"data.source={spec!r}: {name} does not define {missing}")
@@ -41,6 +37,21 @@ def open_own(spec: str, *, train: bool) -> Source:
         raise UserError(f"data.source={spec!r} cannot be opened: {error}") from error
     _check(source, f"data.source={spec!r}: ")
     return source
+
+
+def own_class(spec: str, field: str) -> Any:
+    """Return the class of `module:Class` or `module:Class:ARGUMENT`, which `field` names.
+
+    Raises:
+      UserError: The class cannot be imported, or is not a Source.
+    """
+    module, name, *_ = spec.split(":", 2)
+    try:
+        return find_class({}, f"{module}:{name}", Source, f"{field}=")
+    except UserError as error:
+        from occinv.data.open_source import KINDS
+
+        raise UserError(f"{error}{nearest(module, KINDS)}") from error
 
 
 def _check(source: Source, where: str) -> None:

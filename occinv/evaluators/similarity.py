@@ -162,10 +162,15 @@ def cka(first: np.ndarray, second: np.ndarray) -> float:
     """
     arrays = [np.asarray(x, np.float32) for x in (first, second)]
     shapes = [list(x.shape) for x in arrays]
-    if any(x.ndim != 2 for x in arrays) or len(arrays[0]) != len(arrays[1]):
+    if any(x.ndim != 2 for x in arrays):
         raise ValueError(
             f"features of shapes {shapes[0]} and {shapes[1]}, expected [B, F] and [B, G]; choose "
             "one feature of each image, such as features[:, 0]"
+        )
+    counts = [len(x) for x in arrays]
+    if counts[0] != counts[1]:
+        raise ValueError(
+            f"features of {counts[0]} and {counts[1]} images, expected features of the same images"
         )
     if len(arrays[0]) < MIN_BATCH:
         raise ValueError(f"features of {len(arrays[0])} images, expected {MIN_BATCH} or more")

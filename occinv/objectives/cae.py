@@ -33,7 +33,8 @@ class CAE(BEiT):
 
     Attributes:
       align_weight: The weight λ of the alignment.
-      regressor_depth, decoder_depth: The blocks of each; as wide as f, with as many heads.
+      regressor_depth: The number of blocks of the regressor; its width and heads are those of f.
+      decoder_depth: The number of blocks of the decoder d; its width and heads are those of f.
     """
 
     mask_ratio: Rate = 0.5

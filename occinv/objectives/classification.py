@@ -30,8 +30,10 @@ class Classification(Objective):
     Attributes:
       pooling: The `mean` patch token through a fresh norm (the paper), or the `class` token.
       label_smoothing: The probability that is spread over all classes in training.
-      mixup, cutmix: α of the share that an image keeps when it is mixed with another, by blending
-        or by pasting a box; with equal probability where both are above 0. Training only.
+      mixup: α of the share that an image keeps when it is blended with another in training; 0: no
+        blending.
+      cutmix: α of the share that an image keeps when a box of another is pasted into it in
+        training; 0: none. If `mixup` is above 0, too, each is used with equal probability.
       erase: The probability that a box of an image is replaced by noise in training.
     """
 

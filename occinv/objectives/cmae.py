@@ -95,7 +95,9 @@ class CMAE(Objective):
       temperature: The temperature τ of InfoNCE.
       momentum: The momentum of the EMA target.
       momentum_schedule: `constant`, or `cosine` from `momentum` to 1 at the end.
-      head_hidden, head_out, head_norm: The size and norm of projector and predictor.
+      head_hidden: The width of the hidden layer of projector and predictor.
+      head_out: The width of the output of projector and predictor.
+      head_norm: The norm in projector and predictor.
       color: The jitter of each view, or None.
       color_order: Whether the jitter is computed `before` masking, from the whole image, or
         `after` it, from the image with removed patches black, whose mean gray its contrast uses.

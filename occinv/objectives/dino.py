@@ -53,17 +53,24 @@ class DINO(Objective):
     copy of the student, c the running mean of t (`main_dino.py`, `DINOLoss` of the official code).
 
     Attributes:
-      num_prototypes, head_hidden, bottleneck: The size of the head.
-      local_crops, local_size, local_scale: The number of small crops, their pixels a side, and
-        their area. The two large crops have `data.image_size` and `data.crop_scale`.
-      student_temperature, teacher_temperature: The temperatures τ_s of the student and τ_t of
-        the teacher.
-      first_teacher_temperature, warmup: The initial τ_t, and its warm-up, epoch by epoch.
+      num_prototypes: The number of prototypes, the outputs of the head.
+      head_hidden: The width of the hidden layers of the head.
+      bottleneck: The width of the layer before the prototypes.
+      local_crops: The number of small crops, besides the two large crops.
+      local_size: Pixels a side of a small crop; `data.image_size` is that of a large crop.
+      local_scale: Smallest and largest area of a small crop, as a share of the image;
+        `data.crop_scale` is that of a large crop.
+      student_temperature: The temperature τ_s of the student.
+      teacher_temperature: The temperature τ_t of the teacher after its warm-up.
+      first_teacher_temperature: The initial τ_t.
+      warmup: The length of the warm-up of τ_t, epoch by epoch.
       momentum: The momentum of the teacher at the start; it grows to 1 along a cosine.
       center_momentum: The momentum of the center c.
       freeze_last_layer: How long the last layer is frozen.
       normalize_last_layer: Whether the prototypes keep length 1.
-      first, second, local: The augmentations of the crops, which differ as in the official code.
+      first: The augmentation of the first large crop.
+      second: The augmentation of the second large crop; it blurs less and solarizes.
+      local: The augmentation of the small crops.
     """
 
     num_prototypes: Count = 65536

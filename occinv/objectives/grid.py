@@ -97,8 +97,9 @@ class Grid(Objective):
     would train a token in their place; otherwise a learned token replaces them.
 
     Attributes:
-      t1, t2: `identity`, color `jitter`, another random `crop`, `masking` of single patches, or of
+      t1: T1: `identity`, color `jitter`, another random `crop`, `masking` of single patches, or of
         `rectangles`.
+      t2: T2, named as in `t1`. If both mask alike, T2 keeps the patches that T1 removes.
       targets: `pixels`, `ids` of a tokenizer, or features of the same `encoder` or its `ema`.
       similarity: `pixel_l2` is MAE's; `decoder_distance` is Eq. (8) with its constraint, R-MAE's;
         `infonce` and `byol` are C-MAE's, with projector and predictor; `cross_entropy` is BEiT's
@@ -113,9 +114,12 @@ class Grid(Objective):
       tokenizer: The tokenizer of ids, as in BEiT.
       temperature: The temperature of InfoNCE.
       momentum: The momentum of the EMA, which moves before the forward pass.
-      head_hidden, head_out: The size of projector and predictor, and of the prototypes' head.
+      head_hidden: The width of the hidden layers of projector, predictor and the prototypes' head.
+      head_out: The width of the output of projector and predictor, and of the prototypes' input.
       num_prototypes: The number of prototypes of the centered cross-entropy.
-      decoder_width, decoder_depth, decoder_heads: The size of the decoder d.
+      decoder_width: The width of the tokens in the decoder d.
+      decoder_depth: The number of transformer blocks of d.
+      decoder_heads: The number of attention heads of d.
     """
 
     t1: Transformation = "masking"

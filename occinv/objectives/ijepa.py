@@ -48,11 +48,14 @@ class IJEPA(Objective):
 
     Attributes:
       num_targets: T, the rectangles that are predicted, each by itself; they may overlap.
-      target_scale, target_aspect: A target's share of the image, and its height by width.
+      target_scale: The area of a target, as a share of the image.
+      target_aspect: The height of a target divided by its width.
       context_scale: The share of the square that f sees, before the targets are removed from it.
       context_choice: Which of the remaining patches f sees, if targets overlap and more remain than
         `kept`: the `first` in raster order, as in the official code, or a `random` choice.
-      predictor_width, predictor_depth, predictor_heads: The size of the predictor q.
+      predictor_width: The width of the tokens in the predictor q.
+      predictor_depth: The number of transformer blocks of q.
+      predictor_heads: The number of attention heads of q.
       momentum: The momentum of the EMA at the start; it grows linearly to 1.
     """
 

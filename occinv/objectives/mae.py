@@ -42,7 +42,9 @@ class MAE(Objective):
       augmented: What CutMix and jitter change: the `input` of the encoder, with the original
         pixels as target (Table 4's "unmasked only"), or the whole `image`, including the target.
       normalize_target: Whether each target patch is scaled to mean 0 and standard deviation 1.
-      decoder_width, decoder_depth, decoder_heads: The size of the decoder d.
+      decoder_width: The width of the tokens in the decoder d.
+      decoder_depth: The number of transformer blocks of d.
+      decoder_heads: The number of attention heads of d.
     """
 
     mask_ratio: Rate = 0.75

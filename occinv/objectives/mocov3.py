@@ -48,8 +48,10 @@ class MoCoV3(Objective):
       contrast_group: Contrast each image only within groups of so many images of the batch. None:
         within the whole batch.
       momentum: The momentum of the EMA target at the start; it grows to 1 along a cosine.
-      head_hidden, head_out: The size of projector (three layers) and predictor (two).
-      first, second: The augmentations of the two crops, which differ as in the official code.
+      head_hidden: The width of the hidden layers of projector (three layers) and predictor (two).
+      head_out: The width of the output of projector and predictor.
+      first: The augmentation of the first crop.
+      second: The augmentation of the second crop; it blurs less and solarizes.
     """
 
     temperature: Temperature = 0.2

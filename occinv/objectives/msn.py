@@ -52,10 +52,13 @@ class MSN(Objective):
 
     Attributes:
       mask_ratio: The share of patches that the large anchor lacks.
-      focal_crops, focal_size, focal_scale: The number of focal crops, their pixels a side, and
-        their area. The two large crops have `data.image_size` and `data.crop_scale`.
-      num_prototypes, head_hidden, head_out: The number K of prototypes, and the
-        size of the projector p.
+      focal_crops: The number of focal crops, besides the two large crops.
+      focal_size: Pixels a side of a focal crop; `data.image_size` is that of a large crop.
+      focal_scale: Smallest and largest area of a focal crop, as a share of the image;
+        `data.crop_scale` is that of a large crop.
+      num_prototypes: The number K of prototypes.
+      head_hidden: The width of the hidden layers of the projector p.
+      head_out: The width of the output of p.
       temperature: The temperature τ of the student.
       sharpening: The temperature that sharpens targets.
       sinkhorn: Whether targets then use all prototypes equally often, by Sinkhorn-Knopp.

@@ -41,9 +41,12 @@ class VQAutoencoder(Objective):
     the first term passes to z as if the choice of a code were the identity (VQ-VAE).
 
     Attributes:
-      num_ids, code_width: The number of codes, and their dimensions.
+      num_ids: The number of codes.
+      code_width: The dimensions of a code.
       commitment: The weight β of the commitment.
-      decoder_width, decoder_depth, decoder_heads: The size of the decoder d.
+      decoder_width: The width of the tokens in the decoder d.
+      decoder_depth: The number of transformer blocks of d.
+      decoder_heads: The number of attention heads of d.
     """
 
     num_ids: Count = 512

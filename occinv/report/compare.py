@@ -19,6 +19,7 @@ from occinv.report.measured import Columns, curves_of, fill, floor_rows, records
 from occinv.report.read_run import (
     encoder_text,
     is_imported,
+    last_loss,
     picture_paths,
     read_axes,
     read_config,
@@ -40,7 +41,7 @@ from occinv.report.results import (
 )
 from occinv.schema import UserError
 from occinv.train.records import FOLDER
-from occinv.train.workdir import RESULT, as_json, differences
+from occinv.train.workdir import RESULT, as_json, differences, read_result
 
 # The stage of a run whose objective trains on labels. Every other objective pretrains.
 OBJECTIVE_STAGES = {"classification": "finetune", "linear_probe": "linear"}
@@ -272,6 +273,7 @@ def _results_of_runs(runs: Sequence[Run]) -> Results:
     if len(counts) == 1:
         settings["num_test"] = counts.pop()
     notes = config_notes([members[0] for members in methods]) + _other_curves(runs, columns)
+    notes += _unmeasured([run for run in runs if not run.records])
     return Results(
         title="",
         columns=columns.columns,
@@ -280,6 +282,20 @@ def _results_of_runs(runs: Sequence[Run]) -> Results:
         same_data=len(data) == 1,
         notes=notes,
     )
+
+
+def _unmeasured(runs: Sequence[Run]) -> list[str]:
+    """A sentence with the last losses of runs without an accuracy or a record of an evaluator."""
+    found = []
+    for run in runs:
+        result = read_result(run.folder) or {"metrics": {}}
+        losses = {"training": last_loss(run.folder), "validation": result["metrics"].get("loss")}
+        known = [
+            f"{part} loss {loss:.4g}" if loss is not None else f"no {part} loss"
+            for part, loss in losses.items()
+        ]
+        found.append(f"{run.name} ({', '.join(known)})")
+    return [f"Not measured by an evaluator: {'; '.join(found)}."] if found else []
 
 
 def _seeds_of_methods(runs: Sequence[Run]) -> list[list[Run]]:
@@ -315,7 +331,8 @@ def _other_curves(runs: Sequence[Run], columns: Columns) -> list[str]:
 def _row_of_seeds(runs: Sequence[Run], columns: Columns) -> Row:
     """The row of one method, with the axes of the pretraining if it starts from one."""
     first = runs[0]
-    name = first.name if len(runs) == 1 else f"{first.name} and {len(runs) - 1} more seeds"
+    others = len(runs) - 1
+    name = first.name + (f" and {others} more seed{'s' * (others > 1)}" if others else "")
     row = Row(name, first.name, cka=dict.fromkeys(ENCODERS))
     setattr(row, first.stage, read_stage(first.folder))
     if first.stage != "pretrain" and first.experiment.init_from is not None:

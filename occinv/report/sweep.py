@@ -25,7 +25,7 @@ from occinv.train.disk import write_text
 
 FILE = "sweep.json"
 # The metric that a sweep compares, unless it is given: the first that is measured.
-METRICS = ("top1", "probe/top1", "knn/top1", "loss")
+METRICS = ("top1", "probe/top1", "knn/top1", "loss", "train_loss")
 PANELS_PER_LINE = 3
 
 
@@ -151,20 +151,28 @@ class SweepResults:
             )
         elif best.second is not None:
             lines.append("One seed does not show how much a setting varies. Give --seeds 3.")
-        if count > 1:
+        if self.metric == "train_loss":
+            lines.append(
+                "train_loss is the last loss on training images: without validation images "
+                "(data.eval_source) or an evaluator, no other metric is measured."
+            )
+        elif count > 1:
             lines.append(
                 f"The best of {count} settings is optimistic: it was chosen by the validation "
                 "images on which its value is measured. Measure it again on other images, or with "
                 "new seeds."
             )
-        if self.metric == "loss" and any(path.startswith("objective.") for path in self.fields):
+        if self.metric in ("loss", "train_loss") and any(
+            path.startswith("objective.") for path in self.fields
+        ):
             lines.append(
                 "The settings change the objective, so their losses may not be comparable. Compare "
-                "an evaluator, such as --config.evals.knn={} with --metric knn/top1."
+                "an evaluator, such as --metric knn/top1, which also measures finished runs."
             )
         unfinished = sum(not each.is_complete for each in self.settings)
         if unfinished:
-            lines.append(f"{unfinished} of {count} settings are not complete.")
+            verb = "is" if unfinished == 1 else "are"
+            lines.append(f"{unfinished} of {count} settings {verb} not complete.")
         return lines
 
 
@@ -188,8 +196,8 @@ def choose_metric(metric: str | None, found: Sequence[Mapping[str, float]]) -> s
     chosen = next((name for name in METRICS if name in known), None)
     if chosen is None:
         raise UserError(
-            "the runs measure no accuracy and no loss on validation images. Set data.eval_source, "
-            f"or give --metric NAME, one of: {', '.join(known) or 'none'}"
+            "the runs measure no accuracy and no loss. Set data.eval_source, or "
+            f"give --metric NAME, one of: {', '.join(known) or 'none'}"
         )
     return chosen
 

@@ -31,7 +31,7 @@ from occinv.reproduce.specs import COLUMNS, LINEAR, RowSpec
 from occinv.schema import Experiment
 from occinv.train.disk import read_json
 from occinv.train.records import read_records
-from occinv.train.workdir import METRICS, RESULT
+from occinv.train.workdir import METRICS, read_result
 from occinv.train.writers import read_scalars
 
 
@@ -127,7 +127,7 @@ def read_values(trials: Sequence[Trial]) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for name in trials[0].stages:
         if name != "pretrain":
-            results = read_all(trial.stages[name].workdir / RESULT for trial in trials)
+            results = read_results(trial.stages[name].workdir for trial in trials)
             keys = {name: "top1"}
             if name == "linear":
                 published = f"top1_at_{trials[0].method.pooling}_1"
@@ -152,7 +152,7 @@ def read_values(trials: Sequence[Trial]) -> dict[str, list[float]]:
 
 def read_course(workdir: Path) -> dict[str, float]:
     """The values of `course.COLUMNS` of a complete training."""
-    if not (workdir / RESULT).is_file():
+    if read_result(workdir) is None:
         return {}
     return course.course_of(read_scalars(workdir / METRICS))
 
@@ -163,9 +163,14 @@ def read_evaluation(trials: Iterable[Trial], name: str) -> list[Record]:
     return [read_records(path)[0] for path in itertools.takewhile(Path.is_file, paths)]
 
 
-def read_all(paths: Iterable[Path]) -> list[dict[str, Any]]:
-    """The content of the files up to the first that is missing, so that seeds stay aligned."""
-    return [read_json(path) for path in itertools.takewhile(Path.is_file, paths)]
+def read_results(workdirs: Iterable[Path]) -> list[dict[str, Any]]:
+    """The results of runs up to the first that has none, so that seeds stay aligned."""
+    found: list[dict[str, Any]] = []
+    for workdir in workdirs:
+        if (result := read_result(workdir)) is None:
+            break
+        found.append(result)
+    return found
 
 
 def read_pictures(trial: Trial) -> list[dict[str, str]]:

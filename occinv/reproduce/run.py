@@ -10,11 +10,17 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
 from occinv import schema
 from occinv.config import load_config
+from occinv.evaluators.base import Evaluator
+from occinv.evaluators.invariance import Invariance
+from occinv.evaluators.occlusion_accuracy import OcclusionAccuracy
+from occinv.evaluators.psnr import Psnr
+from occinv.evaluators.reconstructions import Reconstructions
 from occinv.objectives.base import objective_of
 from occinv.reproduce.methods import Method
 from occinv.reproduce.specs import LABEL_STAGES, SCALES, RowSpec, TableSpec
@@ -100,22 +106,34 @@ class Stage:
         return read_json(path) if path.exists() else 0.0
 
 
+# One evaluator for all trials: encoders of one shape share the floor of their invariance.
+EVALUATORS: dict[str, Evaluator] = {
+    "invariance": Invariance(),
+    "occlusion": OcclusionAccuracy(removals=("random",)),
+    "psnr": Psnr(),
+    "reconstructions": Reconstructions(num_images=6),
+}
+
+
+class Measurement(NamedTuple):
+    """An evaluation of a run: the name of the evaluator, itself, and the workdir of the run."""
+
+    name: str
+    evaluator: Evaluator
+    workdir: Path
+
+
 class Work(abc.ABC):
     """What one worker takes at a time: a trial of a table, or a run of a sweep.
 
     Attributes:
       folder: Its folder, with its lock.
-      encoder: The workdir of the encoder that its evaluations measure, or None.
       stages: Its training runs by name, in their order.
       evaluations: The output files of its evaluations by name.
       costs: The cost of each stage, in the unit of the progress bar.
       cost: The cost of all stages and evaluations.
       is_done: Whether all stages and evaluations are complete.
     """
-
-    @property
-    def encoder(self) -> Path | None:
-        return None
 
     @property
     @abc.abstractmethod
@@ -126,8 +144,12 @@ class Work(abc.ABC):
     def stages(self) -> dict[str, Stage]: ...
 
     @property
-    def evaluations(self) -> dict[str, Path]:
-        return {}
+    @abc.abstractmethod
+    def evaluations(self) -> dict[str, Path]: ...
+
+    @abc.abstractmethod
+    def measurement(self, name: str) -> Measurement:
+        """Return the evaluation of this name."""
 
     @property
     def costs(self) -> dict[str, float]:
@@ -233,6 +255,13 @@ class Trial(Work):
         }
         files = [self.folder / "measured" / name for name, is_needed in needed.items() if is_needed]
         return {file.stem: file for file in files}
+
+    def measurement(self, name: str) -> Measurement:
+        kind = name.partition("_")[0]
+        workdir = self.encoder or Path()
+        if name in ("invariance_finetuned", "occlusion"):
+            workdir = self.stages["finetune"].workdir
+        return Measurement(kind, EVALUATORS[kind], workdir)
 
     @property
     def costs(self) -> dict[str, float]:

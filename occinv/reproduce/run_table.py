@@ -20,11 +20,6 @@ import jax
 from rich.console import Console
 
 from occinv.evaluate import evaluate_run
-from occinv.evaluators.base import Evaluator
-from occinv.evaluators.invariance import Invariance
-from occinv.evaluators.occlusion_accuracy import OcclusionAccuracy
-from occinv.evaluators.psnr import Psnr
-from occinv.evaluators.reconstructions import Reconstructions
 from occinv.parallel import from_first_process
 from occinv.progress import Progress
 from occinv.report.html import write_html
@@ -38,14 +33,6 @@ from occinv.train.disk import write_json
 from occinv.train.lock import locked
 from occinv.train.loop import NonFinite, train
 from occinv.train.workdir import RESULT, check_folder, check_same
-
-# One evaluator for all trials: encoders of one shape share the floor of their invariance.
-EVALUATORS: dict[str, Evaluator] = {
-    "invariance": Invariance(),
-    "occlusion": OcclusionAccuracy(removals=("random",)),
-    "psnr": Psnr(),
-    "reconstructions": Reconstructions(num_images=6),
-}
 
 
 class Stopped(Exception):
@@ -125,13 +112,14 @@ def run_all(
             while left:
                 busy = []
                 for trial in left:
-                    if take_trial(trial, progress):
+                    number = trials.index(trial) + 1
+                    if take_trial(trial, progress, f"run {number} of {len(trials)}"):
                         write_report(False)
                     else:
                         busy.append(trial)
                 if len(busy) == len(left):
                     names = ", ".join(map(str, busy))
-                    progress.say(f"other workers hold the last {len(busy)} trials: {names}")
+                    progress.say(f"other workers hold the last runs: {names}")
                     break
                 left = busy
         except Stopped as stopped:
@@ -158,8 +146,8 @@ def write_report(run: TableRun, is_last: bool) -> Written:
     return Written(is_done, run.folder / "report.html")
 
 
-def take_trial(trial: Work, progress: Progress) -> bool:
-    """Run a trial unless it is done or another worker holds it.
+def take_trial(trial: Work, progress: Progress, place: str) -> bool:
+    """Run a trial unless it is done or another worker holds it. Print `place` and its name first.
 
     Returns:
       False if another worker holds it.
@@ -176,6 +164,7 @@ def take_trial(trial: Work, progress: Progress) -> bool:
         return True
     with locked(trial.folder / ".lock") as is_ours:
         if is_ours:
+            progress.say(f"{place}: {trial}")
             run_trial(trial, progress)
         return is_ours
 
@@ -208,14 +197,5 @@ def run_trial(trial: Work, progress: Progress) -> None:
             raise Stopped(outcome.stopped_by)
     for name, path in trial.evaluations.items():
         if not path.exists():
-            evaluate_trial(trial, name, path)
+            evaluate_run(*trial.measurement(name), path.with_suffix(".json"))
     progress.done(trial.cost - sum(trial.costs.values()))
-
-
-def evaluate_trial(trial: Work, name: str, path: Path) -> None:
-    """Run one evaluation of `Trial.evaluations` and write it to `path`."""
-    workdir = trial.encoder or Path()
-    if name in ("invariance_finetuned", "occlusion"):
-        workdir = trial.stages["finetune"].workdir
-    kind = name.partition("_")[0]
-    evaluate_run(kind, EVALUATORS[kind], workdir, path.with_suffix(".json"))

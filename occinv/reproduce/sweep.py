@@ -17,16 +17,18 @@ import jax
 from rich.console import Console
 
 from occinv.config import parse
+from occinv.evaluators.base import make_evaluator
 from occinv.report.compare import OBJECTIVE_STAGES
+from occinv.report.read_run import last_loss
 from occinv.report.sweep import FILE, Measured, SweepResults, choose_metric, print_sweep, write_page
 from occinv.reproduce.options import ONLY_WORKER, Worker
-from occinv.reproduce.run import FAILED, Stage, Work, load_experiment
+from occinv.reproduce.run import FAILED, Measurement, Stage, Work, load_experiment
 from occinv.reproduce.run_table import Written, run_all
 from occinv.schema import UserError
-from occinv.train.check import check_config
+from occinv.train.check import check_config, read_evals
 from occinv.train.disk import read_json, write_json
 from occinv.train.lock import locked
-from occinv.train.records import FOLDER, read_records
+from occinv.train.records import FOLDER, read_records, record_file
 from occinv.train.workdir import read_result
 
 Setting = dict[str, Any]  # values by the path of a field
@@ -44,7 +46,8 @@ class Sweep:
       workdir: The folder of the runs and of the report.
       seeds: Each setting runs with so many seeds, from that of the config on.
       overrides: `--config.FIELD=VALUE` for every run. A setting wins over them.
-      metric: The name of the metric to compare; None: the first of `METRICS` that is measured.
+      metric: The name of the metric to compare; None: the first of `METRICS` that is measured. The
+        evaluator of `LABEL/VALUE` measures the runs that it has not measured, finished ones too.
       command: The typed command, for the report.
     """
 
@@ -109,6 +112,25 @@ class SweepRun(Work):
         return Stage(self.sweep.config, (*self.sweep.overrides, *own), self.folder)
 
     @functools.cached_property
+    def evaluators(self) -> dict[str, Measurement]:
+        """The evaluators by label: those of the config, and the one of the metric."""
+        found = {
+            each.label: Measurement(each.name, each.evaluator, self.folder)
+            for each in read_evals(self.stage.experiment)
+        }
+        label, slash, _ = (self.sweep.metric or "").rpartition("/")
+        if slash and label not in {record_file(self.folder, each).stem for each in found}:
+            found[label] = Measurement(label, make_evaluator(label, {}), self.folder)
+        return found
+
+    @property
+    def evaluations(self) -> dict[str, Path]:
+        return {label: record_file(self.folder, label) for label in self.evaluators}
+
+    def measurement(self, name: str) -> Measurement:
+        return self.evaluators[name]
+
+    @functools.cached_property
     def stages(self) -> dict[str, Stage]:
         objective = str(self.stage.experiment.objective["name"])
         return {OBJECTIVE_STAGES.get(objective, "pretrain"): self.stage}
@@ -127,6 +149,7 @@ def run_sweep(sweep: Sweep, worker: Worker = ONLY_WORKER, console: Console | Non
     for run in runs[: len(sweep.settings)]:
         try:
             check_config(run.stage.experiment)
+            run.evaluators  # noqa: B018 (raises for a metric of an unknown evaluator)
         except UserError as error:
             raise UserError(f"{run.name or 'the sweep'}: {error}") from None
     collect(sweep, runs)
@@ -154,7 +177,7 @@ def collect(sweep: Sweep, runs: Sequence[SweepRun]) -> SweepResults:
     Raises:
       UserError: No complete run has the metric of the sweep.
     """
-    found = {run.folder: read_metrics(run.folder) for run in runs}
+    found = {run.folder: read_metrics(run.folder) if run.is_done else {} for run in runs}
     metric = choose_metric(sweep.metric, [metrics for metrics in found.values() if metrics])
     settings = []
     for setting, name in zip(sweep.settings, sweep.names, strict=True):
@@ -183,12 +206,15 @@ def collect(sweep: Sweep, runs: Sequence[SweepRun]) -> SweepResults:
 def read_metrics(workdir: Path) -> dict[str, float]:
     """Return the last evaluation of a complete run; `{}` if it is not complete.
 
-    Values of evaluators have the name `LABEL/VALUE`, as in TensorBoard.
+    Values of evaluators have the name `LABEL/VALUE`, as in TensorBoard. The last training loss has
+    the name `train_loss`.
     """
     result = read_result(workdir)
     if result is None:
         return {}
     metrics: dict[str, float] = dict(result["metrics"])
+    if (loss := last_loss(workdir)) is not None:
+        metrics["train_loss"] = loss
     for path in sorted((workdir / FOLDER).glob("*.json")):
         for record in read_records(path):
             named = {f"{path.stem}/{name}": value for name, value in record.values.items()}

@@ -39,6 +39,7 @@ def train(
     Raises:
       UserError: The config or the data is wrong; nothing is written.
       NonFinite: The loss or its gradient is not finite (`train.max_nonfinite`).
+      RunFailed: An image cannot be read, or an evaluator or the disk fails, after the start.
 
     Example:
       >>> import occinv

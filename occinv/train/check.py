@@ -6,7 +6,8 @@ import dataclasses
 from typing import NamedTuple
 
 from occinv import schema
-from occinv.config import stored_config
+from occinv.config import not_a_run, stored_config
+from occinv.data.open_source import check_source
 from occinv.evaluators.base import Evaluator, make_evaluator
 from occinv.models.vit import ViT, make_vit
 from occinv.objectives.base import Objective, Setting, make_objective
@@ -40,7 +41,7 @@ class Planned(NamedTuple):
 
 
 def check_config(experiment: Experiment) -> Objective:
-    """Check the sections `objective` and `evals`, and that the encoder of `init_from` fits.
+    """Check the names of sources, `objective` and `evals`, and that `init_from` fits.
 
     Returns:
       The objective, for two classes and one step.
@@ -48,6 +49,9 @@ def check_config(experiment: Experiment) -> Objective:
     Raises:
       UserError: A field is wrong, or the encoder of `init_from` has other settings.
     """
+    for name in ("source", "eval_source"):
+        if (spec := getattr(experiment.data, name)) is not None:
+            check_source(spec, f"data.{name}")
     encoder = make_vit(experiment.encoder, experiment.data.image_size)
     setting = Setting(encoder, 2, 1, batch_size=experiment.train.batch_size)
     objective = make_objective(experiment.objective, setting)
@@ -55,7 +59,7 @@ def check_config(experiment: Experiment) -> Objective:
     if experiment.init_from is not None:
         stored = stored_config(experiment.init_from)
         if stored is None:
-            raise UserError(f"init_from: {experiment.init_from} is not the workdir of a run")
+            raise UserError(f"init_from: {not_a_run(experiment.init_from)}")
         before = schema.resolve(stored)
         before_encoder = make_vit(before.encoder, before.data.image_size)
         check_same_encoder(experiment.init_from, before_encoder, encoder)

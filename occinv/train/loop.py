@@ -8,11 +8,12 @@ finish    the last evaluation and checkpoint, and result.json
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -99,7 +100,7 @@ def train(
       UserError: The config or the data is wrong, differs between processes, or another process
         uses the workdir; nothing is written.
       NonFinite: More steps than allowed had a loss or gradient that is not finite.
-      RunFailed: The workdir was deleted.
+      RunFailed: The workdir was deleted, or images or an evaluator fail after the start.
     """
     run = prepare_alike(experiment)
     evals = make_evals(run, workdir)
@@ -272,7 +273,7 @@ def run_steps(
 
     while step < steps:
         with profiler.step(step + 1):
-            with clock.waiting():
+            with clock.waiting(), saving(save):
                 batch = parallel.put_batch(assembly.mesh, next(batches))
             state, of_step = take_step(state, batch)
         step += 1
@@ -291,26 +292,46 @@ def run_steps(
         if watch is not None:
             watch(step, steps, logged)
         if step % evaluate_every == 0 or step == steps:
-            metrics = evaluate(state)
+            with saving(save):
+                metrics = evaluate(state)
             writer.write_scalars(step, {f"eval/{name}": value for name, value in metrics.items()})
             writer.write_images(step, pictures(run, state))
             clock = Clock()
-        try:
+        with saving(save, is_shared=True):
             if evals is not None and evals.write(state, step, writer):
                 clock = Clock()
-        except Exception:
-            save()  # an evaluator that fails must not cost the steps since the last checkpoint
-            raise
         if step % save_every == 0 or step == steps:
             save()
         if stop.is_due(step):
             save()
             break
     if done == steps:  # the run was killed after its last checkpoint, before result.json
-        metrics = evaluate(state)
-        if evals is not None:
-            evals.write(state, step, Writer())  # their numbers are in the log
+        with saving(save):
+            metrics = evaluate(state)
+            if evals is not None:
+                evals.write(state, step, Writer())  # their numbers are in the log
     return step, metrics
+
+
+@contextlib.contextmanager
+def saving(save: Callable[[], None], *, is_shared: bool = False) -> Iterator[None]:
+    """Save before an error ends the run, so that it costs no step.
+
+    A UserError becomes RunFailed, because the run has written its workdir.
+
+    Args:
+      save: Saves a checkpoint, together with all processes.
+      is_shared: Whether every process has this error. A process cannot save alone.
+    """
+    try:
+        yield
+    except Exception as error:
+        if is_shared or jax.process_count() == 1:
+            save()
+        if isinstance(error, UserError):
+            text = str(error).rstrip(".")
+            raise RunFailed(f"{text}. Run the same command to continue.") from error
+        raise
 
 
 def raise_if_not_finite(run: Run, state: TrainState, checkpoints: Checkpoints) -> None:

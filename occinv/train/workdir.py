@@ -8,6 +8,11 @@
 <workdir>/profile/       a trace of some steps, if train.profile is set: see profiler.py
 <workdir>/result.json    the last step and evaluation of a finished run
 <workdir>/lock           held by the process that writes into the workdir: see lock.py
+<workdir>/.lock          held by the worker that has taken the run of a sweep: see below
+
+A worker of `occinv sweep` holds `.lock` from before the training until the result or the failure is
+written. The training and the evaluators in it take `lock`, one after the other, as outside of a
+sweep. One file would not do for both: a process cannot lock the same file twice.
 """
 
 from __future__ import annotations
@@ -26,7 +31,7 @@ from typing import Any, NamedTuple
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from occinv import schema
-from occinv.config import CHECKPOINTS, CONFIG, find_workdir
+from occinv.config import CHECKPOINTS, CONFIG, find_workdir, not_a_run
 from occinv.data.identity import Images
 from occinv.objectives.base import Objective, objective_of
 from occinv.schema import UserError
@@ -179,14 +184,14 @@ def read_config(workdir: Path) -> Stored:
     try:
         stored = read_json(path)
     except FileNotFoundError:
-        raise UserError(f"{workdir} is not the workdir of a run; expected a file {path}") from None
+        raise not_a_run(workdir) from None
     try:
         experiment = schema.resolve(stored["experiment"])
         return Stored(experiment, tuple(map(str, stored["classes"])), _identity(stored))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not the config of a run: {error!r}") from None
+        raise not_a_run(workdir, repr(error)) from None
 
 
 def read_result(workdir: Path) -> dict[str, Any] | None:
@@ -281,9 +286,7 @@ def workdir_of(path: str | Path) -> Path:
     """
     found = find_workdir(path)
     if found is None:
-        raise UserError(
-            f"{path} is not the workdir of a run; expected a file {Path(path) / CONFIG}"
-        )
+        raise not_a_run(path)
     return found
 
 

@@ -25,8 +25,10 @@ class ColorJitter:
     """SimSiam's color augmentation: random brightness, contrast, saturation and hue, then gray.
 
     Attributes:
-      brightness, contrast, saturation: Factors are drawn from [1 - s, 1 + s].
-      hue: Shifts are drawn from [-s, s], in turns of the color circle.
+      brightness: The factor of the brightness is drawn from [1 - b, 1 + b].
+      contrast: The factor of the contrast is drawn from [1 - c, 1 + c].
+      saturation: The factor of the saturation is drawn from [1 - s, 1 + s].
+      hue: The shift of the hue is drawn from [-h, h], in turns of the color circle.
       probability: The probability that an image is jittered.
       gray: The probability that an image is then made gray.
     """

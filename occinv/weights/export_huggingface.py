@@ -29,7 +29,7 @@ class HuggingFaceModel(NamedTuple):
       arrays: Arrays by name.
       config, preprocessor: The contents of config.json and preprocessor_config.json.
       written: The components of the run that it has.
-      load: How to load it.
+      load: The call that loads it from FOLDER.
     """
 
     arrays: dict[str, np.ndarray]
@@ -113,7 +113,7 @@ def huggingface_model(trained: TrainedRun, path: str | Path) -> HuggingFaceModel
         "rescale_factor": 1 / 255,
         "size": size,
     }
-    load = f"load with: transformers.{name}.from_pretrained(FOLDER)"
+    load = f"transformers.{name}.from_pretrained(FOLDER)"
     if name == "ViTModel":
         load = load.replace("FOLDER", "FOLDER, add_pooling_layer=False")
     config |= {"architectures": [name], "model_type": kind}

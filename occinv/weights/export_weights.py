@@ -46,8 +46,8 @@ def export_weights(path: str | Path, target: Target, file: Path) -> str:
       file: A path that does not exist.
 
     Returns:
-      A report for the command line: which keys were written, which components were not, and how to
-      load the file.
+      A report for the command line: which keys were written, which components were not, and at the
+      end, from the line after `load with:` on, the Python program that loads the file.
 
     Raises:
       UserError: The run cannot be read, the target cannot represent it, or `file` exists.
@@ -60,18 +60,19 @@ def export_weights(path: str | Path, target: Target, file: Path) -> str:
     _check_target(encoder, target, path)
     if target == "huggingface":
         model = huggingface_model(trained, path)
-        arrays, written, load = model.arrays, model.written, model.load
+        arrays, written = model.arrays, model.written
+        program = f"import transformers\nmodel = {model.load.replace('FOLDER', repr(str(file)))}"
     else:
         head = trained.params["head"] if isinstance(trained.objective, Classification) else None
         arrays = to_pytorch(trained.params["encoder"], head)
         written = {"encoder"} if head is None else {"encoder", "head"}
         num_classes = 0 if head is None else head["linear"]["bias"].shape[0]
-        load = f"load with: {_timm_model(encoder, num_classes)}"
     if target == "timm":
         arrays = _timm_names(arrays)
+        program = _timm_program(encoder, num_classes, file)
     elif target == "big_vision":
         arrays = big_vision_names.from_pytorch(arrays, encoder.heads)
-        load = "load with big_vision.models.vit.load"
+        program = _big_vision_program(encoder, num_classes, file)
     # safetensors ignores strides.
     arrays = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
 
@@ -98,7 +99,8 @@ def export_weights(path: str | Path, target: Target, file: Path) -> str:
             *(f"  {line}" for line in grouped(arrays)),
             f"left out: {', '.join(left_out) or 'nothing'}",
             *_warnings(target, encoder, arrays),
-            load,
+            "load with:",
+            program,
         ]
     )
 
@@ -136,8 +138,8 @@ def _timm_names(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return found
 
 
-def _timm_model(encoder: ViT, num_classes: int) -> str:
-    """Return the call that makes timm's model; without a head if there are 0 classes."""
+def _timm_program(encoder: ViT, num_classes: int, file: Path) -> str:
+    """Return the program that loads `file` into timm's model; 0 classes: without a head."""
     fields: dict[str, Any] = {
         "img_size": encoder.image_size,
         "patch_size": encoder.patch_size,
@@ -155,7 +157,25 @@ def _timm_model(encoder: ViT, num_classes: int) -> str:
     pool = "'token'" if encoder.final_norm and encoder.class_token else "'avg'"
     shown = ", ".join(f"{name}={value}" for name, value in fields.items())
     fc_norm = f", fc_norm={not encoder.final_norm}" if pool == "'avg'" else ""
-    return f"timm.models.VisionTransformer({shown}, global_pool={pool}{fc_norm})"
+    strict = ", strict=False" if encoder.mask_token else ""  # it has no mask_token
+    return (
+        "import safetensors.torch, timm\n"
+        f"model = timm.models.VisionTransformer({shown}, global_pool={pool}{fc_norm})\n"
+        f"model.load_state_dict(safetensors.torch.load_file({str(file)!r}){strict})"
+    )
+
+
+def _big_vision_program(encoder: ViT, num_classes: int, file: Path) -> str:
+    """Return the program that makes big_vision's model and loads its parameters from `file`."""
+    pool = "tok" if encoder.class_token else "gap"
+    patch = encoder.patch_size
+    return (
+        "from big_vision.models import vit\n"
+        f"model = vit.Model(num_classes={num_classes or None}, patch_size=({patch}, {patch}), "
+        f"width={encoder.width}, depth={encoder.depth}, num_heads={encoder.heads}, "
+        f"pool_type={pool!r})\n"
+        f"params = vit.load(None, {str(file)!r}, None)"
+    )
 
 
 def _warnings(target: Target, encoder: ViT, arrays: Mapping[str, np.ndarray]) -> list[str]:

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -30,6 +31,10 @@ def test_each_kind_opens(tmp_path):
         ("folder:\0", "there is no folder"),
         ("folder:" + "x" * 300, "cannot list x*: File name too long"),
         ("folder:caf\udce9", "is not UTF-8"),
+        (
+            os.path.dirname(__file__),
+            f"is a folder. Write data.source=folder:{os.path.dirname(__file__)}",
+        ),
     ],
 )
 def test_other_specs_are_refused(spec, hint):

@@ -277,6 +277,7 @@ def test_seeds_of_one_config_are_one_row(tmp_path):
     other = {"init_from": str(start)}
     workdirs.append(run(tmp_path / "other", {"name": "classification"}, {"top1": 0.9}, **other))
     assert [r.name for r in compare(workdirs).rows[:2]] == ["ft0 and 2 more seeds", "other"]
+    assert compare(workdirs[:2]).rows[0].name == "ft0 and 1 more seed"
 
 
 def test_differing_config_fields_are_listed(mae, tmp_path):
@@ -284,6 +285,9 @@ def test_differing_config_fields_are_listed(mae, tmp_path):
     notes = compare([mae, other]).notes
     assert "Different train.duration.epochs: mae 3.0, long 9.0." in notes
     assert not any("objective" in note for note in notes), "the table has its axes"
+    assert (
+        notes[-1] == "Not measured by an evaluator: long (training loss 0.5, no validation loss)."
+    )
 
 
 def test_a_fine_tuned_run_has_the_axes_of_its_pretraining(supervised, finetuned):

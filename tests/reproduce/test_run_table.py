@@ -260,7 +260,7 @@ def test_a_locked_trial_is_left_to_its_worker(
     with locked(held.folder / ".lock") as is_held:
         assert is_held
         assert reproduce(run) == 0
-    assert "other workers hold the last 1 trials: cmae_mean" in capsys.readouterr().out
+    assert "other workers hold the last runs: cmae_mean" in capsys.readouterr().out
     assert not any(held.folder in path.parents for path in begun)
     rows = json.loads((tmp_path / "table3" / "results.json").read_text())["rows"]
     assert [row["status"] for row in rows] == ["done", "running", "done", "done"]
@@ -325,7 +325,7 @@ def test_progress_counts_every_stage_once(tmp_path: Path, monkeypatch: pytest.Mo
         if missing:
             (trial.stages[missing].workdir / RESULT).unlink(missing_ok=True)
         with Progress(total=trial.cost) as progress:
-            assert take_trial(trial, progress)
+            assert take_trial(trial, progress, "run 1 of 1")
             (everything,) = progress._bars.tasks
             assert everything.completed == pytest.approx(trial.cost)
 
@@ -368,9 +368,14 @@ def test_values_of_seeds_stay_in_step(tmp_path: Path) -> None:
     trials = [Trial(run.rows[0].method, seed, run) for seed in range(3)]  # type: ignore[arg-type]
     for trial, top1 in ((trials[0], 0.5), (trials[2], 0.7)):
         folder = trial.stages["finetune"].workdir
-        folder.mkdir(parents=True)
-        write_json(folder / RESULT, {"step": 8, "metrics": {"top1": top1}})
+        stored = {"experiment": as_json(trial.stages["finetune"].experiment), "classes": []}
+        write_json(folder / CONFIG, {**stored, "run": folder.parent.name})
+        result = {"step": 8, "metrics": {"top1": top1}, "run": folder.parent.name}
+        write_json(folder / RESULT, result)
     assert read_values(trials)["finetune"] == [0.5]
+    write_json(trials[0].stages["finetune"].workdir / RESULT, result)  # a copy
+    with pytest.raises(UserError, match=r"seed0/.*/result\.json is the result of another run"):
+        read_values(trials)
 
 
 def test_curves_are_averaged_over_seeds() -> None:

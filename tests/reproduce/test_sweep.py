@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 from tiny_runs import overrides, toy_config
 
 from occinv.cli import main
+from occinv.evaluators.base import Evaluator, Result
+from occinv.evaluators.knn import Knn
 from occinv.report.sweep import FILE, Measured, SweepResults, choose_metric, plot_fields
 from occinv.reproduce import run_table
 from occinv.reproduce.options import Worker
@@ -19,8 +22,8 @@ from occinv.reproduce.sweep import Sweep, read_settings, run_sweep
 from occinv.schema import UserError
 from occinv.train.lock import locked
 from occinv.train.loop import NonFinite, Outcome
-from occinv.train.records import FOLDER
-from occinv.train.workdir import CONFIG, RESULT, as_json, write_json
+from occinv.train.records import FOLDER, read_records
+from occinv.train.workdir import CONFIG, METRICS, RESULT, as_json, write_json
 
 RATES = {"optimizer.base_lr": [0.1, 1.0], "optimizer.weight_decay": [0.0, 0.05]}
 
@@ -38,7 +41,9 @@ def config(images: Path, tmp_path: Path) -> str:
 
 
 def fake_training(
-    monkeypatch: pytest.MonkeyPatch, act: Callable[[Path], None] = lambda _: None
+    monkeypatch: pytest.MonkeyPatch,
+    act: Callable[[Path], None] = lambda _: None,
+    has_validation: bool = True,
 ) -> list[str]:
     """Replace training by a result that depends on the config, and return the begun folders."""
     begun: list[str] = []
@@ -48,7 +53,10 @@ def fake_training(
         act(workdir)
         loss = experiment.optimizer.base_lr + 0.01 * experiment.seed
         write_json(workdir / CONFIG, {"experiment": as_json(experiment), "classes": []})
-        write_json(workdir / RESULT, {"step": 8, "metrics": {"loss": loss}})
+        metrics = {"loss": loss} if has_validation else {}
+        write_json(workdir / RESULT, {"step": 8, "metrics": metrics})
+        line = {"step": 8, "time": 0.0, "loss": 2 * loss}
+        (workdir / METRICS).write_text(f"{json.dumps(line)}\n")
         return Outcome(8, 8, {}, None)
 
     monkeypatch.setattr(run_table, "train", train)
@@ -136,7 +144,8 @@ def test_workers_share_the_runs_and_group_the_seeds(
     with locked(held.folder / ".lock"):
         assert run_sweep(sweep, Worker(2, 4)) == 0
     shown = capsys.readouterr().out
-    assert "other workers hold the last 1 trials: base_lr=0.1,weight_decay=0.0,seed=0" in shown
+    assert "other workers hold the last runs: base_lr=0.1,weight_decay=0.0,seed=0" in shown
+    assert "run 3 of 8: base_lr=1.0,weight_decay=0.0,seed=0\n" in shown
     assert begun[0] == sweep.runs[2].folder.name, "the second of four workers starts here"
     assert len(begun) == 7
     stored = json.loads((sweep.workdir / FILE).read_text())
@@ -204,6 +213,29 @@ def test_evaluators_are_metrics(
         run_sweep(Sweep(config, settings, tmp_path / "s", metric="knn/top"))
 
 
+def test_the_evaluator_of_the_metric_must_exist(config: str, tmp_path: Path) -> None:
+    sweep = Sweep(config, read_settings(RATES), tmp_path / "s", metric="kn/top1")
+    with pytest.raises(UserError, match=r"unknown evaluator 'kn' \(did you mean 'knn'\?\)"):
+        run_sweep(sweep)
+    assert not (tmp_path / "s").exists()
+    (run, *_) = Sweep(config, ({},), tmp_path, metric="knn/top1").runs
+    assert run.measurement("knn") == ("knn", Knn(), run.folder)
+
+
+def test_without_validation_the_metric_is_the_last_training_loss(
+    config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_training(monkeypatch, has_validation=False)
+    settings = read_settings({"objective.nan_steps": [(98, 99), (99, 98)]})
+    assert run_sweep(Sweep(config, settings, tmp_path / "s", seeds=2)) == 0
+    stored = json.loads((tmp_path / "s" / FILE).read_text())
+    assert stored["metric"] == "train_loss"
+    assert stored["settings"][0]["values"] == [2.0, pytest.approx(2.02)]
+    shown = capsys.readouterr().out
+    assert "the lowest mean train_loss" in shown and "without validation images" in shown
+    assert "is optimistic" not in shown and "may not be comparable" in shown
+
+
 def test_the_metric_is_an_accuracy_else_the_loss() -> None:
     assert choose_metric(None, [{"loss": 1.0, "top1": 0.5}]) == "top1"
     assert choose_metric(None, [{"loss": 1.0}]) == "loss"
@@ -252,6 +284,14 @@ def test_the_plot_has_a_panel_for_each_field_with_several_values() -> None:
     assert plot_fields(results("top1", *settings[:1])) is None
 
 
+class Rate(Evaluator):
+    """The number of images, less with a higher learning rate."""
+
+    def measure(self, subject: Any, images: Any) -> Result:
+        kernel = float(abs(subject.params["head"]["kernel"] - np.eye(3)).mean())
+        return Result({"value": len(images) - kernel}, "")
+
+
 @pytest.mark.usefixtures("compiled")
 def test_the_command_trains_every_setting_and_reports(
     images: Path,
@@ -274,3 +314,14 @@ def test_the_command_trains_every_setting_and_reports(
     assert folders == [f"base_lr={rate},weight_decay=0.0,seed=0" for rate in (0.5, 1.0)]
     assert (workdir / "report.html").is_file()
     assert main([*command, "--jobs", "3", "of", "2"]) == 2
+    # An evaluator that finished runs lack measures them. The second time it has nothing to do.
+    monkeypatch.setattr("occinv.train.loop.train_claimed", lambda *_: pytest.fail("training"))
+    command += ["--set", "optimizer.weight_decay=0.0", "--metric", "mine/value"]
+    command += overrides(f"evals={{'mine': {{'name': '{__name__}:Rate'}}}}")
+    for _ in range(2):
+        assert main(command) == 0
+        stored = json.loads((workdir / FILE).read_text())
+        assert all(11 < value < 12 for each in stored["settings"] for value in each["values"])
+        monkeypatch.setattr(Rate, "measure", lambda *_: pytest.fail("measured"))
+    (record,) = read_records(workdir / folders[0] / FOLDER / "mine.json")
+    assert record.evaluator == f"{__name__}:Rate"

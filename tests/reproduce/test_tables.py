@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import shlex
 from pathlib import Path
 
@@ -21,7 +20,8 @@ from occinv.reproduce.run import Stage, TableRun, Trial, scale_durations
 from occinv.reproduce.specs import COLUMNS, LINEAR, SCALES, RowSpec, TableSpec
 from occinv.reproduce.tables import TABLES, choose, make_table
 from occinv.schema import UserError
-from occinv.train.workdir import RESULT
+from occinv.train.disk import write_json
+from occinv.train.workdir import CONFIG, RESULT, as_json
 
 EVERY = [(key, scale) for key in TABLES for scale in SCALES]
 QUICKSTART = ["random", "mae", "rmae", "rmae_independent", "rmae_identity", "cmae"]
@@ -333,8 +333,9 @@ def test_a_probe_has_a_value_for_each_token_and_for_the_published_rate(
     metrics = {"top1": 0.5, "top1_class": 0.4, "top1_mean": 0.3}
     metrics |= {f"top1_at_{token}_1": 0.2, f"top1_at_{token}_3": 0.1}
     folder = trial.stages["linear"].workdir
-    folder.mkdir(parents=True)
-    (folder / RESULT).write_text(json.dumps({"step": 8, "metrics": metrics}))
+    stored = {"experiment": as_json(trial.stages["linear"].experiment), "classes": []}
+    write_json(folder / CONFIG, stored)
+    write_json(folder / RESULT, {"step": 8, "metrics": metrics})
     values = read_values([trial])
     found = {key: values[key] for key in LINEAR}
     assert found == {

@@ -27,6 +27,7 @@ from occinv.evaluate import evaluate
 from occinv.evaluators.base import Evaluator, Result
 from occinv.schema import UserError
 from occinv.train import workdir as files
+from occinv.train.disk import RunFailed
 from occinv.train.records import read_records
 from occinv.train.writers import read_scalars
 
@@ -149,7 +150,7 @@ class Failing(Evaluator):
 
 def test_an_evaluator_that_fails_costs_no_step(arguments: list[str], tmp_path: Path) -> None:
     rare = "train.checkpoint_every.steps=100"
-    with pytest.raises(UserError, match="cannot read image 3"):
+    with pytest.raises(RunFailed, match=r"cannot read image 3\. Run the same command"):
         run(arguments, tmp_path, rare, f"evals={{'{__name__}:Failing': {EVERY_TWO}}}")
     assert files.load_run(tmp_path).step == 2
     run(arguments, tmp_path, rare, "evals={}")

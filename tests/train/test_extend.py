@@ -62,7 +62,8 @@ def test_a_finished_cosine_run_goes_on_with_the_longer_cosine(
     advice = "use another --workdir, or --extend for a longer run"
     assert f"train.duration.steps=8 (now 12); {advice}" in capsys.readouterr().err
     assert losses(workdir) == before
-    assert cli.main([*longer, "--extend"]) == 0
+    extension = ["train", "--extend", "--workdir", str(workdir), *overrides(LONGER)]
+    assert cli.main(extension) == 0, "the config is that of the run"
     shown = capsys.readouterr().out
     # Step 9 is the seventh of ten after the warm-up: (1 + cos 0.6 π) / 2 of 1/32.
     assert "from 8 to 12 steps; the learning rate of step 9 goes from 0 to 0.0108" in shown

@@ -36,6 +36,8 @@ from tiny_runs import (
 )
 
 from occinv import cli, parallel, schema
+from occinv.data.folder import open_folder
+from occinv.data.order import sample_indices
 from occinv.progress import Progress
 from occinv.train import workdir as files
 from occinv.train.checkpoints import Checkpoints
@@ -265,6 +267,36 @@ def test_a_workdir_that_is_deleted_ends_the_run(
     with pytest.raises(RunFailed, match="run was deleted or moved while it was in use"):
         run(arguments, workdir, watch=at_step(step, lambda: shutil.rmtree(workdir)))
     assert not (workdir / files.RESULT).exists()
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_a_damaged_image_in_the_middle_fails_the_run_and_a_repair_continues_it(
+    part: str,
+    arguments: list[str],
+    whole: Path,
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The image is in the third batch, or in an evaluation after the fifth step."""
+    shutil.copytree(images, tmp_path / "images")
+    source = open_folder(str(tmp_path / "images"), train=part == "train")
+    number = sample_indices(0, 24, 23, 1)[0] if part == "train" else 11
+    damaged = tmp_path / "images" / part / source.names[number]
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:200] + bytes(len(content) - 200))
+    folder = f"data.source=folder:{tmp_path / 'images'}"
+    given = [*arguments, *overrides(folder, "train.evaluate_every.steps=5")]
+    command = ["train", *given, "--workdir", str(tmp_path / "run")]
+    assert cli.main(command) == 1
+    step, error = (2 if part == "train" else 5), capsys.readouterr().err
+    (line,) = [line for line in error.splitlines() if line.startswith("occinv: ")]
+    assert str(damaged) in line and "raise data.max_corrupt=0 to skip them" in line
+    assert line.endswith("Run the same command to continue.")
+    assert files.load_run(tmp_path / "run").step == step
+    damaged.write_bytes(content)
+    assert cli.main(command) == 0
+    assert losses(tmp_path / "run") == losses(whole)
 
 
 def test_a_workdir_has_one_training(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock, patch
 
 import jax
 import numpy as np
@@ -64,6 +66,29 @@ def expected(params: dict[str, Any], target: str) -> dict[str, Any]:
     return params | {"encoder": encoder}
 
 
+def check_program(said: str, target: str, file: str, num_classes: int, extra: bool) -> None:
+    """Runs the program at the end of a report with stand-ins for the libraries."""
+    library = MagicMock()
+    names = ["timm", "safetensors", "safetensors.torch", "transformers"]
+    names += ["big_vision", "big_vision.models"]
+    with patch.dict(sys.modules, dict.fromkeys(names, library)):
+        exec(said.partition("load with:\n")[2], found := {})
+    if target == "huggingface":
+        (model,) = json.loads(Path(file, "config.json").read_text())["architectures"]
+        assert getattr(library, model).from_pretrained.call_args.args == (file,)
+        return
+    if target == "timm":
+        library.torch.load_file.assert_called_once_with(file)
+        state = library.torch.load_file.return_value
+        strict = {"strict": False} if extra else {}
+        found["model"].load_state_dict.assert_called_once_with(state, **strict)
+        made = library.models.VisionTransformer.call_args.kwargs
+    else:
+        library.vit.load.assert_called_once_with(None, file, None)
+        made = library.vit.Model.call_args.kwargs
+    assert (made["num_classes"] or 0, made["depth"], made["num_heads"]) == (num_classes, 2, 2)
+
+
 CASES = [
     ("mae", (), (), "timm"),
     ("mae", (), (), "big_vision"),
@@ -92,6 +117,7 @@ def test_export_and_import(
     written = ["encoder", "head", *(["decoder"] if target == "huggingface" else [])]
     kept = {name: before.params[name] for name in written if name in before.params}
     same(after.params, expected(kept, target))
+    check_program(said, target, str(tmp_path / "file"), len(classes), config == "cmae")
     left = sorted(set(before.params) - set(kept))
     assert f"left out: {', '.join(left) or 'nothing'}" in said
     ours, theirs = before.objective.networks.encoder, after.objective.networks.encoder

@@ -26,7 +26,7 @@ import numpy as np
 import timm
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from timm.models import save_for_hf
 
 FOLDER = Path(__file__).resolve().parent.parent / "reference" / "libraries"
@@ -200,8 +200,9 @@ def check() -> None:
                 continue  # have no export
             if isinstance(model, timm.models.VisionTransformer):
                 said = export_weights(run, "timm", file)
-                model = eval(said.rpartition("load with: ")[2])  # the call for the user
-                model.load_state_dict(load_file(file), strict=True)
+                names: dict[str, Any] = {}
+                exec(said.partition("load with:\n")[2], names)  # the program for the user
+                model = names["model"]
             else:
                 export_weights(run, "huggingface", file)
                 found, info = type(model).from_pretrained(file, output_loading_info=True)

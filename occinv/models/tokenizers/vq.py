@@ -52,7 +52,8 @@ class VQ(PretrainedTokenizer):
     """The codebook of a run of configs/tokenizer.py.
 
     Attributes:
-      code_width, encoder: The same values as in the tokenizer's run.
+      code_width: The dimensions of a code, as in the tokenizer's run.
+      encoder: The encoder of the tokenizer's run.
     """
 
     num_ids: Count = 512
