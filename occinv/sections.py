@@ -129,7 +129,8 @@ def _value(hint: Any, value: Any, path: str) -> Any:
     try:
         return _adapter(hint).validate_python(plain(value))
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
+        # Of alternatives such as int | tuple[int, int], take the error inside of the tuple.
+        first = max(error.errors(), key=lambda e: sum(isinstance(place, int) for place in e["loc"]))
         kind, given = first["type"], first["input"]
         place = [f"[{index}]" for index in first["loc"] if isinstance(index, int)]
         where = path + "".join(place if kind != "missing" else [])
@@ -138,9 +139,16 @@ def _value(hint: Any, value: Any, path: str) -> Any:
             expected = "more values"
         elif kind in BOUNDS:
             expected = f"a number {BOUNDS[kind]} {expected.split()[-1]}"
+        elif kind == "int_type" and not place and (pair := _pair(hint)):
+            expected += f" or {len(typing.get_args(pair))} of them"
         elif kind == "literal_error":
             expected += nearest(str(given), map(str, typing.get_args(_literal(hint))))
         raise UserError(f"{where}={given!r}, expected {expected}") from error
+
+
+def _pair(hint: Any) -> Any:
+    """Return the tuple in a type such as `int | tuple[int, int]`, or None."""
+    return next((t for t in typing.get_args(hint) if typing.get_origin(t) is tuple), None)
 
 
 def _literal(hint: Any) -> Any:

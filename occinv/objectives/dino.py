@@ -30,11 +30,12 @@ from occinv.schema import (
     Crops,
     Duration,
     Probability,
-    Side,
+    Sizes,
     Temperature,
     UserError,
     Width,
 )
+from occinv.size import Size, divides, grid_of
 from occinv.transforms.color import Appearance
 from occinv.transforms.view import View, whole
 
@@ -54,8 +55,9 @@ class DINO(Objective):
 
     Attributes:
       num_prototypes, head_hidden, bottleneck: The size of the head.
-      local_crops, local_size, local_scale: The number of small crops, their pixels a side, and
-        their area. The two large crops have `data.image_size` and `data.crop_scale`.
+      local_crops, local_size, local_scale: The number of small crops, their pixels a side (or
+        height and width), and their area. The two large crops have `data.image_size` and
+        `data.crop_scale`.
       student_temperature, teacher_temperature: The temperatures τ_s of the student and τ_t of
         the teacher.
       first_teacher_temperature, warmup: The initial τ_t, and its warm-up, epoch by epoch.
@@ -70,7 +72,7 @@ class DINO(Objective):
     head_hidden: Width = 2048
     bottleneck: Width = 256
     local_crops: Crops = 8
-    local_size: Side = 96
+    local_size: Sizes = 96
     local_scale: tuple[Area, Area] = (0.05, 0.4)
     student_temperature: Temperature = 0.1
     teacher_temperature: Temperature = 0.04
@@ -161,22 +163,26 @@ class DINO(Objective):
         return Terms(loss, {"teacher_entropy": entropy})  # 0 or log(prototypes): collapse
 
 
-def check_size(field: str, size: int, patch_size: int) -> None:
+def check_size(field: str, size: Size, patch_size: Size) -> None:
     """Raise UserError unless crops of `size` pixels, set by a field, consist of whole patches."""
-    if size % patch_size:
+    if not divides(patch_size, size):
         raise UserError(
             f"objective.{field}={size} is not divisible by encoder.patch_size={patch_size}"
         )
 
 
 def augmented_views(
-    augmentations: Sequence[Appearance], crops: Sequence[jax.Array], rng: jax.Array, patch_size: int
+    augmentations: Sequence[Appearance],
+    crops: Sequence[jax.Array],
+    rng: jax.Array,
+    patch_size: Size,
 ) -> tuple[View, ...]:
-    """Return whole views of `crops` [B, h, w, 3], each augmented by its own keys."""
-    return tuple(
-        whole(augment(rng, crop), (crop.shape[1] // patch_size) ** 2)
-        for augment, crop, rng in zip(augmentations, crops, split(rng, len(crops)), strict=True)
-    )
+    """Return whole views of `crops` [B, h, w, C], each augmented by its own keys."""
+    views = []
+    for augment, crop, own in zip(augmentations, crops, split(rng, len(crops)), strict=True):
+        rows, columns = grid_of((crop.shape[1], crop.shape[2]), patch_size)
+        views.append(whole(augment(own, crop), rows * columns))
+    return tuple(views)
 
 
 def update_center(

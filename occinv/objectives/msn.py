@@ -23,7 +23,7 @@ from occinv.schema import (
     NonNegative,
     Probability,
     Rate,
-    Side,
+    Sizes,
     Temperature,
     Width,
 )
@@ -52,8 +52,9 @@ class MSN(Objective):
 
     Attributes:
       mask_ratio: The share of patches that the large anchor lacks.
-      focal_crops, focal_size, focal_scale: The number of focal crops, their pixels a side, and
-        their area. The two large crops have `data.image_size` and `data.crop_scale`.
+      focal_crops, focal_size, focal_scale: The number of focal crops, their pixels a side (or
+        height and width), and their area. The two large crops have `data.image_size` and
+        `data.crop_scale`.
       num_prototypes, head_hidden, head_out: The number K of prototypes, and the
         size of the projector p.
       temperature: The temperature τ of the student.
@@ -66,7 +67,7 @@ class MSN(Objective):
 
     mask_ratio: Rate = 0.3
     focal_crops: Crops = 10
-    focal_size: Side = 96
+    focal_size: Sizes = 96
     focal_scale: tuple[Area, Area] = (0.05, 0.3)
     num_prototypes: Count = 1024
     head_hidden: Width = 2048

@@ -14,7 +14,7 @@ from numpy_vit import MEAN, STD, erf_gelu, norm, softmax
 from occinv import schema
 from occinv.models import vit
 from occinv.models.position import relative_offsets
-from occinv.models.vit import ViT
+from occinv.models.vit import Pretrained, ViT
 from occinv.objectives import forward
 from occinv.objectives.base import Setting, make_objective
 from occinv.schema import UserError
@@ -106,7 +106,7 @@ def test_the_encoder_equals_numpy(
 def test_a_smaller_grid_uses_a_part_of_the_table() -> None:
     """Equal differences of position have the same row in every grid."""
     table = np.arange(7 * 7 + 3)[:, None]
-    offsets = relative_offsets(2, 4)
+    offsets = relative_offsets((2, 2), (4, 4))
     for first in range(5):
         for second in range(5):
             big = [
@@ -158,7 +158,7 @@ def begin(relative_position: str, start: Any) -> Any:
         {"name": "classification"}, Setting(vit.make_vit(encoder, SIZE), 3, 10)
     )
     init = jax.jit(lambda start: forward.init(objective, jax.random.key(0), start)[0]["encoder"])
-    return init({"encoder": start})
+    return init(Pretrained({"encoder": start}, (SIZE // PATCH, SIZE // PATCH)))
 
 
 def test_a_shared_table_is_copied_to_each_block() -> None:

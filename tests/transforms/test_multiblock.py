@@ -19,7 +19,7 @@ IMAGES = 400
 @pytest.fixture(scope="module")
 def draw() -> Any:
     """Return a function that draws for the images in a given order."""
-    compiled = jax.jit(lambda rng: multiblock(rng, SIDE**2, CONTEXT, TARGET, COUNT, "random"))
+    compiled = jax.jit(lambda rng: multiblock(rng, (SIDE, SIDE), CONTEXT, TARGET, COUNT, "random"))
     rng = image_rngs(jax.random.key(0), jnp.int32(0), IMAGES)
     return lambda order: jax.device_get(compiled(rng[order]))
 
@@ -62,7 +62,9 @@ def test_the_first_remaining_patches_are_kept_by_default(
     drawn: tuple[np.ndarray, np.ndarray],
 ) -> None:
     rng = image_rngs(jax.random.key(0), jnp.int32(0), IMAGES)
-    first, same_targets = jax.jit(lambda rng: multiblock(rng, SIDE**2, CONTEXT, TARGET, COUNT))(rng)
+    first, same_targets = jax.jit(
+        lambda rng: multiblock(rng, (SIDE, SIDE), CONTEXT, TARGET, COUNT)
+    )(rng)
     np.testing.assert_array_equal(same_targets, drawn[1])
     differing = 0
     for visible, chosen, targets in zip(np.asarray(first), *drawn, strict=True):
@@ -89,7 +91,7 @@ def test_each_image_draws_by_its_own_key(draw: Any, drawn: Any) -> None:
 
 
 def test_sizes() -> None:
-    assert rectangle_size(196, 0.175, 1.125) == (6, 5)  # of 34 patches
-    assert rectangle_size(196, 0.925, 1.0) == (13, 13)
-    assert rectangle_size(196, 1.0, 1.0) == (13, 13)  # it never spans a whole side
-    assert rectangle_size(256, 0.2, 1.5) == (9, 6)
+    assert rectangle_size((14, 14), 0.175, 1.125) == (6, 5)  # of 34 patches
+    assert rectangle_size((14, 14), 0.925, 1.0) == (13, 13)
+    assert rectangle_size((14, 14), 1.0, 1.0) == (13, 13)  # it never spans a whole side
+    assert rectangle_size((16, 16), 0.2, 1.5) == (9, 6)

@@ -17,7 +17,7 @@ def draw(images: int, side: int, removed: int, smallest: int) -> np.ndarray:
     """Return bool [images, side, side], True where a patch is removed."""
     rng = jax.random.split(jax.random.key(0), images)
     visible = jax.jit(rectangles_visible, static_argnums=(1, 2, 3))(
-        rng, side**2, side**2 - removed, smallest
+        rng, (side, side), side**2 - removed, smallest
     )
     assert visible.shape == (images, side**2) and visible.dtype == bool
     return ~np.asarray(visible).reshape(images, side, side)
@@ -99,5 +99,5 @@ def test_the_position_in_the_batch_does_not_matter() -> None:
     rng = jax.random.split(jax.random.key(1), 8)
     draw = jax.jit(rectangles_visible, static_argnums=(1, 2, 3))
     np.testing.assert_array_equal(
-        draw(rng[::-1], 64, 40, 4), np.asarray(draw(rng, 64, 40, 4))[::-1]
+        draw(rng[::-1], (8, 8), 40, 4), np.asarray(draw(rng, (8, 8), 40, 4))[::-1]
     )

@@ -355,7 +355,7 @@ def test_an_encoder_without_a_loss(timm: Arrays, heads: int, tmp_path: Path) -> 
     trained, _ = imported(timm, tmp_path, "run", heads)
     assert trained.experiment.objective["name"] == "occinv.weights.encoder_only:EncoderOnly"
     with pytest.raises(UserError, match="init_from"):
-        forward.init(trained.objective, jax.random.key(0), trained.params)
+        forward.init(trained.objective, jax.random.key(0))
     run = str(tmp_path / "run")
     for measure in ("psnr", "reconstructions"):  # no images are needed to fail
         assert main(["evaluate", measure, "--workdir", run]) == 2
