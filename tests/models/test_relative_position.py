@@ -115,6 +115,17 @@ def test_a_smaller_grid_uses_a_part_of_the_table() -> None:
             assert table[offsets[first, second]] == bias_of(table, *big)
 
 
+def test_the_table_of_a_rectangle_has_a_row_for_each_difference() -> None:
+    """(2 · 2 - 1) · (2 · 3 - 1) differences of a grid of 2 x 3 patches, and three of the token."""
+    offsets = relative_offsets((2, 3), (2, 3))
+    places = [divmod(patch, 3) for patch in range(6)]
+    for first, (row, column) in enumerate(places):
+        for second, (other_row, other_column) in enumerate(places):
+            expected = 5 * (row - other_row + 1) + column - other_column + 2
+            assert offsets[1 + first, 1 + second] == expected
+    assert offsets[0].tolist() == [17, *[15] * 6] and (offsets[1:, 0] == 16).all()
+
+
 def test_larger_images_are_refused(pixels: np.ndarray) -> None:
     model = small()
     params = {"params": weights_of(model)}
