@@ -11,10 +11,13 @@ import pytest
 from small_objectives import DECODER, IMAGES, loss_of_views, make, make_batch, rngs_of, start
 from test_contract import CASES
 
+from occinv.models import decoder, predictor, regressor, vit
+from occinv.models.position import sincos
 from occinv.models.vit import Pretrained, start_from
-from occinv.objectives import OBJECTIVES, forward
+from occinv.objectives import OBJECTIVES, forward, linear_probe
 from occinv.objectives.forward import start_networks
 from occinv.schema import UserError
+from occinv.transforms.hog import hog
 from occinv.transforms.view import View
 
 SIZE, PATCH = (16, 24), (8, 4)
@@ -36,8 +39,16 @@ def test_every_objective_has_a_case() -> None:
 
 
 @pytest.mark.parametrize("case", [*SHAPES, *MORE])
-def test_every_objective_takes_gray_rectangles(case: str) -> None:
+def test_every_objective_takes_gray_rectangles(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every shape fits: networks, views, features, loss of each image, and its gradient."""
+    grids = set()
+
+    def recorded(grid: Any, width: int) -> np.ndarray:
+        grids.add(grid)
+        return sincos(grid, width)
+
+    for module in (vit, decoder, predictor, regressor, linear_probe):
+        monkeypatch.setattr(module, "sincos", recorded)
     objective = gray(**CASES[case])
     batch = make_batch(objective)
     assert batch.image.shape == (IMAGES, *SIZE, 1)
@@ -51,6 +62,7 @@ def test_every_objective_takes_gray_rectangles(case: str) -> None:
     assert terms.loss.shape == (IMAGES,)
     assert jax.tree.map(jnp.shape, gradients) == jax.tree.map(jnp.shape, params)
     position, kernel = params["encoder"]["position"], params["encoder"]["patch_embed"]["kernel"]
+    assert grids == {GRID}
     assert position.shape == (1 + 2 * 6, 16) and kernel.shape == (8 * 4 * 1, 16)
 
 
@@ -79,12 +91,12 @@ def test_exchanged_axes_of_image_patch_and_position_give_the_exchanged_result() 
     visible = np.random.default_rng(0).permuted(np.tile(np.arange(12) < 3, (IMAGES, 1)), axis=1)
 
     exchanged = jax.tree.map(lambda leaf: leaf, params)
-    encoder, decoder = exchanged["encoder"], exchanged["decoder"]
+    encoder, own = exchanged["encoder"], exchanged["decoder"]
     encoder["patch_embed"]["kernel"] = swapped_patches(encoder["patch_embed"]["kernel"], 0)
-    for part in (encoder, decoder):
+    for part in (encoder, own):
         part["position"] = swapped_grid(part["position"], 0, first=1)
     for name, axis in (("kernel", 1), ("bias", 0)):
-        decoder["predict"][name] = swapped_patches(decoder["predict"][name], axis)
+        own["predict"][name] = swapped_patches(own["predict"][name], axis)
 
     losses, pictures = [], []
     for objective, weights, image, seen in (
@@ -98,6 +110,15 @@ def test_exchanged_axes_of_image_patch_and_position_give_the_exchanged_result() 
     for first, second in zip(*pictures, strict=True):
         np.testing.assert_allclose(first, second.swapaxes(1, 2), atol=1e-5)
     assert not np.allclose(losses[0][0], losses[0][1], rtol=1e-3)
+
+
+def test_the_cells_of_hog_in_a_patch_follow_by_row() -> None:
+    pixels = np.random.default_rng(0).random((2, *SIZE, 1)).astype(np.float32)
+    found, cells = gray("maskfeat").target(pixels), hog(jnp.asarray(pixels), 4)
+    for patch in range(12):
+        row, column = divmod(patch, 6)
+        expected = cells[:, 2 * row : 2 * row + 2, column].reshape(2, -1)
+        np.testing.assert_array_equal(found[:, patch], expected)
 
 
 def test_a_run_starts_from_positions_of_another_rectangle_with_as_many_patches() -> None:

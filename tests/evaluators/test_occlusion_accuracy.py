@@ -65,10 +65,12 @@ def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # Removals.
 
 
-def removed_patches(removal: str, removed: int, count: int = 200) -> np.ndarray:
+def removed_patches(
+    removal: str, removed: int, count: int = 200, grid: tuple[int, int] = GRID
+) -> np.ndarray:
     """Which patches are removed from each image: bool [count, N]."""
     attention = np.random.default_rng(0).dirichlet(np.ones(N), count).astype(np.float32)
-    order = removal_order(KEYS(jnp.arange(count)), removal, GRID, jnp.asarray(attention))
+    order = removal_order(KEYS(jnp.arange(count)), removal, grid, jnp.asarray(attention))
     return ~np.asarray(lowest(order, N - removed))
 
 
@@ -92,14 +94,15 @@ def test_each_image_has_its_own_removals_whatever_its_batch(removal: str) -> Non
 
 
 def test_a_block_grows_in_square_rings_around_a_patch() -> None:
+    across = N // 2  # of a grid of two rows
     for removed in range(1, N):
-        for image in removed_patches("block", removed, count=50):
-            rows, columns = np.divmod(np.flatnonzero(image), SIDE)
+        for image in removed_patches("block", removed, count=50, grid=(2, across)):
+            rows, columns = np.divmod(np.flatnonzero(image), across)
             fits = []
             for center in range(N):
-                row, column = divmod(center, SIDE)
+                row, column = divmod(center, across)
                 every = np.arange(N)
-                distance = np.maximum(abs(every // SIDE - row), abs(every % SIDE - column))
+                distance = np.maximum(abs(every // across - row), abs(every % across - column))
                 own = distance[image].max()
                 # Every patch of the rings within the last one is removed.
                 fits.append(distance[image].min() == 0 and image[distance < own].all())
