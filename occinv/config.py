@@ -24,7 +24,7 @@ SHAPE = (
     *("encoder.name", "encoder.patch_size", "encoder.width", "encoder.depth", "encoder.heads"),
     *("encoder.relative_position", "encoder.layer_scale", "encoder.gelu", "encoder.pixel_range"),
     *("encoder.class_token", "encoder.registers"),
-    "data.image_size",
+    *("data.image_size", "data.channels"),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,8 +15,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from occinv.data.crop import center_crop
-from occinv.data.decode import decode_rgb, to_rgb
+from occinv.data.decode import decode_rgb, to_rgb, with_channels
 from occinv.models.vit import ViT
+from occinv.schema import UserError
 from occinv.train import workdir
 from occinv.transforms.masking import visible_ids
 
@@ -29,16 +31,17 @@ class LoadedEncoder:
 
     Its methods take `images` in one of two forms:
 
-    - An array [B, H, W, 3] of the encoder's image size: uint8, or floats in [0, 1].
+    - An array [B, H, W, C] of the encoder's `image_shape`: uint8, or floats in [0, 1].
     - Any iterable of images, which is read batch by batch. Paths and PIL images pass `preprocess`;
-      arrays [H, W, 3] are used as they are.
+      arrays [H, W, C] are used as they are.
 
     A method computes `batch_size` images at a time. The last batch is padded, so that each method
     compiles one program, or one for each number of visible patches.
 
     Attributes:
       encoder, params: The module, and its parameters on the first device.
-      image_size, patch_size: Pixels a side.
+      image_size, patch_size: Pixels a side, or (height, width).
+      image_shape: H, W and C of an image.
       num_patches, width, depth: N, D, and the number of transformer blocks.
       resize_ratio: As in `data.resize_ratio`, for `preprocess`.
 
@@ -57,6 +60,7 @@ class LoadedEncoder:
         self.params = jax.device_put(params)
         self.image_size = encoder.image_size
         self.patch_size = encoder.patch_size
+        self.image_shape = encoder.image_shape
         self.num_patches = encoder.num_patches
         self.width = encoder.width
         self.depth = encoder.depth
@@ -66,14 +70,15 @@ class LoadedEncoder:
         """Decode, resize and crop an image as in the run's own evaluation.
 
         Args:
-          image: A path, a PIL image, or an array uint8 [H, W, 3] of any size.
+          image: A path, a PIL image, or an array uint8 [H, W, C] of any size. For an encoder of
+            gray images, RGB is converted to gray.
 
         Returns:
-          uint8 [image_size, image_size, 3], RGB.
+          uint8 of `image_shape`; three channels are RGB.
 
         Raises:
           FileNotFoundError: There is no such file.
-          ValueError: The file is not an image, or the array has another shape or dtype.
+          ValueError: The file is not an image, or the image has another shape or dtype.
 
         Example:
           >>> import occinv
@@ -84,10 +89,6 @@ class LoadedEncoder:
         """
         if isinstance(image, np.ndarray):
             pixels = image
-            if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-                raise ValueError(
-                    f"image is {pixels.dtype}{list(pixels.shape)}, expected uint8[H, W, 3]"
-                )
         elif isinstance(image, Image.Image):
             pixels = to_rgb(ImageOps.exif_transpose(image))
         else:
@@ -96,7 +97,14 @@ class LoadedEncoder:
                 pixels = decode_rgb(encoded, str(image))
             except Exception as error:  # for bad bytes Pillow raises many types
                 raise ValueError(f"cannot read {image}: {error}; expected an image") from error
-        return center_crop(pixels, self.image_size, self.resize_ratio)
+        channels = self.image_shape[2]
+        if pixels.dtype == np.uint8:
+            with contextlib.suppress(UserError):  # another number of channels
+                pixels = with_channels(pixels, channels)
+                return center_crop(pixels, self.image_size, self.resize_ratio)
+        raise ValueError(
+            f"image is {pixels.dtype}{list(pixels.shape)}, expected uint8[H, W, {channels}]"
+        )
 
     def features(
         self,
@@ -246,7 +254,7 @@ class LoadedEncoder:
         return result
 
     def _batches(self, images: Pictures, batch_size: int) -> Iterator[np.ndarray]:
-        """Yield float32 [b, H, W, 3] in [0, 1]; b is `batch_size`, or less in the last batch."""
+        """Yield float32 [b, H, W, C] in [0, 1]; b is `batch_size`, or less in the last batch."""
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}, expected 1 or more")
         if isinstance(images, (str, Path, Image.Image)):
@@ -265,16 +273,16 @@ class LoadedEncoder:
         yield from batches
 
     def _one(self, image: Picture) -> np.ndarray:
-        """Return one image of an iterable as float32 [1, H, W, 3]."""
+        """Return one image of an iterable as float32 [1, H, W, C]."""
         is_array = hasattr(image, "__array__") and not isinstance(image, Image.Image)
         return self._pixels(np.asarray(image if is_array else self.preprocess(image))[None])
 
     def _pixels(self, images: np.ndarray) -> np.ndarray:
-        size = self.image_size
-        if images.ndim != 4 or images.shape[1:] != (size, size, 3):
+        if images.ndim != 4 or images.shape[1:] != self.image_shape:
+            expected = ", ".join(map(str, self.image_shape))
             raise ValueError(
-                f"images of shape {list(images.shape)}, expected [B, {size}, {size}, 3]; resize "
-                "and crop them to the encoder's size"
+                f"images of shape {list(images.shape)}, expected [B, {expected}]; resize and crop "
+                "them to the encoder's size"
             )
         if images.dtype == np.uint8:
             return images.astype(np.float32) / np.float32(255)
@@ -340,7 +348,7 @@ def load_encoder(path: str | Path, step: int | None = None) -> LoadedEncoder:
     Example:
       >>> import numpy as np, occinv
       >>> encoder = occinv.load_encoder("runs/mae")
-      >>> images = np.zeros((2, encoder.image_size, encoder.image_size, 3), np.uint8)
+      >>> images = np.zeros((2, *encoder.image_shape), np.uint8)
       >>> encoder.features(images)[:, 0].shape  # the class token
       (2, 16)
     """

@@ -19,6 +19,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from occinv.sections import FLOAT32, INT32, INT53, UnknownField, UserError, from_mapping, plain
 from occinv.sections import find_class as find_class
 from occinv.sections import nearest as nearest
+from occinv.size import divides, shortest
 
 Choice = Literal["random", "one_class", "one_per_class"]
 RelativePosition = Literal["shared", "block"]
@@ -30,6 +31,7 @@ Natural = Annotated[int, Ge(0), Lt(INT32)]
 Width = Annotated[int, Ge(1), Le(2**16)]
 Depth = Annotated[int, Ge(1), Le(1000)]
 Side = Annotated[int, Ge(1), Le(2**14)]
+Sizes = Side | tuple[Side, Side]
 NonNegative = Annotated[float, Ge(0), Le(FLOAT32)]
 Positive = Annotated[float, Gt(0), Le(FLOAT32)]
 Fraction = Annotated[float, Gt(0), Le(1)]
@@ -107,13 +109,15 @@ class Data:
       source: The images: photos, digits, folder:PATH, arrow:PATH, tfds:NAME[:SPLIT], or
         module:Class for a source of your own.
       eval_source: The validation images, named as in `source`. None: the validation part of it.
-      image_size: Pixels a side of a crop.
+      image_size: Pixels a side of a crop, or its height and width.
+      channels: The channels of an image: 3 is RGB, and 1 is gray. Files of images are converted to
+        either; other numbers need a source of your own.
       crop_scale: Smallest and largest area of the random resized crop, as a share of the image.
       flip: Whether half of the training images are mirrored.
       scaled_decoding: Whether large JPEGs are decoded at a lower resolution, which is faster.
-      rand_augment: Whether the first crop gets RandAugment, as in MAE's fine-tuning.
-      resize_ratio: In evaluation, the short side becomes image_size / resize_ratio before the
-        center crop.
+      rand_augment: Whether the first crop gets RandAugment, as in MAE's fine-tuning. RGB only.
+      resize_ratio: In evaluation, the image is resized until it just covers
+        image_size / resize_ratio, before the center crop.
       classes: Use only these classes: imagenet100, a file of names, or a comma-separated list.
       list: Train on the images that this file lists.
       per_class: Train on this many images of each class.
@@ -127,7 +131,8 @@ class Data:
 
     source: str = dataclasses.field(metadata={"example": "'digits'"})
     eval_source: str | None = None
-    image_size: Side = 224
+    image_size: Sizes = 224
+    channels: Annotated[int, Ge(1), Le(1024)] = 3
     crop_scale: tuple[Area, Area] = (0.2, 1.0)
     flip: bool = True
     scaled_decoding: bool = False
@@ -143,6 +148,9 @@ class Data:
     max_corrupt: Natural = 0
     num_threads: Annotated[int, Ge(0), Le(1024)] = 8
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "image_size", shortest(self.image_size))
+
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
@@ -150,7 +158,7 @@ class Encoder:
 
     Attributes:
       name: The size of the ViT: width, depth and heads.
-      patch_size: Pixels a side of a patch.
+      patch_size: Pixels a side of a patch, or its height and width.
       width: The width of the tokens. None: that of `name`.
       depth: The number of blocks. None: that of `name`.
       heads: The number of attention heads. None: that of `name`.
@@ -162,15 +170,15 @@ class Encoder:
         `shared` by all blocks, or one for each `block`.
       layer_scale: The initial value of LayerScale. None: no LayerScale.
       gelu: The GELU of the MLPs: exact (`erf`), or its approximation (`tanh`), as in big_vision.
-      pixel_range: Normalize pixels by the mean and deviation of `imagenet`, or to [-1, 1] (`half`),
-        as in big_vision.
+      pixel_range: Normalize pixels by the mean and deviation of `imagenet` (RGB only), or to
+        [-1, 1] (`half`), as in big_vision.
       class_token: Whether there is a class token. False: the mean patch token takes its place in
         the features.
       registers: The number of learned tokens that are not part of the features.
     """
 
     name: Literal["micro", "tiny", "small", "base", "large", "huge"] = "base"
-    patch_size: Side = 16
+    patch_size: Sizes = 16
     width: Width | None = None
     depth: Depth | None = None
     heads: Width | None = None
@@ -183,6 +191,9 @@ class Encoder:
     pixel_range: Literal["imagenet", "half"] = "imagenet"
     class_token: bool = True
     registers: Annotated[int, Ge(0), Le(1024)] = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "patch_size", shortest(self.patch_size))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -307,7 +318,7 @@ class Experiment:
       evals: Evaluators by name, each with its options and its interval `every`
         (docs/evaluators.md).
       init_from: The workdir or checkpoint whose encoder this run starts from. The run takes the
-        fields of the encoder's shape and the image size from it, unless they are set.
+        fields of the encoder's shape, the image size and the channels from it, unless they are set.
       init: What this run takes from `init_from`: the `encoder`; the `params` of all networks; or
         the whole `state`, with EMA target and optimizer state. It starts at step 0.
       seed: The seed of initialization, order and augmentation.
@@ -339,9 +350,14 @@ def resolve(config: Mapping[str, Any]) -> Experiment:
         raise
     data, train = experiment.data, experiment.train
     patch_size = experiment.encoder.patch_size
-    if data.image_size % patch_size:
+    if not divides(patch_size, data.image_size):
         raise UserError(
             f"data.image_size={data.image_size} is not divisible by encoder.patch_size={patch_size}"
+        )
+    if data.rand_augment and data.channels != 3:
+        raise UserError(
+            f"data.rand_augment with data.channels={data.channels}, but it changes RGB images; set "
+            "data.rand_augment=False"
         )
     if train.batch_size % train.accumulate:
         raise UserError(

@@ -177,7 +177,8 @@ def _value(hint: Any, value: Any, path: str, field: dataclasses.Field[Any]) -> A
     try:
         return _adapter(hint).validate_python(plain(value))
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
+        # Of alternatives such as int | tuple[int, int], take the error inside of the tuple.
+        first = max(error.errors(), key=lambda e: sum(isinstance(place, int) for place in e["loc"]))
         kind, given = first["type"], first["input"]
         for key in first["loc"] if kind != "missing" else ():
             if isinstance(key, int):

@@ -16,6 +16,7 @@ from occinv.models import vit
 from occinv.objectives import forward
 from occinv.objectives.base import Context, Objective, Setting, Terms, make_objective
 from occinv.rng import image_rngs
+from occinv.size import Size, sides
 from occinv.transforms.view import View
 
 PATCH, SIDE, IMAGES = 4, 4, 5
@@ -30,21 +31,26 @@ def make(
     layer_scale: float | None = None,
     depth: int = 1,
     drop_path: float = 0.0,
-    size: int = SIZE,
+    size: Size = SIZE,
     num_classes: int = 3,
+    patch: Size = PATCH,
+    channels: int = 3,
+    pixel_range: Any = None,
     **fields: Any,
 ) -> Any:
     """Build an objective with a tiny encoder, for 100 steps."""
     encoder = schema.Encoder(
         name="micro",
-        patch_size=PATCH,
+        patch_size=patch,
         width=16,
         depth=depth,
         heads=2,
         drop_path=drop_path,
         layer_scale=layer_scale,
+        pixel_range=pixel_range or ("imagenet" if channels == 3 else "half"),
     )
-    setting = Setting(vit.make_vit(encoder, size), num_classes, total_steps=100)
+    made = vit.make_vit(encoder, size, channels=channels)
+    setting = Setting(made, num_classes, total_steps=100)
     return make_objective({"name": name, **fields}, setting)
 
 
@@ -52,15 +58,20 @@ def make_batch(objective: Objective | None = None, images: int = IMAGES) -> Batc
     """Draw images, and the crops of an objective, by a fixed seed."""
     draw = np.random.default_rng(0)
     # Squared, so that patches differ in mean and deviation.
-    values = draw.random((images, SIZE, SIZE, 3)) ** 2 * draw.random((images, SIZE, 1, 1)) * 255
-    crops = () if objective is None else objective.crops
+    height, width, channels = (SIZE, SIZE, 3)
+    crops = ()
+    if objective is not None:
+        height, width, channels = objective.setting.encoder.image_shape
+        crops = objective.crops
+    rows = draw.random((images, height, width, channels)) ** 2
+    values = rows * draw.random((images, height, 1, 1)) * 255
     return Batch(
         image=values.astype(np.uint8),
         label=np.zeros(images, np.int32),
         index=np.arange(images, dtype=np.int32),
         weight=np.ones(images, np.float32),
         crops=tuple(
-            draw.integers(0, 256, (images, crop.size, crop.size, 3), np.uint8) for crop in crops
+            draw.integers(0, 256, (images, *sides(crop.size), channels), np.uint8) for crop in crops
         ),
     )
 

@@ -152,7 +152,7 @@ def pretrained(tmp_path: Path) -> Path:
     workdir = tmp_path / "pretrained"
     experiment = {
         "objective": {"name": "mae"},
-        "data": {"source": "digits", "image_size": 24, "flip": False},
+        "data": {"source": "digits", "image_size": (24, 36), "channels": 1, "flip": False},
         "encoder": {"name": "tiny", "patch_size": 6, "depth": 3, "drop_path": 0.5, "gelu": "tanh"},
     }
     (workdir / "checkpoints" / "12").mkdir(parents=True)
@@ -165,7 +165,7 @@ def test_init_from_hands_down_the_encoder_and_the_image_size(pretrained: Path, b
     start = f"--config.init_from={pretrained / below}"
     loaded = load("finetune:smoke", [start, "--config.encoder.heads=6"])
     experiment = resolve(loaded.config)
-    assert experiment.data.image_size == 24
+    assert (experiment.data.image_size, experiment.data.channels) == ((24, 36), 1)
     encoder = experiment.encoder
     assert (encoder.name, encoder.patch_size, encoder.width, encoder.depth) == ("tiny", 6, None, 3)
     assert (encoder.gelu, encoder.drop_path, encoder.heads) == ("tanh", 0.1, 6)

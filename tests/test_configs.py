@@ -177,7 +177,7 @@ def test_beit_and_cae_are_the_published_recipes(name: str) -> None:
     objective: Any = objective_of(experiment)
     assert 196 - objective.kept == {"beit": 75, "cae": 98}[name]
     assert objective.min_rectangle == 16
-    assert (objective.codebook.num_ids, objective.codebook.side) == (8192, 14)
+    assert (objective.codebook.num_ids, objective.codebook.grid) == (8192, (14, 14))
     if name == "cae":
         assert (objective.regressor_depth, objective.decoder_depth) == (4, 4)
         assert (objective.align_weight, objective.color) == (2.0, None)

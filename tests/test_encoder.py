@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -276,6 +277,10 @@ def test_preprocessing_is_that_of_the_runs_evaluation(tmp_path: Path) -> None:
     with Image.open(paths[1]) as opened:  # turned upright, within the rounding of two decoders
         assert abs(encoder.preprocess(opened).astype(int) - expected[1]).mean() < 2
     np.testing.assert_array_equal(encoder.preprocess(np.asarray(pictures[0])), expected[0])
+    gray, params = encoder.encoder.clone(channels=1, image_size=(8, 24)), encoder.params
+    shown = LoadedEncoder(gray, params, resize_ratio=0.5).preprocess(paths[0])
+    crop = EvalLoader(source, dataclasses.replace(spec, channels=1, image_size=(8, 24))).batch(0)
+    np.testing.assert_array_equal(shown, crop.image[0])
     mixed = [paths[0], str(paths[1]), expected[2]]  # arrays are used as they are
     np.testing.assert_array_equal(encoder.features(mixed), encoder.features(expected))
 

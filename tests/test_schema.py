@@ -137,6 +137,13 @@ def test_an_experiment_survives_its_own_fields() -> None:
         ),
         ("data.image_size", 30, "data.image_size=30 is not divisible by encoder.patch_size=8"),
         ("data.image_size", 0, "data.image_size=0, expected a number >= 1"),
+        ("data.image_size", (32, 0), "data.image_size[1]=0, expected a number >= 1"),
+        ("data.image_size", "8", "data.image_size='8', expected a valid integer or 2 of them"),
+        (
+            "encoder.patch_size",
+            (16, 12),
+            "data.image_size=32 is not divisible by encoder.patch_size=(16, 12)",
+        ),
         ("data.crop_scale", (0.0, 1.0), "data.crop_scale[0]=0.0, expected a number >= 0.0001"),
         ("data.crop_scale", (0.9, 0.5), "data.crop_scale=(0.9, 0.5), expected smallest <= largest"),
         ("data.fraction", 0.0, "data.fraction=0.0, expected a number > 0"),
@@ -232,3 +239,14 @@ def test_every_field_has_a_type_that_can_be_checked() -> None:
         name = type(section).__name__.lower()
         assert from_mapping(type(section), dataclasses.asdict(section), name) == section
         assert set(typing.get_type_hints(type(section))) == set(dataclasses.asdict(section))
+
+
+def test_a_pair_of_equal_sides_is_a_square() -> None:
+    assert resolve(changed("data.image_size", [16, 16])) == resolve(changed("data.image_size", 16))
+    assert resolve(changed("data.image_size", [16, 24])).data.image_size == (16, 24)
+
+
+def test_rand_augment_is_for_rgb() -> None:
+    data = {**SMALL["data"], "channels": 1, "rand_augment": True}
+    with pytest.raises(UserError, match=r"^data.rand_augment with data.channels=1, but"):
+        resolve({**SMALL, "data": data})

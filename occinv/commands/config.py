@@ -76,7 +76,7 @@ def find_fields(name: str) -> Iterator[Field]:
         cls: type = schema.find_class(registries[path], name, object, "--fields ")
         if not dataclasses.is_dataclass(cls):
             raise UserError(f"--fields {name!r} is not a dataclass, expected an objective")
-        yield from fields_of(cls, path, skip=("setting", "image_size", "patch_size"))
+        yield from fields_of(cls, path, skip=("setting", "image_size", "patch_size", "channels"))
 
 
 def explain(error: UnknownField) -> str:

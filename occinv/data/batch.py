@@ -12,13 +12,13 @@ class Batch:
     """Decoded and cropped images with their labels; a pytree.
 
     Attributes:
-      image: uint8 [B, H, W, 3], RGB, 0..255.
+      image: uint8 [B, H, W, C], 0..255, with three channels RGB.
       label: int32 [B], number of the class; -1 for an image without a label.
       index: int32 [B], number of the image in its source (in the parent, for a subset); -1 for
         padding.
       weight: float32 [B], 1 for an image and 0 for padding, so that sums over a padded last batch
         are exact.
-      crops: Further random crops of the same images, uint8 [B, h, w, 3] each, for objectives with
+      crops: Further random crops of the same images, uint8 [B, h, w, C] each, for objectives with
         two views or multi-crop.
     """
 

@@ -1,4 +1,4 @@
-"""Decodes images to RGB pixels."""
+"""Decodes images to RGB pixels, and converts these to gray."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import simplejpeg
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from occinv.data.source import Reduction
+from occinv.schema import UserError
 from occinv.text import printable
 
 logger = logging.getLogger("occinv.data")
@@ -82,6 +83,26 @@ def to_rgb(image: Image.Image) -> np.ndarray:
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
+    """Return an image with this number of channels; RGB becomes gray, by Pillow's luma, for 1.
+
+    Args:
+      image: uint8 [H, W, C].
+      channels: The channels of the result.
+
+    Raises:
+      UserError: The image has another number of channels.
+    """
+    if image.ndim == 3 and image.shape[2] == channels:
+        return image
+    if channels == 1 and image.ndim == 3 and image.shape[2] == 3:
+        return np.asarray(Image.fromarray(image).convert("L"))[..., None]
+    raise UserError(
+        f"data.channels={channels}, but an image has the shape {list(image.shape)}, expected "
+        f"[H, W, {channels}]; set data.channels to the channels of the images (RGB also becomes 1)"
+    )
 
 
 def open_image(encoded: bytes) -> Image.Image:

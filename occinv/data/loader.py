@@ -13,9 +13,11 @@ from PIL import Image
 
 from occinv.data.batch import Batch
 from occinv.data.crop import Crop, RandomCrops, center_crop
+from occinv.data.decode import with_channels
 from occinv.data.order import sample_indices
 from occinv.data.source import DecodeError, Reduction, Sample, Source
 from occinv.schema import UserError
+from occinv.size import Size, sides
 
 logger = logging.getLogger("occinv.data")
 
@@ -26,7 +28,8 @@ class LoaderSpec:
 
     Attributes:
       batch_size: The number of images in a batch over all processes.
-      image_size: The side of the first crop in pixels.
+      image_size: The size of the first crop in pixels.
+      channels: The channels of the crops.
       crop_scale: The range of the area of a random crop, as a fraction of the image.
       flip: Whether each random crop is mirrored with probability 1/2.
       crops: Further random crops of every image, drawn after the first.
@@ -50,7 +53,8 @@ class LoaderSpec:
     """
 
     batch_size: int
-    image_size: int
+    image_size: Size
+    channels: int = 3
     crop_scale: tuple[float, float] = (0.2, 1.0)
     flip: bool = True
     crops: tuple[Crop, ...] = ()
@@ -106,14 +110,15 @@ class _Loader:
         self._read(0)
 
     def _read(self, index: int, reduction: Reduction | None = None) -> Sample | None:
-        """Read a sample. Return None for a corrupt image, which is counted."""
+        """Read a sample with `channels`. Return None for a corrupt image, which is counted."""
         if index in self._corrupt:
             return None
         try:
-            return self.source.read(index, reduction)
+            sample = self.source.read(index, reduction)
         except DecodeError as error:
             self._skip(index, error)
             return None
+        return dataclasses.replace(sample, image=with_channels(sample.image, self.spec.channels))
 
     def _skip(self, index: int, error: DecodeError) -> None:
         limit = self.spec.max_corrupt
@@ -136,8 +141,8 @@ class _Loader:
     def _empty(self) -> Batch:
         """Make a batch of padding."""
 
-        def zeros(size: int) -> np.ndarray:
-            return np.zeros((self._rows, size, size, 3), np.uint8)
+        def zeros(size: Size) -> np.ndarray:
+            return np.zeros((self._rows, *sides(size), self.spec.channels), np.uint8)
 
         return Batch(
             image=zeros(self.spec.image_size),

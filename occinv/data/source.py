@@ -41,7 +41,8 @@ class Sample:
     """One image before cropping.
 
     Attributes:
-      image: uint8 [H, W, 3], RGB; smaller than stored if `read` was given a reduction.
+      image: uint8 [H, W, 3], RGB, or [H, W, C] for another `data.channels`; smaller than stored if
+        `read` was given a reduction.
       label: The number of the class, -1 for an image without a label.
       index: The number of the image in its source; a subset keeps the index of its parent.
     """

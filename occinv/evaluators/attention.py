@@ -16,6 +16,7 @@ from occinv.data.source import Source
 from occinv.evaluators.base import Evaluator, Result, Subject, option
 from occinv.models.vit import ViT
 from occinv.schema import Count, UserError
+from occinv.size import Grid
 
 COLORS = colormaps["inferno"]  # black to yellow, as bright as the value is high
 
@@ -24,20 +25,21 @@ class Attended(NamedTuple):
     """An image, and the attention of its class token.
 
     Attributes:
-      image: uint8 [H, W, 3].
+      image: uint8 [H, W, C].
       heads: float32 [heads, N], the share of the attention that each patch gets.
+      grid: Rows and columns of the N patches.
     """
 
     image: np.ndarray
     heads: np.ndarray
+    grid: Grid
 
     @property
     def maps(self) -> dict[str, np.ndarray]:
-        """`head1`, `head2`, … and their `mean`: float32 [side, side] each, patch by patch."""
-        side = round(self.heads.shape[1] ** 0.5)
+        """`head1`, `head2`, … and their `mean`: float32 [rows, columns] each, patch by patch."""
         named = {f"head{number}": head for number, head in enumerate(self.heads, 1)}
         named["mean"] = self.heads.mean(0)
-        return {name: values.reshape(side, side) for name, values in named.items()}
+        return {name: values.reshape(self.grid) for name, values in named.items()}
 
     @property
     def pictures(self) -> dict[str, np.ndarray]:
@@ -79,7 +81,7 @@ class Attention(Evaluator):
 
 
 def colored(values: np.ndarray) -> np.ndarray:
-    """Color [side, side] from 0 (black) to its highest value (yellow): uint8 [side, side, 3]."""
+    """Color [h, w] from 0 (black) to its highest value (yellow): uint8 [h, w, 3]."""
     highest = max(values.max(), np.finfo(np.float32).tiny)  # patches may get no attention at all
     return COLORS(values / highest, bytes=True)[..., :3]
 
@@ -93,7 +95,7 @@ def class_attention(encoder: ViT, params: Any, pixels: jax.Array) -> jax.Array:
     Args:
       encoder: f.
       params: The parameters of f alone.
-      pixels: float32 [B, H, W, 3] in [0, 1], whole images.
+      pixels: float32 [B, H, W, C] in [0, 1], whole images.
 
     Returns:
       float32 [depth, B, heads, N], patches in raster order. The sum over N is less than 1; the rest
@@ -110,7 +112,7 @@ def class_attention(encoder: ViT, params: Any, pixels: jax.Array) -> jax.Array:
 
 
 def attend(encoder: ViT, params: Any, image: np.ndarray, block: int) -> list[Attended]:
-    """Return the attention in each of `image`, uint8 [B, H, W, 3], at block 0 to depth - 1."""
+    """Return the attention in each of `image`, uint8 [B, H, W, C], at block 0 to depth - 1."""
     pixels = jnp.asarray(image, jnp.float32) / 255
     weights = np.asarray(class_attention(encoder, params, pixels)[block])
-    return [Attended(*each) for each in zip(image, weights, strict=True)]
+    return [Attended(*each, encoder.grid) for each in zip(image, weights, strict=True)]

@@ -166,6 +166,7 @@ class Subject:
         spec = LoaderSpec(
             batch_size=batch_size,
             image_size=data.image_size,
+            channels=data.channels,
             resize_ratio=data.resize_ratio,
             num_threads=data.num_threads,
             max_corrupt=data.max_corrupt,

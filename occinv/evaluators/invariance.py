@@ -181,7 +181,7 @@ def plain(encoder: ViT, removed: Removed = "drop") -> ViT:
 
 def untrained(encoder: ViT, seed: int) -> Any:
     """Return initial parameters of an encoder."""
-    black = jnp.zeros((1, encoder.image_size, encoder.image_size, 3))
+    black = jnp.zeros((1, *encoder.image_shape))
     return jax.jit(encoder.init)(jax.random.key(seed), black)["params"]
 
 

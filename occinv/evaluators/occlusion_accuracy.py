@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any, Literal
 
 import jax
@@ -37,7 +38,8 @@ from occinv.objectives.base import Objective
 from occinv.objectives.classification import Classification
 from occinv.parallel import fetch, put_batch, replicated
 from occinv.schema import Count, Rate, Seed, UserError
-from occinv.transforms.masking import kept_patches, lowest
+from occinv.size import Grid, Size, grid_of
+from occinv.transforms.masking import kept_patches, lowest, paint
 from occinv.transforms.view import View, unit_range
 
 RATIOS = (0.1, 0.25, 0.5, 0.75, 0.9)
@@ -186,7 +188,8 @@ def _outputs(
 
     def output(pixels: jax.Array, visible: jax.Array, kept: int) -> jax.Array:
         if removed == "gray" and kept < count:
-            pixels, visible, kept = paint(pixels, visible, encoder.patch_size), everything, count
+            pixels = paint(pixels, visible, encoder.patch_size, GRAY)
+            visible, kept = everything, count
         tokens = net.encode(View(pixels, visible, kept)).tokens
         if isinstance(objective, Classification):
             return net.head(tokens)
@@ -206,30 +209,30 @@ def _outputs(
                 moved = shuffled(keys, pixels, encoder.patch_size, count - kept)
                 found[removal].append(output(moved, everything, count))
                 continue
-            visible = lowest(removal_order(keys, removal, count, attention), kept)
+            visible = lowest(removal_order(keys, removal, encoder.grid, attention), kept)
             found[removal].append(output(pixels, visible, kept))
     return jax.lax.with_sharding_constraint((found, batch.label, batch.weight), replicated(mesh))
 
 
 def removal_order(
-    keys: jax.Array, removal: Removal, count: int, attention: jax.Array | None
+    keys: jax.Array, removal: Removal, grid: Grid, attention: jax.Array | None
 ) -> jax.Array:
     """Return float32 [B, N], higher for patches that are removed earlier.
 
     Args:
       keys: key array [B].
       removal: Any way but `shuffle`.
-      count: N.
+      grid: Rows and columns of the N patches.
       attention: float32 [B, N], of the class token to the patches; only for `salient` and `other`.
     """
     if attention is not None and removal in ("salient", "other"):
         return attention if removal == "salient" else -attention
+    count = math.prod(grid)
     draws = jax.vmap(lambda key: jax.random.uniform(key, (count,)))(keys)
     if removal == "random":
         return draws
     # A block grows around a random patch: rings of squares, each in random order.
-    side = round(count**0.5)
-    row, column = jnp.divmod(jnp.arange(count), side)
+    row, column = jnp.divmod(jnp.arange(count), grid[1])
     center = jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, 1), (), 0, count))(
         keys
     )
@@ -239,18 +242,13 @@ def removal_order(
     return draws - distance
 
 
-def shuffled(keys: jax.Array, pixels: jax.Array, patch_size: int, moving: int) -> jax.Array:
+def shuffled(keys: jax.Array, pixels: jax.Array, patch_size: Size, moving: int) -> jax.Array:
     """Exchange the places of `moving` random patches among themselves, in a random cycle."""
+    grid = grid_of((pixels.shape[1], pixels.shape[2]), patch_size)
     patches = patchify(pixels, patch_size)
 
     def one(key: jax.Array, patches: jax.Array) -> jax.Array:
         places = jax.random.permutation(key, len(patches))[:moving]
         return patches.at[places].set(patches[jnp.roll(places, 1)])
 
-    return unpatchify(jax.vmap(one)(keys, patches), patch_size)
-
-
-def paint(pixels: jax.Array, visible: jax.Array, patch_size: int) -> jax.Array:
-    """Paint patches gray that are not visible."""
-    patches = patchify(pixels, patch_size)
-    return unpatchify(jnp.where(visible[..., None], patches, GRAY), patch_size)
+    return unpatchify(jax.vmap(one)(keys, patches), patch_size, grid)

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from occinv.schema import UserError
 
+NEAREST = Image.Resampling.NEAREST
 GAP, LINE = 4, 18  # pixels between pictures, and the height of a line of text
 
 
@@ -23,8 +24,9 @@ def save_pictures(
 
     Args:
       path: The grid. The folder has the same name without the suffix.
-      rows: The pictures of each image by name, uint8 [height, width, 3]. All are resized without
-        interpolation to the size of the first, times `scale`.
+      rows: The pictures of each image by name, uint8 [height, width, C]. All are resized without
+        interpolation to the size of the first, times `scale`. Without three channels, their mean
+        is drawn in gray.
       scale: A factor on that size.
       captions: For each image the texts below its pictures, by name.
 
@@ -47,7 +49,7 @@ def save_pictures(
         top = LINE + GAP + number * line
         for place, (name, picture) in enumerate(row.items()):
             left = GAP + place * column
-            enlarged = Image.fromarray(picture).resize((width, height), Image.Resampling.NEAREST)
+            enlarged = Image.fromarray(_rgb(picture)).resize((width, height), NEAREST)
             enlarged.save(folder / f"{number}_{name}.png")
             grid.paste(enlarged, (left, top))
             if number == 0:
@@ -56,3 +58,10 @@ def save_pictures(
                 below = captions[number].get(name, "")
                 draw.text((left, top + height), below, fill="black", font=font)
     grid.save(path)
+
+
+def _rgb(picture: np.ndarray) -> np.ndarray:
+    """Return [H, W, C] as [H, W, 3]: as it is, or the mean of its channels in gray."""
+    if picture.shape[2] == 3:
+        return picture
+    return np.rint(picture.mean(2, keepdims=True)).astype(np.uint8).repeat(3, axis=2)

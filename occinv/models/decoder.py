@@ -12,20 +12,21 @@ from occinv.models.attention import XAVIER
 from occinv.models.blocks import Blocks, Layout, layer_norm
 from occinv.models.position import sincos
 from occinv.models.vit import TOKEN_INIT, ViT
+from occinv.size import Grid
 
 
 class Decoder(nn.Module):
     """Decode the tokens of visible patches into the pixels of all patches.
 
     Attributes:
-      num_patches: N, a square number.
-      patch_values: P = p·p·3, the values of one patch.
+      grid: Rows and columns of the N patches.
+      patch_values: P, the values of one patch.
       width, depth, heads: The size of the decoder's own blocks.
       dtype: The dtype of the computation.
       layout: How the blocks are executed.
     """
 
-    num_patches: int
+    grid: Grid
     patch_values: int
     width: int
     depth: int
@@ -44,8 +45,7 @@ class Decoder(nn.Module):
         embed = nn.Dense(self.width, kernel_init=XAVIER, dtype=self.dtype, name="embed")
         x = embed(tokens.astype(self.dtype))
         mask_token = self.param("mask_token", TOKEN_INIT, (self.width,)).astype(self.dtype)
-        side = int(self.num_patches**0.5)
-        position = self.param("position", lambda _: jnp.asarray(sincos(side, self.width)))
+        position = self.param("position", lambda _: jnp.asarray(sincos(self.grid, self.width)))
         position = jax.lax.stop_gradient(position).astype(self.dtype)
 
         patches = restore(x[:, 1:], visible, mask_token)
@@ -60,8 +60,8 @@ class Decoder(nn.Module):
 def decoder_of(encoder: ViT, width: int, depth: int, heads: int, dtype: Any) -> Decoder:
     """Return a decoder for the patches of `encoder`, executed in the same way."""
     return Decoder(
-        num_patches=encoder.num_patches,
-        patch_values=3 * encoder.patch_size**2,
+        grid=encoder.grid,
+        patch_values=encoder.patch_values,
         width=width,
         depth=depth,
         heads=heads,

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import jax
 
+from occinv.size import Grid, Size, sides
 
-def patchify(images: jax.Array, patch_size: int) -> jax.Array:
-    """Cut [B, H, W, C] into patches [B, N, p·p·C] in raster order.
+
+def patchify(images: jax.Array, patch_size: Size) -> jax.Array:
+    """Cut [B, H, W, C] into patches [B, N, h·w·C] in raster order.
 
     A patch is flattened by row, column and channel, as `patchify` in models_mae.py. H and W are
-    multiples of `patch_size`.
+    multiples of the patch's height h and width w.
     """
     batch, height, width, channels = images.shape
-    rows, columns = height // patch_size, width // patch_size
-    grid = images.reshape(batch, rows, patch_size, columns, patch_size, channels)
-    return grid.swapaxes(2, 3).reshape(batch, rows * columns, patch_size**2 * channels)
+    h, w = sides(patch_size)
+    rows, columns = height // h, width // w
+    grid = images.reshape(batch, rows, h, columns, w, channels)
+    return grid.swapaxes(2, 3).reshape(batch, rows * columns, h * w * channels)
 
 
-def unpatchify(patches: jax.Array, patch_size: int) -> jax.Array:
-    """Invert `patchify` for square images of 3 channels: [B, N, p·p·3] to [B, H, W, 3]."""
-    batch, count, _ = patches.shape
-    side = int(count**0.5)
-    grid = patches.reshape(batch, side, side, patch_size, patch_size, 3)
-    return grid.swapaxes(2, 3).reshape(batch, side * patch_size, side * patch_size, 3)
+def unpatchify(patches: jax.Array, patch_size: Size, grid: Grid) -> jax.Array:
+    """Invert `patchify` for images of rows x columns patches: [B, N, h·w·C] to [B, H, W, C]."""
+    (h, w), (rows, columns) = sides(patch_size), grid
+    split = patches.reshape(len(patches), rows, columns, h, w, -1)
+    return split.swapaxes(2, 3).reshape(len(patches), rows * h, columns * w, split.shape[-1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ from occinv.models.attention import XAVIER
 from occinv.models.blocks import Blocks, Layout, layer_norm
 from occinv.models.position import sincos
 from occinv.models.vit import TOKEN_INIT
+from occinv.size import Grid
 
 
 class Predictor(nn.Module):
@@ -22,14 +22,14 @@ class Predictor(nn.Module):
     target's (`VisionTransformerPredictor` of the official code).
 
     Attributes:
-      num_patches: N, a square number.
+      grid: Rows and columns of the N patches.
       out: D of the predicted features.
       width, depth, heads: The size of its own blocks.
       dtype: The dtype of the computation.
       layout: How the blocks are executed.
     """
 
-    num_patches: int
+    grid: Grid
     out: int
     width: int
     depth: int
@@ -47,7 +47,7 @@ class Predictor(nn.Module):
           targets: int32 [B, T, R], the positions of the R patches of each of T targets.
         """
         images, count, size = targets.shape
-        position = jnp.asarray(sincos(math.isqrt(self.num_patches), self.width)[1:], self.dtype)
+        position = jnp.asarray(sincos(self.grid, self.width)[1:], self.dtype)
         embed = nn.Dense(self.width, kernel_init=XAVIER, dtype=self.dtype, name="embed")
         context = embed(tokens.astype(self.dtype)) + position[context_ids]
         mask_token = self.param("mask_token", TOKEN_INIT, (self.width,)).astype(self.dtype)

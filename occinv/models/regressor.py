@@ -23,6 +23,7 @@ from occinv.models.blocks import (
 from occinv.models.position import sincos
 from occinv.models.vit import BEIT_INIT
 from occinv.rng import fold
+from occinv.size import Grid
 
 
 class Prediction(NamedTuple):
@@ -81,7 +82,7 @@ class Regressor(nn.Module):
     """Regress latents of removed patches from the tokens of visible ones, then decode their ids.
 
     Attributes:
-      num_patches: N, a square number.
+      grid: Rows and columns of the N patches.
       num_ids: The number of the tokenizer's ids.
       heads: The attention heads of both parts.
       regressor_depth, decoder_depth: Blocks of cross-attention, then blocks of self-attention.
@@ -90,7 +91,7 @@ class Regressor(nn.Module):
       layout: How the blocks are executed.
     """
 
-    num_patches: int
+    grid: Grid
     num_ids: int
     heads: int
     regressor_depth: int
@@ -116,7 +117,7 @@ class Regressor(nn.Module):
           rng: key array [B] for drop path; None: no drop path.
         """
         width = context.shape[-1]
-        table = jnp.asarray(sincos(int(self.num_patches**0.5), width)[1:], self.dtype)
+        table = jnp.asarray(sincos(self.grid, width)[1:], self.dtype)
         positions = table[visible], table[removed]
         token = self.param("mask_token", BEIT_INIT, (width,)).astype(self.dtype)
         x = jnp.broadcast_to(token, positions[1].shape)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import struct
 
 from occinv import schema
 from occinv.models.attention import XAVIER
 from occinv.models.blocks import Blocks, Gelu, Layout, RelativePosition, layer_norm
 from occinv.models.patches import patchify
 from occinv.models.position import interpolate, relative_offsets, sincos
+from occinv.size import Grid, Size, grid_of, sides, size_text
 from occinv.transforms.masking import visible_ids
 from occinv.transforms.view import normalize
 
@@ -48,7 +51,8 @@ class ViT(nn.Module):
     """ViT with a class token. Patches that are not visible are dropped, or replaced by a token.
 
     Attributes:
-      image_size, patch_size: Pixels a side.
+      image_size, patch_size: Pixels a side, or height and width.
+      channels: The channels of an image.
       width, depth, heads: D, the number of blocks, the number of attention heads.
       drop_path: The rate at the last block.
       train_patch: Whether the patch projection is trained, or gets no gradient (MoCo v3).
@@ -65,14 +69,14 @@ class ViT(nn.Module):
       class_token: Whether the ViT has a class token.
       registers: The number of learned tokens after the class token that are not part of the
         features (Darcet et al., arXiv:2309.16588). They have no position embedding.
-      pixel_range: How pixels are normalized: by `imagenet`'s mean and standard deviation, or to
-        [-1, 1] (`half`: big_vision, some of timm).
+      pixel_range: How pixels are normalized: by `imagenet`'s mean and standard deviation, for RGB
+        alone, or to [-1, 1] (`half`: big_vision, some of timm).
       dtype: The dtype of the computation; parameters are float32.
       layout: How the blocks are executed.
     """
 
-    image_size: int
-    patch_size: int
+    image_size: Size
+    patch_size: Size
     width: int
     depth: int
     heads: int
@@ -90,11 +94,27 @@ class ViT(nn.Module):
     pixel_range: PixelRange = "imagenet"
     class_token: bool = True
     registers: int = 0
+    channels: int = 3
+
+    @property
+    def grid(self) -> Grid:
+        """Rows and columns of patches in an image of `image_size`."""
+        return grid_of(self.image_size, self.patch_size)
 
     @property
     def num_patches(self) -> int:
         """N of an image of `image_size`."""
-        return (self.image_size // self.patch_size) ** 2
+        return math.prod(self.grid)
+
+    @property
+    def patch_values(self) -> int:
+        """P, the number of values of a patch."""
+        return math.prod(sides(self.patch_size)) * self.channels
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """H, W and C of an image of `image_size`."""
+        return (*sides(self.image_size), self.channels)
 
     @nn.compact
     def __call__(
@@ -104,7 +124,7 @@ class ViT(nn.Module):
         kept: int | None = None,
         rng: jax.Array | None = None,
     ) -> Features:
-        """Encode `pixels` float32 [B, H, W, 3] in [0, 1].
+        """Encode `pixels` float32 [B, H, W, C] in [0, 1].
 
         Images may have another size than `image_size` (the local crops of DINO). The position
         embedding is then resized as in DINO, and N counts their patches. A relative position
@@ -123,8 +143,8 @@ class ViT(nn.Module):
         Raises:
           UserError: The image is larger than the relative position allows.
         """
-        width, side = self.width, pixels.shape[1] // self.patch_size
-        own, count = self.image_size // self.patch_size, side**2
+        width, own = self.width, self.grid
+        grid = grid_of((pixels.shape[1], pixels.shape[2]), self.patch_size)
         pixels = normalize(pixels) if self.pixel_range == "imagenet" else 2 * pixels - 1
         patches = patchify(pixels.astype(self.dtype), self.patch_size)
         x = nn.Dense(width, kernel_init=XAVIER, dtype=self.dtype, name="patch_embed")(patches)
@@ -134,12 +154,12 @@ class ViT(nn.Module):
         if self.relative_position is None:
             position = self.param("position", lambda _: jnp.asarray(sincos(own, width)))
             # DINO adds 0.1 so that the size is not rounded down; this shifts the sampling points.
-            position = interpolate(position, side, (side + 0.1) / own)
+            position = interpolate(position, own, grid, extra=0.1)
             if not self.train_position:
                 position = jax.lax.stop_gradient(position)
             position = position.astype(self.dtype)
 
-        is_whole = visible is None or kept == count
+        is_whole = visible is None or kept == math.prod(grid)
         if self.mask_token:
             token = self.param("mask_token", self.mask_token_init, (width,)).astype(self.dtype)
             if not is_whole:
@@ -162,7 +182,7 @@ class ViT(nn.Module):
             self.layer_scale,
             self.layout,
             name="blocks",
-        )(x, rng, self._relative(side, ids))
+        )(x, rng, self._relative(grid, ids))
         if self.final_norm:
             x = layer_norm("norm", self.dtype)(x)
         return Features(*map(self._class_and_patches, (x.astype(jnp.float32), blocks)))
@@ -186,20 +206,21 @@ class ViT(nn.Module):
         first = x[..., :1, :] if self.class_token else patches.mean(-2, keepdims=True)
         return jnp.concatenate([first, patches], axis=-2)
 
-    def _relative(self, side: int, ids: jax.Array | None) -> RelativePosition | None:
-        """Return the bias of `side`² patches: of the visible ones at `ids` [B, n], or of all."""
-        own = self.image_size // self.patch_size
+    def _relative(self, grid: Grid, ids: jax.Array | None) -> RelativePosition | None:
+        """Return the bias of a grid's patches: of the visible ones at `ids` [B, n], or of all."""
+        own = self.grid
         if self.relative_position is None:
             return None
-        if side > own:
+        if grid[0] > own[0] or grid[1] > own[1]:
             raise schema.UserError(
-                f"encoder.relative_position={self.relative_position!r} with images of {side}² "
-                f"patches, expected at most {own}²; use smaller images, or no relative position"
+                f"encoder.relative_position={self.relative_position!r} with images of "
+                f"{size_text(grid)} patches, expected at most {size_text(own)}; use smaller "
+                "images, or no relative position"
             )
         tables = self.depth if self.relative_position == "block" else 1
-        shape = (tables, (2 * own - 1) ** 2 + 3, self.heads)
+        shape = (tables, math.prod(2 * side - 1 for side in own) + 3, self.heads)
         table = self.param("relative_position", nn.initializers.zeros, shape)
-        offsets = jnp.asarray(relative_offsets(side, own))
+        offsets = jnp.asarray(relative_offsets(grid, own))
         if ids is None:
             offsets = offsets[None]
         else:
@@ -210,9 +231,10 @@ class ViT(nn.Module):
 
 def make_vit(
     encoder: schema.Encoder,
-    image_size: int,
+    image_size: Size,
     dtype: Any = jnp.float32,
     layout: Layout | None = None,
+    channels: int = 3,
 ) -> ViT:
     """Build the ViT of a config's `encoder` section. Raises UserError for an impossible size."""
     width, depth, heads = SIZES[encoder.name]
@@ -226,6 +248,11 @@ def make_vit(
         raise schema.UserError(
             f"encoder.relative_position={encoder.relative_position!r} with registers or without a "
             "class token, expected a class token alone; set relative_position=None"
+        )
+    if channels != 3 and encoder.pixel_range == "imagenet":
+        raise schema.UserError(
+            f"data.channels={channels} with encoder.pixel_range='imagenet', which is the range of "
+            "RGB; set encoder.pixel_range=half"
         )
     return ViT(
         image_size=image_size,
@@ -244,15 +271,45 @@ def make_vit(
         registers=encoder.registers,
         dtype=dtype,
         layout=layout or Layout(),
+        channels=channels,
     )
 
 
-def start_from(encoder: ViT, fresh: dict[str, Any], pretrained: dict[str, Any]) -> dict[str, Any]:
+def vit_of(
+    experiment: schema.Experiment, dtype: Any = jnp.float32, layout: Layout | None = None
+) -> ViT:
+    """Build the ViT of an experiment, for its images. Raises UserError for an impossible size."""
+    data = experiment.data
+    return make_vit(experiment.encoder, data.image_size, dtype, layout, data.channels)
+
+
+@struct.dataclass
+class Pretrained:
+    """Networks to start from.
+
+    Attributes:
+      params: Their parameters by name: the encoder alone, or all networks of an objective.
+      grid: Rows and columns of patches that their position embeddings belong to.
+    """
+
+    params: dict[str, Any]
+    grid: Grid = struct.field(pytree_node=False)
+
+
+def start_from(
+    encoder: ViT, fresh: dict[str, Any], pretrained: dict[str, Any], grid: Grid
+) -> dict[str, Any]:
     """Replace `fresh` parameters of `encoder` by the `pretrained` ones of the same name.
 
     A position embedding of another grid is resized as in the official MAE
     (`interpolate_pos_embed`), and a relative position shared by all blocks is copied to each block,
     as in BEiT's fine-tuning.
+
+    Args:
+      encoder: The encoder that starts.
+      fresh: Its initial parameters.
+      pretrained: The parameters of another encoder.
+      grid: Rows and columns of patches that the positions of `pretrained` belong to.
 
     Raises:
       UserError: Any other parameter has another shape, or only one has a class token or registers.
@@ -265,8 +322,12 @@ def start_from(encoder: ViT, fresh: dict[str, Any], pretrained: dict[str, Any]) 
             )
     start = {name: value for name, value in pretrained.items() if name in fresh}
     if "position" in start:
-        side = encoder.image_size // encoder.patch_size
-        start["position"] = interpolate(jnp.asarray(start["position"]), side)
+        start["position"] = interpolate(jnp.asarray(start["position"]), grid, encoder.grid)
+    if "relative_position" in start and grid != encoder.grid:
+        raise schema.UserError(
+            f"init_from: relative positions of {size_text(grid)} patches cannot be resized to "
+            f"{size_text(encoder.grid)}; use the image size and patch size of that run"
+        )
     if len(start.get("relative_position", ())) == 1:
         table = start["relative_position"]
         start["relative_position"] = jnp.repeat(table, len(fresh["relative_position"]), axis=0)

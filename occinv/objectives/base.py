@@ -17,7 +17,7 @@ from flax import linen as nn
 
 from occinv import schema
 from occinv.data.crop import Crop
-from occinv.models.vit import Features, ViT, make_vit
+from occinv.models.vit import Features, ViT, vit_of
 from occinv.objectives import OBJECTIVES
 from occinv.objectives.ema import EMA
 from occinv.rng import fold
@@ -139,7 +139,7 @@ class Terms(NamedTuple):
 
 
 class Reconstruction(NamedTuple):
-    """Three pictures of each image, float32 [B, H, W, 3] in [0, 1].
+    """Three pictures of each image, float32 [B, H, W, C] in [0, 1].
 
     Attributes:
       original: The image.
@@ -157,7 +157,7 @@ class Reconstructs(Protocol):
     """An objective that can decode its features into an image."""
 
     def reconstruct(self, params: Params, pixels: jax.Array, visible: jax.Array) -> Reconstruction:
-        """Reconstruct `pixels` float32 [B, H, W, 3] in [0, 1] from `visible` patches [B, N]."""
+        """Reconstruct `pixels` float32 [B, H, W, C] in [0, 1] from `visible` patches [B, N]."""
 
 
 @runtime_checkable
@@ -221,7 +221,7 @@ class Objective(ABC):
 
     @abstractmethod
     def views(self, pixels: Any, rng: jax.Array) -> tuple[View, ...]:
-        """Return T1(x), T2(x), … of `pixels` float32 [B, H, W, 3] in [0, 1].
+        """Return T1(x), T2(x), … of `pixels` float32 [B, H, W, C] in [0, 1].
 
         An objective with `crops` gets a tuple: the image, then each crop. `rng` is a key array [B];
         each image is transformed by its own key.
@@ -264,8 +264,8 @@ def make_objective(section: Mapping[str, Any], setting: Setting) -> Objective:
 
 def objective_of(experiment: Experiment, num_classes: int = 2, total_steps: int = 1) -> Objective:
     """Build the objective of an experiment on one device, without its data."""
-    encoder = make_vit(experiment.encoder, experiment.data.image_size)
-    setting = Setting(encoder, num_classes, total_steps, batch_size=experiment.train.batch_size)
+    batch_size = experiment.train.batch_size
+    setting = Setting(vit_of(experiment), num_classes, total_steps, batch_size=batch_size)
     return make_objective(experiment.objective, setting)
 
 

@@ -48,7 +48,8 @@ class BEiT(RectangleMasking):
     def codebook(self) -> Tokenizer:
         """The tokenizer."""
         encoder = self.setting.encoder
-        return make_tokenizer(self.tokenizer, encoder.image_size, encoder.patch_size)
+        sizes = encoder.image_size, encoder.patch_size, encoder.channels
+        return make_tokenizer(self.tokenizer, *sizes)
 
     @property
     def state(self) -> dict[str, Any]:

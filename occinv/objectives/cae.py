@@ -55,7 +55,7 @@ class CAE(BEiT):
     def networks(self) -> Networks:
         encoder = self.setting.encoder
         regressor = Regressor(
-            num_patches=encoder.num_patches,
+            grid=encoder.grid,
             num_ids=self.codebook.num_ids,
             heads=encoder.heads,
             regressor_depth=self.regressor_depth,

@@ -201,7 +201,7 @@ class CMAE(Objective):
         predictor: MlpHead | Predictor = MlpHead(*sizes)
         if self.predictor == "queries":
             blocks = {"width": out, "depth": 1, "heads": encoder.heads, "dtype": dtype}
-            predictor = Predictor(encoder.num_patches, out, **blocks, layout=encoder.layout)
+            predictor = Predictor(encoder.grid, out, **blocks, layout=encoder.layout)
         return CMAENetworks(encoder, MlpHead(*sizes), predictor, self.tokens)
 
     def views(self, pixels: jax.Array, rng: jax.Array) -> tuple[View, ...]:

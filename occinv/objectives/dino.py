@@ -30,11 +30,12 @@ from occinv.schema import (
     Crops,
     Duration,
     Probability,
-    Side,
+    Sizes,
     Temperature,
     UserError,
     Width,
 )
+from occinv.size import Size, divides, grid_of
 from occinv.transforms.color import Appearance
 from occinv.transforms.view import View, whole
 
@@ -57,7 +58,8 @@ class DINO(Objective):
       head_hidden: The width of the hidden layers of the head.
       bottleneck: The width of the layer before the prototypes.
       local_crops: The number of small crops, besides the two large crops.
-      local_size: Pixels a side of a small crop; `data.image_size` is that of a large crop.
+      local_size: Pixels a side of a small crop, or its height and width;
+        `data.image_size` is that of a large crop.
       local_scale: Smallest and largest area of a small crop, as a share of the image;
         `data.crop_scale` is that of a large crop.
       student_temperature: The temperature τ_s of the student.
@@ -77,7 +79,7 @@ class DINO(Objective):
     head_hidden: Width = 2048
     bottleneck: Width = 256
     local_crops: Crops = 8
-    local_size: Side = 96
+    local_size: Sizes = 96
     local_scale: tuple[Area, Area] = (0.05, 0.4)
     student_temperature: Temperature = 0.1
     teacher_temperature: Temperature = 0.04
@@ -168,22 +170,26 @@ class DINO(Objective):
         return Terms(loss, {"teacher_entropy": entropy})  # 0 or log(prototypes): collapse
 
 
-def check_size(field: str, size: int, patch_size: int) -> None:
+def check_size(field: str, size: Size, patch_size: Size) -> None:
     """Raise UserError unless crops of `size` pixels, set by a field, consist of whole patches."""
-    if size % patch_size:
+    if not divides(patch_size, size):
         raise UserError(
             f"objective.{field}={size} is not divisible by encoder.patch_size={patch_size}"
         )
 
 
 def augmented_views(
-    augmentations: Sequence[Appearance], crops: Sequence[jax.Array], rng: jax.Array, patch_size: int
+    augmentations: Sequence[Appearance],
+    crops: Sequence[jax.Array],
+    rng: jax.Array,
+    patch_size: Size,
 ) -> tuple[View, ...]:
-    """Return whole views of `crops` [B, h, w, 3], each augmented by its own keys."""
-    return tuple(
-        whole(augment(rng, crop), (crop.shape[1] // patch_size) ** 2)
-        for augment, crop, rng in zip(augmentations, crops, split(rng, len(crops)), strict=True)
-    )
+    """Return whole views of `crops` [B, h, w, C], each augmented by its own keys."""
+    views = []
+    for augment, crop, own in zip(augmentations, crops, split(rng, len(crops)), strict=True):
+        rows, columns = grid_of((crop.shape[1], crop.shape[2]), patch_size)
+        views.append(whole(augment(own, crop), rows * columns))
+    return tuple(views)
 
 
 def update_center(

@@ -16,11 +16,12 @@ from flax import linen as nn
 
 from occinv.data.batch import Batch
 from occinv.models.blocks import Layout
-from occinv.models.vit import start_from
+from occinv.models.vit import Pretrained, start_from
 from occinv.objectives.base import Context, Objective, Obtained, Params, State, Terms
 from occinv.objectives.ema import EMA
 from occinv.rng import split
 from occinv.schema import UserError
+from occinv.size import sides, size_text
 from occinv.transforms.view import View, unit_range
 
 
@@ -43,7 +44,7 @@ def bind(
 
 
 def init(
-    objective: Objective, rng: jax.Array, pretrained: Params | None = None
+    objective: Objective, rng: jax.Array, pretrained: Pretrained | None = None
 ) -> tuple[Params, State]:
     """Initialize parameters by a scalar PRNG key, and make the state.
 
@@ -58,8 +59,9 @@ def init(
         setting, encoder=setting.encoder.clone(layout=Layout()), mesh=None, is_training=True
     )
     alone: Objective = dataclasses.replace(objective, setting=plain)
-    size = setting.encoder.image_size
-    black = [jnp.zeros((1, side, side, 3)) for side in (size, *(c.size for c in alone.crops))]
+    encoder = setting.encoder
+    sizes = (encoder.image_size, *(crop.size for crop in alone.crops))
+    black = [jnp.zeros((1, *sides(size), encoder.channels)) for size in sizes]
     state: State = {
         name: part.init() if isinstance(part, Obtained) else part
         for name, part in alone.state.items()
@@ -80,17 +82,18 @@ def init(
     }
 
 
-def start_networks(objective: Objective, fresh: Params, pretrained: Params) -> Params:
+def start_networks(objective: Objective, fresh: Params, pretrained: Pretrained) -> Params:
     """Replace `fresh` networks by those of `pretrained`, which has the encoder alone or all.
 
     Raises:
       UserError: `pretrained` has other networks, or one of them has other shapes.
     """
-    encoder = start_from(objective.networks.encoder, fresh["encoder"], pretrained["encoder"])
-    others = {name: value for name, value in pretrained.items() if name != "encoder"}
-    if others and pretrained.keys() != fresh.keys():
+    own, given, grid = objective.networks.encoder, pretrained.params, pretrained.grid
+    encoder = start_from(own, fresh["encoder"], given["encoder"], grid)
+    others = {name: value for name, value in given.items() if name != "encoder"}
+    if others and given.keys() != fresh.keys():
         raise UserError(
-            f"init_from: that run has the networks {', '.join(sorted(pretrained))}, expected "
+            f"init_from: that run has the networks {', '.join(sorted(given))}, expected "
             f"{', '.join(sorted(fresh))}; use init=encoder"
         )
     for name, value in others.items():
@@ -99,6 +102,11 @@ def start_networks(objective: Objective, fresh: Params, pretrained: Params) -> P
             raise UserError(
                 f"init_from: {name} of that run has shapes {theirs}, expected {ours}; use its "
                 "config, or init=encoder"
+            )
+        if "position" in value and grid != own.grid:
+            raise UserError(
+                f"init_from: {name} of that run has positions of {size_text(grid)} patches, "
+                f"expected {size_text(own.grid)}; use its config, or init=encoder"
             )
     return {**fresh, **others, "encoder": encoder}
 

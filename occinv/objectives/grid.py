@@ -227,7 +227,8 @@ class Grid(Objective):
     def codebook(self) -> Tokenizer:
         """The tokenizer of ids."""
         encoder = self.setting.encoder
-        return make_tokenizer(self.tokenizer, encoder.image_size, encoder.patch_size)
+        sizes = encoder.image_size, encoder.patch_size, encoder.channels
+        return make_tokenizer(self.tokenizer, *sizes)
 
     @property
     def state(self) -> dict[str, Any]:
@@ -280,11 +281,11 @@ class Grid(Objective):
 
     def view(self, name: Transformation, pixels: jax.Array, rng: jax.Array, kept: int) -> View:
         """Apply the transformation of that name, which keeps `kept` patches."""
-        count = self.setting.encoder.num_patches
+        count, grid = self.setting.encoder.num_patches, self.setting.encoder.grid
         if name == "masking":
             return View(pixels, random_visible(rng, count, kept), kept)
         if name == "rectangles":
-            return View(pixels, rectangles_visible(rng, count, kept, self.min_rectangle), kept)
+            return View(pixels, rectangles_visible(rng, grid, kept, self.min_rectangle), kept)
         return whole(self.color(rng, pixels) if name == "jitter" else pixels, count)
 
     def features(self, net: GridNetworks, views: tuple[View, ...], ctx: Context) -> Any:

@@ -86,7 +86,8 @@ class IBOT(DINO):
         chosen_rng, ratio_rng, rectangle_rng = split(rng, 3)
         is_chosen = uniform(chosen_rng) < self.mask_probability
         removed = jnp.where(is_chosen, uniform(ratio_rng, low, high) * count, 0).astype(jnp.int32)
-        visible = rectangles_visible(rectangle_rng, count, count - removed, self.min_rectangle)
+        grid = self.setting.encoder.grid
+        visible = rectangles_visible(rectangle_rng, grid, count - removed, self.min_rectangle)
         return View(view.pixels, visible, count - int(high * count))
 
     def features(self, net: Any, views: tuple[View, ...], ctx: Context) -> Any:

@@ -17,6 +17,7 @@ from occinv.objectives.base import Axes, Context, Networks, Objective, Terms
 from occinv.objectives.ema import EMA
 from occinv.rng import fold
 from occinv.schema import Count, Depth, Positive, Probability, UserError, Width
+from occinv.size import Grid
 from occinv.transforms.masking import visible_ids
 from occinv.transforms.multiblock import Choice, multiblock, rectangle_size
 from occinv.transforms.view import View, whole
@@ -49,8 +50,9 @@ class IJEPA(Objective):
     Attributes:
       num_targets: T, the rectangles that are predicted, each by itself; they may overlap.
       target_scale: The area of a target, as a share of the image.
-      target_aspect: The height of a target divided by its width.
-      context_scale: The share of the square that f sees, before the targets are removed from it.
+      target_aspect: The rows of a target divided by its columns.
+      context_scale: The share of the rectangle that f sees, before the targets are removed from it.
+        The rectangle has the aspect of the image.
       context_choice: Which of the remaining patches f sees, if targets overlap and more remain than
         `kept`: the `first` in raster order, as in the official code, or a `random` choice.
       predictor_width: The width of the tokens in the predictor q.
@@ -94,15 +96,15 @@ class IJEPA(Objective):
         return Axes(t1, "identity", target, "predictor, smoothed L1", "siamese", paper, "mean")
 
     @property
-    def target_size(self) -> tuple[int, int]:
+    def target_size(self) -> Grid:
         """Rows and columns of a target, the same in every image."""
-        count = self.setting.encoder.num_patches
-        return rectangle_size(count, self.target_scale, self.target_aspect)
+        return rectangle_size(self.setting.encoder.grid, self.target_scale, self.target_aspect)
 
     @property
-    def context_size(self) -> tuple[int, int]:
+    def context_size(self) -> Grid:
         """Rows and columns of the context before the targets are removed from it."""
-        return rectangle_size(self.setting.encoder.num_patches, self.context_scale, 1.0)
+        rows, columns = self.setting.encoder.grid
+        return rectangle_size((rows, columns), self.context_scale, rows / columns)
 
     @property
     def kept(self) -> int:
@@ -117,7 +119,7 @@ class IJEPA(Objective):
     def networks(self) -> Networks:
         encoder = self.setting.encoder
         predictor = Predictor(
-            num_patches=encoder.num_patches,
+            grid=encoder.grid,
             out=encoder.width,
             width=self.predictor_width,
             depth=self.predictor_depth,
@@ -129,10 +131,12 @@ class IJEPA(Objective):
 
     def views(self, pixels: jax.Array, rng: jax.Array) -> tuple[View, ...]:
         """The context, and the whole image."""
-        count = self.setting.encoder.num_patches
-        sizes = self.context_size, self.target_size
-        visible, targets = multiblock(rng, count, *sizes, self.num_targets, self.context_choice)
-        return ContextView(pixels, visible, self.kept, targets=targets), whole(pixels, count)
+        encoder, sizes = self.setting.encoder, (self.context_size, self.target_size)
+        visible, targets = multiblock(
+            rng, encoder.grid, *sizes, self.num_targets, self.context_choice
+        )
+        seen = ContextView(pixels, visible, self.kept, targets=targets)
+        return seen, whole(pixels, encoder.num_patches)
 
     def features(self, net: Any, views: Any, ctx: Context) -> Any:
         """z1: q(f(context)) of each target [B, T, R, D]; z2: norm(f'(x)) of the same patches."""

@@ -20,6 +20,7 @@ from occinv.objectives.base import FROZEN, Axes, Context, Networks, Objective, P
 from occinv.objectives.classification import check_classes
 from occinv.objectives.ema import ema
 from occinv.schema import Positive
+from occinv.size import Grid
 from occinv.transforms.view import View, whole
 
 # BatchNorm1d(eps=1e-6); PyTorch's momentum of 0.1 is 0.9 here.
@@ -60,12 +61,13 @@ class AttentivePool(nn.Module):
 
     names: tuple[str, ...]
     heads: int
+    grid: Grid
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Map patch tokens float32 [B, N, D] to one feature for each head: [heads, B, D]."""
-        batch, count, width = tokens.shape
-        position = jnp.asarray(sincos(round(count**0.5), width)[1:])
+        batch, _, width = tokens.shape
+        position = jnp.asarray(sincos(self.grid, width)[1:])
 
         def one(name: str) -> jax.Array:
             query = self.param(f"query_{name}", TOKEN_INIT, (1, 1, width))
@@ -169,7 +171,7 @@ class LinearProbe(Objective):
         heads = Heads(tuple(self.heads), setting.num_classes)
         pool = None
         if self.pooling == "attentive":
-            pool = AttentivePool(tuple(self.heads), setting.encoder.heads)
+            pool = AttentivePool(tuple(self.heads), setting.encoder.heads, setting.encoder.grid)
         return LinearProbeNetworks(setting.encoder, heads, pool)
 
     def views(self, pixels: jax.Array, rng: jax.Array) -> tuple[View, ...]:

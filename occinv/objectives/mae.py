@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from occinv.losses.reconstruction import normalize_patches, patch_distance, patch_statistics
 from occinv.models.decoder import Decoder, decoder_of
 from occinv.models.patches import patchify, unpatchify
-from occinv.models.vit import Features
+from occinv.models.vit import Features, ViT
 from occinv.objectives.base import Axes, Context, Networks, Objective, Params, Reconstruction, Terms
 from occinv.rng import fold, split
 from occinv.schema import Depth, NonNegative, Rate, Width
@@ -90,7 +90,7 @@ class MAE(Objective):
         return View(seen, visible, kept), View(target, ~visible, count - kept)
 
     def augment(self, pixels: jax.Array, rng: jax.Array) -> jax.Array:
-        """Apply CutMix and color jitter to `pixels` float32 [B, H, W, 3] in training."""
+        """Apply CutMix and color jitter to `pixels` float32 [B, H, W, C] in training."""
         if not self.setting.is_training:
             return pixels
         cutmix_rng, color_rng = split(rng, 2)
@@ -120,7 +120,7 @@ class MAE(Objective):
 
         Args:
           params: Parameters of the networks.
-          pixels: float32 [B, H, W, 3] in [0, 1].
+          pixels: float32 [B, H, W, C] in [0, 1].
           visible: bool [B, N] with equally many True in each row.
         """
         encoder = self.setting.encoder
@@ -132,27 +132,28 @@ class MAE(Objective):
         if self.normalize_target:
             mean, deviation = patch_statistics(patchify(normalize(pixels), size))
             predicted = predicted * deviation + mean
-        return pasted(predicted, pixels, visible, size)
+        return pasted(predicted, pixels, visible, encoder)
 
 
 def pasted(
-    predicted: jax.Array, pixels: jax.Array, visible: jax.Array, patch_size: int
+    predicted: jax.Array, pixels: jax.Array, visible: jax.Array, encoder: ViT
 ) -> Reconstruction:
     """Replace the patches of images that are not visible by predicted ones.
 
     Args:
       predicted: float [B, N, P], patches of normalized pixels, as `patchify` orders them.
-      pixels: float32 [B, H, W, 3] in [0, 1].
+      pixels: float32 [B, H, W, C] in [0, 1].
       visible: bool [B, N].
-      patch_size: Pixels a side.
+      encoder: The encoder, whose image and patches these are.
     """
-    predicted = patchify(denormalize(unpatchify(predicted, patch_size)), patch_size)
+    patch_size, grid = encoder.patch_size, encoder.grid
+    predicted = patchify(denormalize(unpatchify(predicted, patch_size, grid)), patch_size)
     original, seen = patchify(pixels, patch_size), visible[..., None]
     shown = jnp.where(seen, original, jnp.clip(predicted, 0, 1))
     return Reconstruction(
         original=pixels,
-        masked=unpatchify(jnp.where(seen, original, 0.5), patch_size),
-        reconstructed=unpatchify(shown, patch_size),
+        masked=unpatchify(jnp.where(seen, original, 0.5), patch_size, grid),
+        reconstructed=unpatchify(shown, patch_size, grid),
     )
 
 

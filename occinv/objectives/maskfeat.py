@@ -15,6 +15,7 @@ from occinv.objectives.base import Axes, Context, Networks, Terms
 from occinv.objectives.rectangle_masking import RectangleMasking, removed_tokens
 from occinv.rng import fold
 from occinv.schema import Count, Rate, UserError
+from occinv.size import divides, grid_of, sides
 from occinv.transforms.color import ColorJitter
 from occinv.transforms.hog import BINS, hog
 from occinv.transforms.view import View
@@ -44,8 +45,9 @@ class MaskFeat(RectangleMasking):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (size := self.setting.encoder.patch_size) % self.cell:
-            fits = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
+        size = self.setting.encoder.patch_size
+        if not divides(self.cell, size):
+            fits = ", ".join(str(n) for n in range(1, min(sides(size)) + 1) if divides(n, size))
             raise UserError(
                 f"objective.cell_size={self.cell_size} does not divide encoder.patch_size={size}, "
                 f"expected one of {fits}"
@@ -59,12 +61,12 @@ class MaskFeat(RectangleMasking):
     @property
     def cell(self) -> int:
         """Pixels a side of a cell: `cell_size`, or the whole patch if that is smaller."""
-        return min(self.cell_size, self.setting.encoder.patch_size)
+        return min(self.cell_size, *sides(self.setting.encoder.patch_size))
 
     @property
     def networks(self) -> MaskFeatNetworks:
         encoder = self.setting.encoder.clone(mask_token=True)
-        values = (encoder.patch_size // self.cell) ** 2 * 3 * BINS
+        values = encoder.patch_values // self.cell**2 * BINS
         head = nn.Dense(values, kernel_init=TOKEN_INIT, dtype=self.setting.dtype)
         return MaskFeatNetworks(encoder, head)
 
@@ -83,10 +85,10 @@ class MaskFeat(RectangleMasking):
         """Return the HOG of each patch: by row and column of its cells, by channel and by bin.
 
         Args:
-          pixels: float32 [B, H, W, 3] in [0, 1].
+          pixels: float32 [B, H, W, C] in [0, 1].
 
         Returns:
-          float32 [B, N, 27 · (patch_size / cell)²].
+          float32 [B, N, 9 · P / cell²], where P are the values of a patch.
         """
-        cells = hog(pixels, self.cell)
-        return patchify(cells, self.setting.encoder.patch_size // self.cell)
+        cells = grid_of(self.setting.encoder.patch_size, self.cell)
+        return patchify(hog(pixels, self.cell), cells)

@@ -23,7 +23,7 @@ from occinv.schema import (
     NonNegative,
     Probability,
     Rate,
-    Side,
+    Sizes,
     Temperature,
     Width,
 )
@@ -53,7 +53,8 @@ class MSN(Objective):
     Attributes:
       mask_ratio: The share of patches that the large anchor lacks.
       focal_crops: The number of focal crops, besides the two large crops.
-      focal_size: Pixels a side of a focal crop; `data.image_size` is that of a large crop.
+      focal_size: Pixels a side of a focal crop, or its height and width;
+        `data.image_size` is that of a large crop.
       focal_scale: Smallest and largest area of a focal crop, as a share of the image;
         `data.crop_scale` is that of a large crop.
       num_prototypes: The number K of prototypes.
@@ -69,7 +70,7 @@ class MSN(Objective):
 
     mask_ratio: Rate = 0.3
     focal_crops: Crops = 10
-    focal_size: Side = 96
+    focal_size: Sizes = 96
     focal_scale: tuple[Area, Area] = (0.05, 0.3)
     num_prototypes: Count = 1024
     head_hidden: Width = 2048

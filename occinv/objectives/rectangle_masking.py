@@ -47,9 +47,9 @@ class RectangleMasking(Objective):
         mask_rng, color_rng = split(rng, 2)
         if self.color is not None and self.setting.is_training:
             pixels = self.color(color_rng, pixels)
-        count = self.setting.encoder.num_patches
-        visible = rectangles_visible(mask_rng, count, self.kept, self.min_rectangle)
-        return View(pixels, visible, self.kept), whole(pixels, count)
+        encoder = self.setting.encoder
+        visible = rectangles_visible(mask_rng, encoder.grid, self.kept, self.min_rectangle)
+        return View(pixels, visible, self.kept), whole(pixels, encoder.num_patches)
 
 
 def removed_ids(view: View) -> jax.Array:

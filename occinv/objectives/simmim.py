@@ -16,6 +16,7 @@ from occinv.objectives.mae import pasted
 from occinv.objectives.rectangle_masking import removed_tokens
 from occinv.rng import fold
 from occinv.schema import Count, Rate, UserError
+from occinv.size import divides, size_text
 from occinv.transforms.masking import kept_patches, squares_visible
 from occinv.transforms.view import View, normalize
 
@@ -35,8 +36,8 @@ class SimMIM(Objective):
 
     Attributes:
       mask_ratio: The share of squares that T1 removes.
-      mask_unit: Patches a side of a square, a divisor of the patches a side of the image. The paper
-        has squares of 32 pixels, which are 2 patches a side for ViT-B/16.
+      mask_unit: Patches a side of a square, a divisor of the image's rows and columns of patches.
+        The paper has squares of 32 pixels, which are 2 patches a side for ViT-B/16.
     """
 
     mask_ratio: Rate = 0.6
@@ -44,11 +45,12 @@ class SimMIM(Objective):
     normalize_target: ClassVar[bool] = False  # an option of MAE, which the evaluator `psnr` reads
 
     def __post_init__(self) -> None:
-        if self.side % self.mask_unit:
-            fits = ", ".join(str(n) for n in range(1, self.side) if self.side % n == 0)
+        grid = self.setting.encoder.grid
+        if not divides(self.mask_unit, grid):
+            fits = ", ".join(str(n) for n in range(1, min(grid) + 1) if divides(n, grid))
             raise UserError(
-                f"objective.mask_unit={self.mask_unit} does not divide the {self.side} patches a "
-                f"side of the image, expected one of {fits}"
+                f"objective.mask_unit={self.mask_unit} does not divide the image of "
+                f"{size_text(grid)} patches, expected one of {fits}"
             )
         self.kept_squares  # noqa: B018 (raises for an impossible ratio)
 
@@ -58,27 +60,23 @@ class SimMIM(Objective):
         return Axes(t1, "the complement", "pixels", "pixel L1", "reconstructive", paper, "mean")
 
     @property
-    def side(self) -> int:
-        """Patches a side of the image."""
-        return self.setting.encoder.image_size // self.setting.encoder.patch_size
-
-    @property
     def kept_squares(self) -> int:
         """The number of squares that T1 keeps."""
-        return kept_patches((self.side // self.mask_unit) ** 2, self.mask_ratio)
+        squares = self.setting.encoder.num_patches // self.mask_unit**2
+        return kept_patches(squares, self.mask_ratio)
 
     @property
     def networks(self) -> SimMIMNetworks:
         encoder = self.setting.encoder.clone(mask_token=True, mask_token_init=BEIT_INIT)
-        values = encoder.patch_size**2 * 3
-        decoder = nn.Dense(values, kernel_init=TOKEN_INIT, dtype=self.setting.dtype)
+        dtype = self.setting.dtype
+        decoder = nn.Dense(encoder.patch_values, kernel_init=TOKEN_INIT, dtype=dtype)
         return SimMIMNetworks(encoder, decoder)
 
     def views(self, pixels: jax.Array, rng: jax.Array) -> tuple[View, ...]:
         """T1(x) = x ⊙ M and T2(x) = x ⊙ (1 - M), where M are whole squares."""
-        count, kept = self.side**2, self.kept_squares * self.mask_unit**2
-        visible = squares_visible(rng, count, self.kept_squares, self.mask_unit)
-        return View(pixels, visible, kept), View(pixels, ~visible, count - kept)
+        encoder, kept = self.setting.encoder, self.kept_squares * self.mask_unit**2
+        visible = squares_visible(rng, encoder.grid, self.kept_squares, self.mask_unit)
+        return View(pixels, visible, kept), View(pixels, ~visible, encoder.num_patches - kept)
 
     def features(self, net: SimMIMNetworks, views: tuple[View, ...], ctx: Context) -> Any:
         """z1: the patch tokens of f(T1 x). The target is the pixels of T2 x."""
@@ -98,10 +96,9 @@ class SimMIM(Objective):
 
         Args:
           params: Parameters of the networks.
-          pixels: float32 [B, H, W, 3] in [0, 1].
+          pixels: float32 [B, H, W, C] in [0, 1].
           visible: bool [B, N].
         """
         net = self.networks.bind({"params": params})
         predicted = net.decoder(net.encoder(pixels, visible).tokens[:, 1:])
-        patch_size = self.setting.encoder.patch_size
-        return pasted(predicted.astype(jnp.float32), pixels, visible, patch_size)
+        return pasted(predicted.astype(jnp.float32), pixels, visible, self.setting.encoder)

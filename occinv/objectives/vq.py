@@ -105,5 +105,6 @@ class VQAutoencoder(Objective):
         """Decode the codes of the whole image; `visible` is not used."""
         net = self.networks.bind({"params": params})
         patches = net.decode(net.quantize(whole(pixels, visible.shape[1])).codes)
-        decoded = denormalize(unpatchify(patches, self.setting.encoder.patch_size))
+        encoder = self.setting.encoder
+        decoded = denormalize(unpatchify(patches, encoder.patch_size, encoder.grid))
         return Reconstruction(pixels, pixels, jnp.clip(decoded, 0, 1))

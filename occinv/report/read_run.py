@@ -14,6 +14,7 @@ from occinv.models import vit
 from occinv.objectives import OBJECTIVES
 from occinv.objectives.base import Axes, Objective, objective_of
 from occinv.report.results import Row, StageRecord
+from occinv.size import size_text
 from occinv.train.disk import read_json
 from occinv.train.workdir import CHECKPOINTS, CONFIG, METRICS, as_json
 from occinv.train.workdir import read_config as read_stored
@@ -22,10 +23,10 @@ from occinv.train.writers import read_scalars
 
 def encoder_text(experiment: schema.Experiment) -> str:
     """The size of an experiment's encoder in words."""
-    encoder = vit.make_vit(experiment.encoder, experiment.data.image_size)
+    encoder = vit.vit_of(experiment)
     return (
         f"ViT of {encoder.depth} blocks, {encoder.width} wide, patches of "
-        f"{encoder.patch_size}² pixels"
+        f"{size_text(encoder.patch_size)} pixels"
     )
 
 

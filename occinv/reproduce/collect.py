@@ -29,6 +29,7 @@ from occinv.report.results import ENCODERS, Results, Row, Settings
 from occinv.reproduce.run import FAILED, TableRun, Trial
 from occinv.reproduce.specs import COLUMNS, LINEAR, RowSpec
 from occinv.schema import Experiment
+from occinv.size import size_text
 from occinv.train.disk import read_json
 from occinv.train.records import read_records
 from occinv.train.workdir import METRICS, read_result
@@ -66,7 +67,7 @@ def read_settings(experiment: Experiment) -> Settings:
     return {
         "data": data.source,
         "images": f"{train} training and {test} test images of {classes} classes, "
-        f"{data.image_size}² pixels",
+        f"{size_text(data.image_size)} pixels",
         "num_test": test,
         "encoder": encoder_text(experiment),
     }

@@ -9,15 +9,19 @@ from occinv import schema
 from occinv.config import not_a_run, stored_config
 from occinv.data.open_source import check_source
 from occinv.evaluators.base import Evaluator, make_evaluator
-from occinv.models.vit import ViT, make_vit
+from occinv.models.vit import ViT, vit_of
 from occinv.objectives.base import Objective, Setting, make_objective
 from occinv.schema import Duration, Experiment, UserError
+from occinv.size import size_text
 
-# The settings that two encoders with the same parameters share.
-SAME = (
-    *("patch_size", "width", "depth", "heads"),
-    *("relative_position", "layer_scale", "gelu", "pixel_range", "class_token", "registers"),
-)
+# The settings that two encoders with the same parameters share, and their sections.
+SAME = dict.fromkeys(
+    (
+        *("patch_size", "width", "depth", "heads"),
+        *("relative_position", "layer_scale", "gelu", "pixel_range", "class_token", "registers"),
+    ),
+    "encoder",
+) | {"channels": "data"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +56,7 @@ def check_config(experiment: Experiment) -> Objective:
     for name in ("source", "eval_source"):
         if (spec := getattr(experiment.data, name)) is not None:
             check_source(spec, f"data.{name}")
-    encoder = make_vit(experiment.encoder, experiment.data.image_size)
+    encoder = vit_of(experiment)
     setting = Setting(encoder, 2, 1, batch_size=experiment.train.batch_size)
     objective = make_objective(experiment.objective, setting)
     read_evals(experiment)
@@ -60,9 +64,14 @@ def check_config(experiment: Experiment) -> Objective:
         stored = stored_config(experiment.init_from)
         if stored is None:
             raise UserError(f"init_from: {not_a_run(experiment.init_from)}")
-        before = schema.resolve(stored)
-        before_encoder = make_vit(before.encoder, before.data.image_size)
-        check_same_encoder(experiment.init_from, before_encoder, encoder)
+        before = vit_of(schema.resolve(stored))
+        check_same_encoder(experiment.init_from, before, encoder)
+        if experiment.init == "state" and before.grid != encoder.grid:
+            raise UserError(
+                f"init='state': the run of init_from has images of {size_text(before.grid)} "
+                f"patches, expected {size_text(encoder.grid)}; set data.image_size to that of the "
+                "run, or init=encoder"
+            )
     return objective
 
 
@@ -85,13 +94,13 @@ def read_evals(experiment: Experiment) -> list[Planned]:
 def check_same_encoder(init_from: str, before: ViT, now: ViT) -> None:
     """Raise UserError, with all differences, if the parameters of `before` mean another encoder."""
     found, fields = [], []
-    for name in SAME:
+    for name, section in SAME.items():
         theirs, ours = getattr(before, name), getattr(now, name)
         # LayerScale may start elsewhere. A shared relative position is copied to each block.
         is_start = name == "layer_scale" and None not in (theirs, ours)
         if theirs != ours and not is_start and (theirs, ours) != ("shared", "block"):
             found.append(f"{name}={theirs} (here {ours})")
-            fields.append(f"--config.encoder.{name}={theirs}")
+            fields.append(f"--config.{section}.{name}={theirs}".replace(" ", ""))
     if found:
         raise UserError(
             f"init_from: the encoder of {init_from} has {', '.join(found)}; leave these fields "

@@ -14,6 +14,7 @@ from occinv.data.loader import EvalLoader, LoaderSpec, TrainLoader
 from occinv.data.open_source import open_source
 from occinv.data.source import Source
 from occinv.data.subset import select
+from occinv.models.vit import Pretrained, vit_of
 from occinv.objectives.base import Obtained
 from occinv.schema import Duration, Experiment, UserError
 from occinv.train import workdir as files
@@ -33,7 +34,7 @@ class Run:
       loader: The training images.
       validation: The validation images, or None.
       classes: The names of the classes.
-      pretrained: Networks to start from by name, the encoder alone or all; or None.
+      pretrained: Networks to start from; or None.
       start: The whole state to start from, as NumPy arrays; or None.
       obtain: Functions that load or fit parts of the objective's state, by name.
     """
@@ -42,7 +43,7 @@ class Run:
     loader: TrainLoader
     validation: EvalLoader | None
     classes: tuple[str, ...]
-    pretrained: Any
+    pretrained: Pretrained | None
     start: TrainState | None
     obtain: dict[str, Callable[[], Any]]
 
@@ -67,9 +68,11 @@ def prepare(experiment: Experiment) -> Run:
     check_wandb(train.wandb)
     pretrained = None
     if experiment.init_from is not None:
-        pretrained = files.load_run(experiment.init_from).params
+        before = files.load_run(experiment.init_from)
+        params = before.params
         if experiment.init == "encoder":
-            pretrained = {"encoder": pretrained["encoder"]}
+            params = {"encoder": params["encoder"]}
+        pretrained = Pretrained(params, vit_of(before.experiment).grid)
     everything = open_source(data.source, train=True, data_dir=data.data_dir, classes=data.classes)
     validation = open_validation(experiment, everything)
     source = select(everything, data, experiment.seed)
@@ -81,6 +84,7 @@ def prepare(experiment: Experiment) -> Run:
     spec = LoaderSpec(
         batch_size=train.batch_size,
         image_size=data.image_size,
+        channels=data.channels,
         crop_scale=data.crop_scale,
         flip=data.flip,
         crops=objective.crops,

@@ -19,11 +19,12 @@ from flax import struct
 from occinv import parallel
 from occinv.data.batch import Batch
 from occinv.models.blocks import Layout, fill_blocks, join_blocks, split_blocks
-from occinv.models.vit import make_vit
+from occinv.models.vit import Pretrained, vit_of
 from occinv.objectives import forward
 from occinv.objectives.base import FROZEN, Objective, ParamGroup, Setting, make_objective
 from occinv.rng import image_rngs
 from occinv.schema import Encoder, Experiment, Train, UserError
+from occinv.size import Size, sides
 from occinv.train.accumulation import grad_cache, mean_of_parts
 from occinv.train.monitors import gradient_noise, layer_norms
 from occinv.train.optimizer import learning_rate, make_optimizer
@@ -71,7 +72,7 @@ def assemble(
     Raises:
       UserError: The config contradicts itself or does not fit the mesh.
     """
-    data, train, config = experiment.data, experiment.train, experiment.optimizer
+    train, config = experiment.train, experiment.optimizer
     parallel.check_batch(mesh, train.batch_size)
     part = train.batch_size // train.accumulate
     parallel.check_batch(mesh, part, "train.batch_size / train.accumulate")
@@ -79,9 +80,8 @@ def assemble(
     steps = lengths.steps
     dtype = parallel.compute_dtype(train.precision, mesh)
     layout = Layout(remat=recomputes(train, mesh), attention=train.attention, mesh=mesh)
-    encoder = make_vit(experiment.encoder, data.image_size, dtype, layout)
     setting = Setting(
-        encoder,
+        vit_of(experiment, dtype, layout),
         num_classes,
         steps,
         dtype,
@@ -222,7 +222,7 @@ def init_state(
     objective: Objective,
     optimizer: optax.GradientTransformation,
     seed: jax.Array | int,
-    pretrained: Any = None,
+    pretrained: Pretrained | None = None,
 ) -> TrainState:
     """Return the state before the first step, from the seed and `pretrained` networks, if any."""
     rng = jax.random.fold_in(jax.random.key(seed), 0)
@@ -338,13 +338,13 @@ def make_step(
 
 def batch_shapes(run: Assembly) -> Batch:
     """Return the shapes and dtypes of a global batch."""
-    count = run.experiment.train.batch_size
+    count, data = run.experiment.train.batch_size, run.experiment.data
 
-    def images(size: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((count, size, size, 3), jnp.uint8)
+    def images(size: Size) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((count, *sides(size), data.channels), jnp.uint8)
 
     return Batch(
-        image=images(run.experiment.data.image_size),
+        image=images(data.image_size),
         label=jax.ShapeDtypeStruct((count,), jnp.int32),
         index=jax.ShapeDtypeStruct((count,), jnp.int32),
         weight=jax.ShapeDtypeStruct((count,), jnp.float32),

@@ -1,6 +1,7 @@
 """Color augmentation on the device, with the arithmetic of torchvision's ColorJitter.
 
-Pixels are float32 in [0, 1]. Every image is changed by draws of its own PRNG key.
+Pixels are float32 in [0, 1]. Every image is changed by draws of its own PRNG key. Images without
+RGB channels have no hue, and the mean of their channels is their gray: a gray image itself.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class ColorJitter:
     gray: Probability = 0.2
 
     def __call__(self, rng: jax.Array, pixels: jax.Array) -> jax.Array:
-        """Jitter float32 [B, H, W, 3] in [0, 1] by key array [B]; shape and range stay."""
+        """Jitter float32 [B, H, W, C] in [0, 1] by key array [B]; shape and range stay."""
         return jax.vmap(self._one)(rng, pixels)
 
     def _one(self, key: jax.Array, image: jax.Array) -> jax.Array:
@@ -78,7 +79,7 @@ class Appearance:
     sigma: tuple[Sigma, Sigma] = (0.1, 2.0)
 
     def __call__(self, rng: jax.Array, pixels: jax.Array) -> jax.Array:
-        """Change float32 [B, H, W, 3] in [0, 1] by key array [B]; shape and range stay."""
+        """Change float32 [B, H, W, C] in [0, 1] by key array [B]; shape and range stay."""
         color_rng, blur_rng, sigma_rng, solarize_rng = split(rng, 4)
         pixels = self.color(color_rng, pixels)
         if self.blur:
@@ -92,7 +93,7 @@ class Appearance:
 
 
 def gaussian_blur(pixels: jax.Array, sigma: jax.Array, radius: int = 6) -> jax.Array:
-    """Blur [B, H, W, 3] by a Gaussian of `sigma` [B] pixels; border pixels repeat outward.
+    """Blur [B, H, W, C] by a Gaussian of `sigma` [B] pixels; border pixels repeat outward.
 
     Each image is multiplied by two band matrices. On accelerators this is faster than a convolution
     with a different kernel for each image. `radius` truncates the kernel at three times the largest
@@ -112,12 +113,14 @@ def gaussian_blur(pixels: jax.Array, sigma: jax.Array, radius: int = 6) -> jax.A
 
 
 def solarize(pixels: jax.Array) -> jax.Array:
-    """Invert the values of [..., 3] from 128 of 255 upward, as Pillow does."""
+    """Invert the values of [..., C] from 128 of 255 upward, as Pillow does."""
     return jnp.where(pixels < 127.5 / 255, pixels, 1 - pixels)
 
 
 def to_gray(pixels: jax.Array) -> jax.Array:
-    """Return the luma of [..., 3] in all three channels."""
+    """Return the luma of [..., 3] in all channels; of another number of channels, their mean."""
+    if pixels.shape[-1] != 3:
+        return jnp.broadcast_to(pixels.mean(-1, keepdims=True), pixels.shape)
     luma = (pixels * jnp.array(LUMA)).sum(-1, keepdims=True)
     return jnp.broadcast_to(luma, pixels.shape)
 
@@ -128,7 +131,9 @@ def blend(pixels: jax.Array, other: jax.Array, factor: jax.Array) -> jax.Array:
 
 
 def shift_hue(pixels: jax.Array, turns: jax.Array) -> jax.Array:
-    """Shift the hue of [..., 3] in [0, 1] by a fraction of the color circle."""
+    """Shift the hue of [..., 3] in [0, 1] by a fraction of the color circle; others stay."""
+    if pixels.shape[-1] != 3:
+        return pixels
     red, green, blue = jnp.moveaxis(pixels, -1, 0)
     value, chroma = pixels.max(-1), pixels.max(-1) - pixels.min(-1)
     over = 1 / jnp.where(chroma > 0, chroma, 1)

@@ -11,7 +11,7 @@ BINS = 9  # orientations, of 20° each
 
 
 def hog(pixels: jax.Array, cell_size: int) -> jax.Array:
-    """Return the HOG of each color channel in each square cell of an image.
+    """Return the HOG of each channel in each square cell of an image.
 
     Gradients are those of the 3 × 3 Sobel filters, with the border reflected. Each pixel votes for
     the bin of its orientation, of nine in 180°, with the length of its gradient. The bins of a cell
@@ -22,11 +22,11 @@ def hog(pixels: jax.Array, cell_size: int) -> jax.Array:
     moves a horizontal edge into bin 8.
 
     Args:
-      pixels: float32 [B, H, W, 3] in [0, 1].
+      pixels: float32 [B, H, W, C] in [0, 1].
       cell_size: Pixels a side of a cell; H and W are multiples of it.
 
     Returns:
-      float32 [B, H / cell_size, W / cell_size, 3 · 9], by channel, then by bin. A cell of one color
+      float32 [B, H / cell_size, W / cell_size, C · 9], by channel, then by bin. A cell of one color
       is zero.
     """
     batch, height, width, channels = pixels.shape

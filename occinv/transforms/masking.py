@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from occinv.schema import UserError
+from occinv.size import Grid, Size, sides
 
 ASPECT = 0.3  # of the flattest rectangle that BEiT removes; the steepest has 1 / 0.3
 # Rectangles tried for an image. Of 75 or 98 in 196 patches, one is then missing in one image
@@ -50,24 +51,24 @@ def random_visible(rng: jax.Array, num_patches: int, kept: int) -> jax.Array:
     return lowest(noise, kept)
 
 
-def squares_visible(rng: jax.Array, num_patches: int, kept: int, unit: int) -> jax.Array:
+def squares_visible(rng: jax.Array, grid: Grid, kept: int, unit: int) -> jax.Array:
     """Draw bool [B, N]: squares of patches are visible or removed as a whole (SimMIM).
 
     `MaskGenerator` of the official data_simmim.py draws in the same way.
 
     Args:
       rng: key array [B].
-      num_patches: N, a square number.
+      grid: Rows and columns of the N patches.
       kept: The number of visible squares in each image.
-      unit: Patches a side of a square, a divisor of √N.
+      unit: Patches a side of a square, a divisor of rows and columns.
     """
-    side = math.isqrt(num_patches) // unit
-    squares = random_visible(rng, side**2, kept).reshape(-1, side, side)
-    return squares.repeat(unit, 1).repeat(unit, 2).reshape(-1, num_patches)
+    rows, columns = (side // unit for side in grid)
+    squares = random_visible(rng, rows * columns, kept).reshape(-1, rows, columns)
+    return squares.repeat(unit, 1).repeat(unit, 2).reshape(-1, math.prod(grid))
 
 
 def rectangles_visible(
-    rng: jax.Array, num_patches: int, kept: int | jax.Array, min_rectangle: int
+    rng: jax.Array, grid: Grid, kept: int | jax.Array, min_rectangle: int
 ) -> jax.Array:
     """Draw bool [B, N] with `kept` visible patches; the others are removed in rectangles, as BEiT.
 
@@ -77,12 +78,12 @@ def rectangles_visible(
 
     Args:
       rng: key array [B].
-      num_patches: N, a square number.
+      grid: Rows and columns of the N patches.
       kept: int or int32 [B].
       min_rectangle: The smallest area that a rectangle is drawn with, in patches, as long as so
         many are missing.
     """
-    side = math.isqrt(num_patches)
+    extent = jnp.array(grid)
 
     def one(key: jax.Array, goal: jax.Array) -> jax.Array:
         loop_key, rest_key = jax.random.split(key)
@@ -93,23 +94,25 @@ def rectangles_visible(
             area = min_rectangle + draws[0] * (missing - min_rectangle).astype(jnp.float32)
             aspect = jnp.exp(math.log(ASPECT) * (2 * draws[1] - 1))
             size = jnp.round(jnp.sqrt(area * jnp.stack([aspect, 1 / aspect]))).astype(jnp.int32)
-            places = (side - size + 1).astype(jnp.float32)
+            places = (extent - size + 1).astype(jnp.float32)
             first = jnp.floor(draws[2:] * places).astype(jnp.int32)
-            line = jnp.arange(side)
-            rows, columns = (line >= first[:, None]) & (line < (first + size)[:, None])
+            rows, columns = (
+                (jnp.arange(side) >= first[axis]) & (jnp.arange(side) < (first + size)[axis])
+                for axis, side in enumerate(grid)
+            )
             rectangle = rows[:, None] & columns
             added = (rectangle & ~removed).sum()
-            fits = (size < side).all() & (added > 0) & (added <= missing)
+            fits = (size < extent).all() & (added > 0) & (added <= missing)
             return removed | (rectangle & fits)
 
         # The count is fixed: a loop that ends when all images are done would wait for all devices.
-        removed = jax.lax.fori_loop(0, ATTEMPTS, remove_rectangle, jnp.zeros((side, side), bool))
+        removed = jax.lax.fori_loop(0, ATTEMPTS, remove_rectangle, jnp.zeros(grid, bool))
         around = jnp.pad(removed, 1).astype(jnp.float32)
         beside = around[2:, 1:-1] + around[:-2, 1:-1] + around[1:-1, 2:] + around[1:-1, :-2]
-        noise = jax.random.uniform(rest_key, (side, side)) - beside
+        noise = jax.random.uniform(rest_key, grid) - beside
         return jnp.where(removed, -jnp.inf, noise).reshape(-1)
 
-    goal = jnp.broadcast_to(jnp.asarray(num_patches - kept, jnp.int32), rng.shape)
+    goal = jnp.broadcast_to(jnp.asarray(math.prod(grid) - kept, jnp.int32), rng.shape)
     return ~lowest(jax.vmap(one)(rng, goal), goal[:, None])
 
 
@@ -118,9 +121,9 @@ def visible_ids(visible: jax.Array, kept: int) -> jax.Array:
     return jnp.argsort(~visible, axis=1, stable=True)[:, :kept]
 
 
-def paint(pixels: jax.Array, visible: jax.Array, patch_size: int) -> jax.Array:
-    """Return x ⊙ M in pixels: [B, H, W, 3] with the patches not in `visible` [B, N] set to zero."""
+def paint(pixels: jax.Array, visible: jax.Array, patch_size: Size, value: float = 0.0) -> jax.Array:
+    """Return [B, H, W, C] with the patches not in `visible` [B, N] set to a value; 0 is x ⊙ M."""
     batch, height, width, _ = pixels.shape
-    grid = visible.reshape(batch, height // patch_size, width // patch_size)
-    seen = grid.repeat(patch_size, 1).repeat(patch_size, 2)
-    return jnp.where(seen[..., None], pixels, 0.0)
+    h, w = sides(patch_size)
+    seen = visible.reshape(batch, height // h, width // w).repeat(h, 1).repeat(w, 2)
+    return jnp.where(seen[..., None], pixels, value)

@@ -20,7 +20,7 @@ class Mixed(NamedTuple):
     """Images that are each mixed with their partner.
 
     Attributes:
-      pixels: float32 [B, H, W, 3].
+      pixels: float32 [B, H, W, C].
       share: float32 [B], the share of the image itself; the rest is its partner's.
     """
 
@@ -35,7 +35,7 @@ def mix(
 
     Args:
       rng: key array [B].
-      pixels: float32 [B, H, W, 3].
+      pixels: float32 [B, H, W, C].
       mixup, cutmix: α of the Beta(α, α) that the share is drawn from; 0 turns it off.
       switch: The probability of CutMix where both are on.
     """
@@ -102,7 +102,7 @@ def erase(
 
     Args:
       rng: key array [B].
-      pixels: float32 [B, H, W, 3] in [0, 1]; the noise exceeds this range.
+      pixels: float32 [B, H, W, C] in [0, 1]; the noise exceeds this range.
       probability: The probability for each image.
       area: The range of the box's area.
       aspect: The smallest aspect ratio.

@@ -8,27 +8,28 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from occinv.size import Grid
 from occinv.transforms.masking import lowest
 
 Choice = Literal["first", "random"]
 
 
-def rectangle_size(num_patches: int, scale: float, aspect: float) -> tuple[int, int]:
-    """Return rows and columns of a rectangle with a share `scale` of a square image's patches.
+def rectangle_size(grid: Grid, scale: float, aspect: float) -> Grid:
+    """Return rows and columns of a rectangle with a share `scale` of a grid's patches.
 
-    `aspect` is height by width. A rectangle never spans a whole side (`_sample_block_size` of
-    multiblock.py).
+    `aspect` is its rows by its columns. A rectangle never spans a whole side (`_sample_block_size`
+    of multiblock.py).
     """
-    area, longest = int(num_patches * scale), math.isqrt(num_patches) - 1
+    area = int(math.prod(grid) * scale)
     rows, columns = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-    return min(rows, longest), min(columns, longest)
+    return min(rows, grid[0] - 1), min(columns, grid[1] - 1)
 
 
 def multiblock(
     rng: jax.Array,
-    num_patches: int,
-    context: tuple[int, int],
-    target: tuple[int, int],
+    grid: Grid,
+    context: Grid,
+    target: Grid,
     num_targets: int,
     choice: Choice = "first",
 ) -> tuple[jax.Array, jax.Array]:
@@ -36,7 +37,7 @@ def multiblock(
 
     Args:
       rng: key array [B].
-      num_patches: N, a square number.
+      grid: Rows and columns of the N patches.
       context, target: Rows and columns of either kind of rectangle.
       num_targets: T, target rectangles of an image, which may overlap each other.
       choice: Which patches of the context are kept if targets overlap and more remain: the `first`
@@ -47,23 +48,23 @@ def multiblock(
       what remains where no targets overlap.
       int32 [B, T, R], the patches of each target in raster order.
     """
-    side = math.isqrt(num_patches)
+    count, across = math.prod(grid), grid[1]
     kept = math.prod(context) - num_targets * math.prod(target)
 
-    def place(key: jax.Array, size: tuple[int, int], count: int) -> jax.Array:
-        """Place `count` rectangles: the patches of each, int32 [count, rows · columns]."""
+    def place(key: jax.Array, size: Grid, number: int) -> jax.Array:
+        """Place `number` rectangles: the patches of each, int32 [number, rows · columns]."""
         rows, columns = (jnp.arange(length) for length in size)
-        inside = (rows[:, None] * side + columns).reshape(-1)
-        first = jax.random.randint(key, (count, 2), 0, side + 1 - jnp.array(size))
-        return first[:, :1] * side + first[:, 1:] + inside
+        inside = (rows[:, None] * across + columns).reshape(-1)
+        first = jax.random.randint(key, (number, 2), 0, 1 + jnp.array(grid) - jnp.array(size))
+        return first[:, :1] * across + first[:, 1:] + inside
 
     def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         context_key, target_key, noise_key = jax.random.split(key, 3)
         targets = place(target_key, target, num_targets)
-        seen = jnp.zeros(num_patches, bool).at[place(context_key, context, 1)].set(True)
-        order = jnp.arange(num_patches, dtype=jnp.float32)
+        seen = jnp.zeros(count, bool).at[place(context_key, context, 1)].set(True)
+        order = jnp.arange(count, dtype=jnp.float32)
         if choice == "random":
-            order = jax.random.uniform(noise_key, (num_patches,))
+            order = jax.random.uniform(noise_key, (count,))
         return jnp.where(seen.at[targets].set(False), order, jnp.inf), targets
 
     order, targets = jax.vmap(one)(rng)

@@ -13,6 +13,7 @@ from safetensors.numpy import save
 from occinv.models.decoder import Decoder
 from occinv.objectives.classification import Classification
 from occinv.schema import UserError
+from occinv.size import sides, size_text
 from occinv.train.workdir import TrainedRun
 from occinv.weights.library_names import TO_DINOV2, TO_VIT, renamed
 from occinv.weights.model_config import CONFIG, GELUS, OUR_EPSILON, PREPROCESSOR, RANGES
@@ -59,7 +60,7 @@ def huggingface_model(trained: TrainedRun, path: str | Path) -> HuggingFaceModel
         "image_size": encoder.image_size,
         "layer_norm_eps": OUR_EPSILON,
         "num_attention_heads": encoder.heads,
-        "num_channels": 3,
+        "num_channels": encoder.channels,
         "num_hidden_layers": encoder.depth,
         "patch_size": encoder.patch_size,
         "qkv_bias": True,
@@ -92,7 +93,14 @@ def huggingface_model(trained: TrainedRun, path: str | Path) -> HuggingFaceModel
             f"{path} is a classifier with LayerScale or registers, which transformers lacks. "
             "Expected a plain ViT: use --to timm."
         )
-    arrays = _with_parts_of(kind, to_pytorch(params["encoder"], head), encoder.depth)
+    is_square = isinstance(encoder.image_size, int) and isinstance(encoder.patch_size, int)
+    if kind != "vit" and not is_square:
+        raise UserError(
+            f"{path} has images of {size_text(encoder.image_size)} and patches of "
+            f"{size_text(encoder.patch_size)} pixels, but {name} of transformers reads squares. "
+            "Use --to timm."
+        )
+    arrays = _with_parts_of(kind, to_pytorch(encoder, params["encoder"], head), encoder.depth)
     if "decoder" in written:
         decoder_arrays = decoder_to_pytorch(params["decoder"])
         arrays |= {"decoder.mask_token": decoder_arrays.pop("mask_token"), **decoder_arrays}
@@ -101,17 +109,17 @@ def huggingface_model(trained: TrainedRun, path: str | Path) -> HuggingFaceModel
     if len(written) > 1:
         named = {f"vit.{n}" if n.startswith(PREFIXED) else n: v for n, v in named.items()}
     mean, std = RANGES[encoder.pixel_range]
-    size = {"height": encoder.image_size, "width": encoder.image_size}
+    height, width = sides(encoder.image_size)
     preprocessor = {
         "do_normalize": True,
         "do_rescale": True,
         "do_resize": True,
-        "image_mean": list(mean),
+        "image_mean": list(mean) if encoder.channels == 3 else [0.5] * encoder.channels,
         "image_processor_type": "ViTImageProcessor",
-        "image_std": list(std),
+        "image_std": list(std) if encoder.channels == 3 else [0.5] * encoder.channels,
         "resample": 3,
         "rescale_factor": 1 / 255,
-        "size": size,
+        "size": {"height": height, "width": width},
     }
     load = f"transformers.{name}.from_pretrained(FOLDER)"
     if name == "ViTModel":

@@ -14,6 +14,7 @@ from safetensors.numpy import save
 from occinv.models.vit import ViT
 from occinv.objectives.classification import Classification
 from occinv.schema import UserError
+from occinv.size import stored_text
 from occinv.train import workdir
 from occinv.weights import Target, big_vision_names
 from occinv.weights.export_huggingface import huggingface_model, write_folder
@@ -30,7 +31,7 @@ ABSENT: dict[Target, dict[str, Any]] = {  # fields of the encoder with the only 
     "huggingface": {"relative_position": None, "class_token": True},
     "big_vision": {"relative_position": None, "layer_scale": None, "registers": 0},
 }
-METADATA = ("heads", "image_size", "patch_size", "gelu", "pixel_range")
+METADATA, SIZES = ("heads", "gelu", "pixel_range"), ("image_size", "patch_size")
 
 
 def export_weights(path: str | Path, target: Target, file: Path) -> str:
@@ -64,7 +65,7 @@ def export_weights(path: str | Path, target: Target, file: Path) -> str:
         program = f"import transformers\nmodel = {model.load.replace('FOLDER', repr(str(file)))}"
     else:
         head = trained.params["head"] if isinstance(trained.objective, Classification) else None
-        arrays = to_pytorch(trained.params["encoder"], head)
+        arrays = to_pytorch(encoder, trained.params["encoder"], head)
         written = {"encoder"} if head is None else {"encoder", "head"}
         num_classes = 0 if head is None else head["linear"]["bias"].shape[0]
     if target == "timm":
@@ -81,6 +82,7 @@ def export_weights(path: str | Path, target: Target, file: Path) -> str:
     try:
         if target == "timm":
             metadata = {name: str(getattr(encoder, name)) for name in METADATA}
+            metadata |= {name: stored_text(getattr(encoder, name)) for name in SIZES}
             partial.write_bytes(save(arrays, {"format": "pt"} | metadata))
         elif target == "huggingface":
             write_folder(partial, arrays, model)
@@ -148,6 +150,8 @@ def _timm_program(encoder: ViT, num_classes: int, file: Path) -> str:
         "num_heads": encoder.heads,
         "num_classes": num_classes,
     }
+    if encoder.channels != 3:
+        fields["in_chans"] = encoder.channels
     if encoder.layer_scale is not None:
         fields["init_values"] = 1.0
     if encoder.registers:

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from occinv.schema import UserError
-from occinv.weights.grids import SINCOS_TABLES, Grid, Rows, check_square, find_rows, table_side
+from occinv.size import Grid, Size, divides, grid_of, shortest, sides, size_text
+from occinv.weights.grids import SINCOS_TABLES, Rows, find_rows, table_grid
 from occinv.weights.pytorch_names import ArrayReader, Tree
 
 IMAGE_SIZE = 224  # of a checkpoint that does not state it
@@ -22,15 +23,28 @@ class Sizes(NamedTuple):
 
     Attributes:
       width: D.
-      patch_size: Pixels a side of a patch.
-      side: Patches a side of an image.
+      channels: Those of an image.
+      patch_size: Pixels a side of a patch, or its height and width.
+      grid: Rows and columns of patches in an image.
       first: Rows of the position embedding before those of the patches.
     """
 
     width: int
-    patch_size: int
-    side: int
+    channels: int
+    patch_size: Size
+    grid: Grid
     first: int
+
+    @property
+    def patch_values(self) -> int:
+        """The number of values of a patch."""
+        return self.channels * math.prod(sides(self.patch_size))
+
+    @property
+    def image_size(self) -> Size:
+        """Pixels a side of an image, or its height and width."""
+        (rows, columns), (h, w) = self.grid, sides(self.patch_size)
+        return shortest((rows * h, columns * w))
 
 
 def read_sizes(
@@ -39,57 +53,61 @@ def read_sizes(
     """Return the sizes of a ViT, with the grid as given, in the metadata, or of its positions.
 
     Raises:
-      UserError: Patches or grid are not square, or the grid is not known.
+      UserError: The patch embedding is not of images, or the grid is not known.
     """
     shape = reader.shape("patch_embed.proj.weight")
-    if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or not shape[2]:
+    if len(shape) != 4 or 0 in shape:
         raise UserError(
             f"the patch embedding has shape {list(shape)} in PyTorch's layout. Expected "
-            "[width, 3, p, p]: square patches of RGB."
+            "[width, channels, height, width of a patch]."
         )
-    width, patch_size = shape[0], shape[2]
-    grid = grid or _grid_of(metadata, patch_size)
+    width, channels, *patch = shape
+    patch_size = shortest((patch[0], patch[1]))
+
+    def found(grid: Grid, first: int) -> Sizes:
+        return Sizes(width, channels, patch_size, grid, first)
+
+    grid = grid or _stored_grid(metadata, patch_size)
     if "pos_embed" in reader:
         rows = _rows(reader, "pos_embed", _first_rows(reader, origin), grid)
-        return Sizes(width, patch_size, *rows)
+        return found(*rows)
     tables = [name for name in reader.arrays if name.endswith(TABLE)]
     if tables:
         count = reader.shape(tables[0], 2)[0]
-        return Sizes(width, patch_size, table_side(tables[0], count, grid), 0)
+        return found(table_grid(tables[0], count, grid), 0)
     if "decoder_pos_embed" in reader:
-        return Sizes(width, patch_size, *_rows(reader, "decoder_pos_embed", (1,), grid))
+        return found(*_rows(reader, "decoder_pos_embed", (1,), grid))
     if grid is None:
-        if IMAGE_SIZE % patch_size:
+        if not divides(patch_size, IMAGE_SIZE):
             raise UserError(
-                f"the file has no position embedding, and patches of {patch_size} pixels do not "
-                f"divide images of {IMAGE_SIZE}. Pass --grid HxW."
+                f"the file has no position embedding, and patches of {size_text(patch_size)} "
+                f"pixels do not divide images of {size_text(IMAGE_SIZE)}. Pass --grid HxW."
             )
         reader.report.notes.append(
             f"data.image_size: {IMAGE_SIZE} (assumed: the file has no position embedding)"
         )
-        grid = (IMAGE_SIZE // patch_size,) * 2
-    check_square("the ViT", grid)
-    if grid[0] > MAX_SIDE:
+        grid = grid_of(IMAGE_SIZE, patch_size)
+    if max(grid) > MAX_SIDE:
         raise UserError(
-            f"the grid has {grid[0]} patches a side and no position embedding. Expected {MAX_SIDE} "
-            "or fewer: pass --grid HxW."
+            f"the grid has {max(grid)} patches a side and no position embedding. Expected "
+            f"{MAX_SIDE} or fewer: pass --grid HxW."
         )
-    return Sizes(width, patch_size, grid[0], 1)
+    return found(grid, 1)
 
 
-def _grid_of(metadata: Mapping[str, str], patch_size: int) -> Grid | None:
+def _stored_grid(metadata: Mapping[str, str], patch_size: Size) -> Grid | None:
     """Return the grid of the image size in the metadata, `32` or `32x48`; None if it lacks it."""
     if "image_size" not in metadata:
         return None
     height, _, width = metadata["image_size"].partition("x")
-    sides = {"height": height, "width": width or height}
-    numbers = [read_number(sides, name) or 0 for name in sides]
-    if any(number % patch_size for number in numbers):
+    named = {"height": height, "width": width or height}
+    size = read_number(named, "height") or 0, read_number(named, "width") or 0
+    if not divides(patch_size, size):
         raise UserError(
-            f"image_size {metadata['image_size']} is not divisible by patches of {patch_size} "
-            "pixels. Expected a multiple."
+            f"image_size {metadata['image_size']} is not divisible by patches of "
+            f"{size_text(patch_size)} pixels. Expected a multiple."
         )
-    return numbers[0] // patch_size, numbers[1] // patch_size
+    return grid_of(size, patch_size)
 
 
 def _first_rows(reader: ArrayReader, origin: str) -> tuple[int, ...]:
@@ -128,7 +146,7 @@ def tokens_and_position(reader: ArrayReader, sizes: Sizes, origin: str) -> Tree:
         found["relative_position"] = np.stack([reader.take(name, *shape) for name in tables])
         return found
     first = sizes.first
-    position = read_position(reader, "pos_embed", width, sizes.side, first, origin)
+    position = read_position(reader, "pos_embed", width, sizes.grid, first, origin)
     if first > int(has_class):  # rows of the registers, after that of the class token
         found["registers"] = found["registers"] + position[int(has_class) : first]
     row = position[:1] if first and has_class else np.zeros((1, width), np.float32)
@@ -139,13 +157,15 @@ def tokens_and_position(reader: ArrayReader, sizes: Sizes, origin: str) -> Tree:
 
 
 def read_position(
-    reader: ArrayReader, name: str, width: int, side: int, first: int, origin: str
+    reader: ArrayReader, name: str, width: int, grid: Grid, first: int, origin: str
 ) -> np.ndarray:
     """Return a position embedding [first + N, D]: of the file, or the fixed table of the origin."""
     if name in reader:
         rows = reader.shape(name)[-2]
-        if rows != first + side**2:
-            raise UserError(f"{name} has {rows} rows. Expected {first} + {side}², as pos_embed.")
+        if rows != first + math.prod(grid):
+            raise UserError(
+                f"{name} has {rows} rows. Expected {first} + {size_text(grid)}, as pos_embed."
+            )
         return reader.take(name, 1, rows, width)[0]
     if origin not in SINCOS_TABLES or width % 4 or width < 8:
         raise UserError(
@@ -153,7 +173,7 @@ def read_position(
             "other positions are not supported."
         )
     reader.report.missing[name] = f"the sine-cosine table of {origin}"
-    return SINCOS_TABLES[origin](side, width)[1 - first :]
+    return SINCOS_TABLES[origin](grid, width)[1 - first :]
 
 
 def registers_name(reader: ArrayReader) -> str | None:

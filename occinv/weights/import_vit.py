@@ -10,11 +10,11 @@ from typing import Any
 from occinv import schema
 from occinv.models import vit
 from occinv.schema import UserError
+from occinv.size import Grid, sides, size_text
 from occinv.weights import Origin
 from occinv.weights.checkpoint_file import Contents
 from occinv.weights.encoder_only import ENCODER_ONLY
 from occinv.weights.find_vit import find_vit
-from occinv.weights.grids import Grid
 from occinv.weights.import_position import (
     TABLE,
     Sizes,
@@ -90,10 +90,10 @@ def read_vit(
         )
     reader = ArrayReader(found.arrays, report)
     sizes = read_sizes(reader, contents.metadata, options.grid, origin)
-    width, patch_size, side, _ = sizes
+    width, patch_size = sizes.width, sizes.patch_size
     parts = _parts(reader)
     encoder = {
-        "patch_embed": reader.layer("patch_embed.proj", width, 3, patch_size, patch_size),
+        "patch_embed": reader.layer("patch_embed.proj", width, sizes.channels, *sides(patch_size)),
         **tokens_and_position(reader, sizes, origin),
     }
     heads = found.heads
@@ -107,6 +107,11 @@ def read_vit(
         **parts,
         **_fields(contents.metadata, heads, options, origin, width, report),
     }
+    if sizes.channels != 3 and section["pixel_range"] == "imagenet":
+        raise UserError(
+            f"the ViT reads images of {sizes.channels} channels, but ImageNet's mean and standard "
+            "deviation are of RGB. Pass --pixel-range half if it was trained on [-1, 1]."
+        )
     encoder["blocks"] = reader.blocks("blocks", width)
     params: dict[str, Tree] = {"encoder": encoder}
     num_classes = 0
@@ -127,10 +132,11 @@ def read_vit(
 
     report.notes += [contents.metadata["note"]] if "note" in contents.metadata else []
     report.notes.append(
-        f"{objective['name']}: width {width}, depth {section['depth']}, patches of {patch_size} "
-        f"pixels, images of {side * patch_size}; data.source is {IMAGES} (assumed)"
+        f"{objective['name']}: width {width}, depth {section['depth']}, patches of "
+        f"{size_text(patch_size)} pixels, images of {size_text(sizes.image_size)}; data.source is "
+        f"{IMAGES} (assumed)"
     )
-    data = {"source": IMAGES, "image_size": side * patch_size}
+    data = {"source": IMAGES, "image_size": sizes.image_size, "channels": sizes.channels}
     experiment = schema.resolve({"objective": objective, "data": data, "encoder": section})
     return ImportedRun(experiment, params, tuple(map(str, range(num_classes))))
 
@@ -218,10 +224,10 @@ def _decoder(
     params = {
         "embed": reader.layer("decoder_embed", own, sizes.width),
         "mask_token": reader.vector("mask_token", own),
-        "position": read_position(reader, "decoder_pos_embed", own, sizes.side, 1, "mae"),
+        "position": read_position(reader, "decoder_pos_embed", own, sizes.grid, 1, "mae"),
         "blocks": reader.blocks("decoder_blocks", own),
         "norm": reader.layer("decoder_norm", own),
-        "predict": reader.layer("decoder_pred", 3 * sizes.patch_size**2, own),
+        "predict": reader.layer("decoder_pred", sizes.patch_values, own),
     }
     section = {"decoder_width": own, "decoder_depth": depth, "decoder_heads": heads}
     return params, {"name": "mae", **section}

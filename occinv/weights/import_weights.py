@@ -10,12 +10,12 @@ from pathlib import Path
 from occinv.models.vit import PixelRange
 from occinv.objectives.base import objective_of
 from occinv.schema import UserError
+from occinv.size import Grid
 from occinv.train import workdir
 from occinv.train.checkpoints import Checkpoints
 from occinv.train.lock import LOCK, Lock, lock_workdir
 from occinv.weights import Origin
 from occinv.weights.checkpoint_file import read_checkpoint
-from occinv.weights.grids import Grid
 from occinv.weights.import_dalle import read_dalle
 from occinv.weights.import_report import ImportedRun, ImportReport
 from occinv.weights.import_vit import ViTOptions, read_vit

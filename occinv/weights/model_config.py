@@ -107,7 +107,10 @@ def _pixel_range(mean: Any, std: Any) -> dict[str, str]:
     if mean is None or std is None:
         return {}
     try:
-        given = np.broadcast_to(np.asarray((mean, std), float).reshape(2, -1), (2, 3))
+        given = np.asarray((mean, std), float).reshape(2, -1)
+        if (given == given[:, :1]).all():  # the same for any number of channels
+            given = given[:, :1]
+        given = np.broadcast_to(given, (2, 3))
     except (TypeError, ValueError):
         given = np.full((2, 3), np.nan)
     for name, known in RANGES.items():

@@ -1,8 +1,8 @@
 """Converts a ViT between PyTorch's names and layouts and our parameter tree.
 
 The names are those of MAE's models_mae.py and models_vit.py, which timm shares. PyTorch stores a
-linear layer as [out, in] and the patch embedding as a convolution [D, 3, p, p]; our kernels are
-[in, out] and [p · p · 3, D].
+linear layer as [out, in] and the patch embedding as a convolution [D, C, h, w]; our kernels are
+[in, out] and [h · w · C, D].
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from occinv.models.vit import ViT
 from occinv.schema import UserError
+from occinv.size import sides
 from occinv.weights.import_report import ImportReport
 
 Tree = dict[str, Any]
@@ -171,19 +173,21 @@ class ArrayReader:
         return {"kernel": weight.T, "bias": np.concatenate(bias)}
 
 
-def to_pytorch(encoder: Tree, head: Tree | None = None) -> dict[str, np.ndarray]:
+def to_pytorch(vit: ViT, encoder: Tree, head: Tree | None = None) -> dict[str, np.ndarray]:
     """Return our parameters under PyTorch's names and in its layouts.
 
     Args:
-      encoder: Parameters of the ViT.
+      vit: The ViT.
+      encoder: Its parameters.
       head: Parameters of a classifier, if it is to be included.
     """
     patch = encoder["patch_embed"]["kernel"]
-    side, width = round((len(patch) / 3) ** 0.5), patch.shape[-1]
     has_class = "class_token" in encoder
     found = {
         "pos_embed": encoder["position"][None, 0 if has_class else 1 :],
-        "patch_embed.proj.weight": torch_layout(patch.reshape(side, side, 3, width)),
+        "patch_embed.proj.weight": torch_layout(
+            patch.reshape(*sides(vit.patch_size), vit.channels, -1)
+        ),
         "patch_embed.proj.bias": encoder["patch_embed"]["bias"],
     }
     if has_class:

@@ -144,3 +144,34 @@ def test_center_crop():
     np.testing.assert_array_equal(
         center_crop(tall, 224, 0.875), resize(tall, 256, 512)[144:368, 16:240]
     )
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 90), (90, 40)])
+def test_crops_of_rectangles(height, width):
+    """The box of a random crop is that of a square; the center covers the rectangle, just."""
+    image = noise(height, width)
+    rng = np.random.default_rng(3)
+    state = rng.bit_generator.state
+    left, top, right, bottom = crop_box(width, height, rng, (0.2, 1.0))
+    rng.bit_generator.state = state
+    found = random_resized_crop(image, (12, 20), rng, flip=0.0)
+    np.testing.assert_array_equal(found, resize(image[top:bottom, left:right], 20, 12))
+    rng.bit_generator.state = state
+    mirrored = random_resized_crop(image, (12, 20), rng, flip=1.0)
+    np.testing.assert_array_equal(mirrored, found[:, ::-1])
+    # At 0.8 both sides are at least 15 x 25.
+    whole = (15, 33) if height < width else (56, 25)
+    top, left = round((whole[0] - 12) / 2), round((whole[1] - 20) / 2)
+    expected = resize(image, whole[1], whole[0])[top : top + 12, left : left + 20]
+    np.testing.assert_array_equal(center_crop(image, (12, 20), 0.8), expected)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_every_channel_is_resized_as_one_of_three(channels):
+    image = np.concatenate([noise(20, 30), noise(20, 30, 1)], axis=2)[..., :channels]
+    found = resize(image, 12, 8, (1.5, 2, 29, 18))
+    assert found.shape == (8, 12, channels) and found.dtype == np.uint8
+    for channel in range(channels):
+        rgb = image[..., [channel] * 3]
+        expected = resize(rgb, 12, 8, (1.5, 2, 29, 18))[..., 0]
+        np.testing.assert_array_equal(found[..., channel], expected)

@@ -1,12 +1,15 @@
 """`data.source=module:Class`: the example of docs/data.md, and classes that do not fit."""
 
+import dataclasses
 import re
 import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from occinv.data.loader import LoaderSpec, TrainLoader
+from occinv.data.crop import Crop
+from occinv.data.loader import EvalLoader, LoaderSpec, TrainLoader
 from occinv.data.open_source import open_source
 from occinv.data.subset import select
 from occinv.schema import Data, UserError
@@ -52,6 +55,14 @@ class Good(Source):
     def __len__(self): return 2
     def read(self, index, reduction=None):
         return Sample(np.zeros((4, 4, 3), np.uint8), 0, index)
+
+class Channels(Good):
+    def __init__(self, channels, *, train):
+        super().__init__(train=train)
+        self.channels = int(channels)
+    def read(self, index, reduction=None):
+        image = np.arange(4 * 6 * self.channels, dtype=np.uint8).reshape(4, 6, -1)
+        return Sample(image, 0, index)
 
 class Named(Good):
     names = ["1\\n.png", "2.png"]
@@ -127,3 +138,25 @@ def test_classes_that_do_not_fit(module, name, message):
 def test_modules_that_there_are_not(spec):
     with pytest.raises(UserError, match=re.escape(f"data.source={spec!r}")):
         open_source(spec, train=True)
+
+
+def test_images_of_other_channels(module):
+    """The arrays are taken as they are, and RGB becomes gray; nothing else is converted."""
+
+    def whole(given, channels):
+        source = open_source(f"own_classes:Channels:{given}", train=True)
+        spec = LoaderSpec(batch_size=2, image_size=(4, 6), channels=channels, resize_ratio=1.0)
+        image = EvalLoader(source, spec).batch(0).image[0]
+        np.testing.assert_equal(image.shape, (4, 6, channels))
+        train = TrainLoader(source, dataclasses.replace(spec, crops=(Crop(2),))).batch(0)
+        assert train.image.shape == (2, 4, 6, channels) and train.crops[0].shape[1:3] == (2, 2)
+        return source.read(0).image, image
+
+    for channels in (1, 5):
+        np.testing.assert_array_equal(*whole(channels, channels))
+    color, gray = whole(3, 1)
+    np.testing.assert_array_equal(gray[..., 0], np.asarray(Image.fromarray(color).convert("L")))
+    for given, channels in ((1, 3), (3, 2), (4, 3)):
+        said = rf"data.channels={channels}, but an image has the shape \[4, 6, {given}\], expected"
+        with pytest.raises(UserError, match=said):
+            whole(given, channels)

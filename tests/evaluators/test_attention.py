@@ -104,6 +104,7 @@ def test_pictures_show_the_values(tmp_path: Path) -> None:
         Attended(
             draw.integers(0, 256, (SIZE, SIZE, 3), np.uint8),
             draw.dirichlet(np.ones(N), HEADS).astype(np.float32),
+            (SIZE // PATCH, SIZE // PATCH),
         )
         for _ in range(2)
     ]
@@ -135,7 +136,7 @@ def test_pictures_show_the_values(tmp_path: Path) -> None:
 
 
 def test_a_map_without_attention_is_black(tmp_path: Path) -> None:
-    nothing = Attended(np.zeros((SIZE, SIZE, 3), np.uint8), np.zeros((1, N), np.float32))
+    nothing = Attended(np.zeros((2, 2, 3), np.uint8), np.zeros((1, 4), np.float32), (2, 2))
     save_pictures(tmp_path / "grid.png", [nothing.pictures])
     assert np.asarray(Image.open(tmp_path / "grid" / "0_mean.png")).max() <= 4
 

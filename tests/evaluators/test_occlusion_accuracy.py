@@ -32,10 +32,10 @@ from occinv.evaluators.attention import class_attention
 from occinv.evaluators.base import Evaluator, Record, Subject, run_evaluator
 from occinv.evaluators.knn import Knn
 from occinv.evaluators.occlusion_accuracy import (
+    GRAY,
     REMOVALS,
     OcclusionAccuracy,
     class_map,
-    paint,
     removal_order,
     shuffled,
 )
@@ -43,7 +43,7 @@ from occinv.objectives.base import Objective
 from occinv.parallel import make_mesh
 from occinv.schema import UserError
 from occinv.train.records import read_records
-from occinv.transforms.masking import lowest
+from occinv.transforms.masking import lowest, paint
 from occinv.transforms.view import View
 
 pytestmark = pytest.mark.usefixtures("compiled")  # runs of one shape compile once
@@ -52,6 +52,7 @@ CLASSIFICATION = {"name": "classification"}
 MAE = {"name": "mae", **DECODER}
 CMAE = {"name": "cmae", "head_hidden": 8, "head_out": 8}
 SIDE = SIZE // PATCH
+GRID = (SIDE, SIDE)
 KEYS = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(0)))
 
 
@@ -64,10 +65,12 @@ def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # Removals.
 
 
-def removed_patches(removal: str, removed: int, count: int = 200) -> np.ndarray:
+def removed_patches(
+    removal: str, removed: int, count: int = 200, grid: tuple[int, int] = GRID
+) -> np.ndarray:
     """Which patches are removed from each image: bool [count, N]."""
     attention = np.random.default_rng(0).dirichlet(np.ones(N), count).astype(np.float32)
-    order = removal_order(KEYS(jnp.arange(count)), removal, N, jnp.asarray(attention))
+    order = removal_order(KEYS(jnp.arange(count)), removal, grid, jnp.asarray(attention))
     return ~np.asarray(lowest(order, N - removed))
 
 
@@ -86,19 +89,20 @@ def test_each_image_has_its_own_removals_whatever_its_batch(removal: str) -> Non
     removed = removed_patches(removal, 5)
     assert len(np.unique(removed, axis=0)) > 50
     assert (removed.mean(0) > 0.1).all()  # no patch always stays
-    order = removal_order(KEYS(jnp.array([7, 3])), removal, N, None)
+    order = removal_order(KEYS(jnp.array([7, 3])), removal, GRID, None)
     np.testing.assert_array_equal(~np.asarray(lowest(order, N - 5)), removed[[7, 3]])
 
 
 def test_a_block_grows_in_square_rings_around_a_patch() -> None:
+    across = N // 2  # of a grid of two rows
     for removed in range(1, N):
-        for image in removed_patches("block", removed, count=50):
-            rows, columns = np.divmod(np.flatnonzero(image), SIDE)
+        for image in removed_patches("block", removed, count=50, grid=(2, across)):
+            rows, columns = np.divmod(np.flatnonzero(image), across)
             fits = []
             for center in range(N):
-                row, column = divmod(center, SIDE)
+                row, column = divmod(center, across)
                 every = np.arange(N)
-                distance = np.maximum(abs(every // SIDE - row), abs(every % SIDE - column))
+                distance = np.maximum(abs(every // across - row), abs(every % across - column))
                 own = distance[image].max()
                 # Every patch of the rings within the last one is removed.
                 fits.append(distance[image].min() == 0 and image[distance < own].all())
@@ -155,7 +159,7 @@ def test_shuffled_patches_change_places_among_themselves(moving: int) -> None:
 def test_painted_patches_are_gray() -> None:
     pixels = images(3).image / np.float32(255)
     visible = np.random.default_rng(0).random((3, N)) < 0.5
-    found = patches(paint(jnp.asarray(pixels), jnp.asarray(visible), PATCH))
+    found = patches(paint(jnp.asarray(pixels), jnp.asarray(visible), PATCH, GRAY))
     assert (found[~visible] == 0.5).all()
     np.testing.assert_array_equal(found[visible], patches(pixels)[visible])
 
@@ -192,7 +196,7 @@ def test_logits_are_those_of_the_head_image_by_image(pooling: str, removed: Any)
         if name == "shuffle":
             shown = shuffled(keys, pixels, PATCH, N - kept)
         else:
-            places = lowest(removal_order(keys, name, N, attention), kept)
+            places = lowest(removal_order(keys, name, GRID, attention), kept)
         for image in range(4):
             whole = logits_of_one(objective, params, pixels[image], everything, N)
             np.testing.assert_allclose(found[name][0][image], whole, atol=2e-5)
@@ -221,7 +225,7 @@ def test_patches_are_dropped_from_an_encoder_with_a_mask_token_unless_it_is_chos
         params, batch, jax.random.key(0), objective, (0.75,), ("random",), removed, mesh
     )
     encoder = objective.networks.encoder.clone(mask_token=removed == "mask_token")
-    visible = lowest(removal_order(KEYS(jnp.asarray(batch.index)), "random", N, None), 4)
+    visible = lowest(removal_order(KEYS(jnp.asarray(batch.index)), "random", GRID, None), 4)
     pixels = jnp.asarray(batch.image) / np.float32(255)
     encoded: Any = jax.jit(encoder.apply, static_argnums=3)
     tokens = np.array(encoded({"params": params["encoder"]}, pixels, visible, 4).tokens)

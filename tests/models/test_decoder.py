@@ -25,7 +25,7 @@ def test_restore_of_a_whole_image_changes_nothing() -> None:
 
 
 def test_the_decoder_predicts_every_patch() -> None:
-    decoder = Decoder(num_patches=4, patch_values=6, width=8, depth=1, heads=2)
+    decoder = Decoder(grid=(2, 2), patch_values=6, width=8, depth=1, heads=2)
     tokens = np.random.default_rng(0).normal(size=(2, 3, 5)).astype(np.float32)
     visible = np.array([[False, True, False, True], [True, True, False, False]])
 

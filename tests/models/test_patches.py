@@ -23,5 +23,5 @@ def test_patches_are_in_raster_order_and_flattened_by_row_column_channel() -> No
 
 
 def test_unpatchify_is_the_inverse() -> None:
-    images = jnp.asarray(np.random.default_rng(0).random((2, 8, 8, 3)), jnp.float32)
-    np.testing.assert_array_equal(unpatchify(patchify(images, 2), 2), images)
+    images = jnp.asarray(np.random.default_rng(0).random((2, 8, 12, 2)), jnp.float32)
+    np.testing.assert_array_equal(unpatchify(patchify(images, (4, 2)), (4, 2), (2, 6)), images)

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from small_objectives import make
 
-from occinv.models.position import interpolate, sincos
+from occinv.models.position import bicubic, interpolate, sincos
+from occinv.models.vit import Pretrained
 from occinv.objectives import forward
 
 
@@ -27,15 +28,28 @@ def test_the_first_half_encodes_the_column_and_the_second_the_row() -> None:
 def test_the_position_of_another_grid_is_resized_when_a_run_starts_from_it() -> None:
     small, large = (make("classification", size=size) for size in (16, 24))
     before = forward.init(small, jax.random.key(0))[0]["encoder"]
-    after = forward.init(large, jax.random.key(1), {"encoder": before})[0]["encoder"]
+    start = Pretrained({"encoder": before}, (4, 4))
+    after = forward.init(large, jax.random.key(1), start)[0]["encoder"]
     assert after["position"].shape == (1 + 36, 16)
-    np.testing.assert_allclose(after["position"], interpolate(before["position"], 6))
+    np.testing.assert_allclose(after["position"], interpolate(before["position"], 4, 6))
     np.testing.assert_array_equal(after["class_token"], before["class_token"])
+
+
+def test_a_rectangle_is_resized_along_each_side_by_itself() -> None:
+    draw = np.random.default_rng(0).standard_normal((1 + 3 * 2, 4)).astype(np.float32)
+    found = np.asarray(interpolate(jnp.asarray(draw), (3, 2), (2, 5), extra=0.1))
+    rows, columns = bicubic(3, 2, 2.1 / 3), bicubic(2, 5, 5.1 / 2)
+    grid = draw[1:].reshape(3, 2, 4)
+    for row in range(2):
+        for column in range(5):
+            weights = np.outer(rows[row], columns[column])[..., None]
+            expected = (weights * grid).sum((0, 1))
+            np.testing.assert_allclose(found[1 + 5 * row + column], expected, atol=1e-5)
 
 
 def test_resizing_keeps_constant_channels_and_the_class_token() -> None:
     position = jnp.concatenate([jnp.full((1, 4), 7.0), jnp.tile(jnp.arange(4.0), (9, 1))])
-    resized = interpolate(position, 5)
+    resized = interpolate(position, 3, 5)
     np.testing.assert_allclose(resized[1:], jnp.tile(jnp.arange(4.0), (25, 1)), atol=1e-6)
     np.testing.assert_array_equal(resized[0], 7)
-    assert interpolate(position, 3) is position
+    assert interpolate(position, 3, 3) is position

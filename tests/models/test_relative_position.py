@@ -14,7 +14,7 @@ from numpy_vit import MEAN, STD, erf_gelu, norm, softmax
 from occinv import schema
 from occinv.models import vit
 from occinv.models.position import relative_offsets
-from occinv.models.vit import ViT
+from occinv.models.vit import Pretrained, ViT
 from occinv.objectives import forward
 from occinv.objectives.base import Setting, make_objective
 from occinv.schema import UserError
@@ -106,13 +106,24 @@ def test_the_encoder_equals_numpy(
 def test_a_smaller_grid_uses_a_part_of_the_table() -> None:
     """Equal differences of position have the same row in every grid."""
     table = np.arange(7 * 7 + 3)[:, None]
-    offsets = relative_offsets(2, 4)
+    offsets = relative_offsets((2, 2), (4, 4))
     for first in range(5):
         for second in range(5):
             big = [
                 token and 1 + 4 * ((token - 1) // 2) + (token - 1) % 2 for token in (first, second)
             ]
             assert table[offsets[first, second]] == bias_of(table, *big)
+
+
+def test_the_table_of_a_rectangle_has_a_row_for_each_difference() -> None:
+    """(2 · 2 - 1) · (2 · 3 - 1) differences of a grid of 2 x 3 patches, and three of the token."""
+    offsets = relative_offsets((2, 3), (2, 3))
+    places = [divmod(patch, 3) for patch in range(6)]
+    for first, (row, column) in enumerate(places):
+        for second, (other_row, other_column) in enumerate(places):
+            expected = 5 * (row - other_row + 1) + column - other_column + 2
+            assert offsets[1 + first, 1 + second] == expected
+    assert offsets[0].tolist() == [17, *[15] * 6] and (offsets[1:, 0] == 16).all()
 
 
 def test_larger_images_are_refused(pixels: np.ndarray) -> None:
@@ -158,7 +169,7 @@ def begin(relative_position: str, start: Any) -> Any:
         {"name": "classification"}, Setting(vit.make_vit(encoder, SIZE), 3, 10)
     )
     init = jax.jit(lambda start: forward.init(objective, jax.random.key(0), start)[0]["encoder"])
-    return init({"encoder": start})
+    return init(Pretrained({"encoder": start}, (SIZE // PATCH, SIZE // PATCH)))
 
 
 def test_a_shared_table_is_copied_to_each_block() -> None:

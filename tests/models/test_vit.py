@@ -196,7 +196,7 @@ def test_start_from_an_encoder_with_other_tokens() -> None:
     ):
         model, other = small(**mine), small(**theirs)
         with pytest.raises(schema.UserError, match=said):
-            start_from(model, weights_of(model), weights_of(other))
+            start_from(model, weights_of(model), weights_of(other), model.grid)
 
 
 @pytest.mark.parametrize("field", [{"registers": 1}, {"class_token": False}])

@@ -281,7 +281,7 @@ def test_an_attentive_pool_is_cross_attention_of_one_query() -> None:
     """The feature is a convex mixture of projected values, image by image."""
     draw = np.random.default_rng(0)
     tokens = draw.normal(size=(3, 4, WIDTH)).astype(np.float32)
-    pool = AttentivePool(("1",), heads=1)
+    pool = AttentivePool(("1",), heads=1, grid=(2, 2))
     params = pool.init(jax.random.key(0), tokens)["params"]
     found = np.asarray(pool.apply({"params": params}, tokens))
 

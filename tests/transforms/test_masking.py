@@ -71,16 +71,16 @@ def test_random_visible_draws_each_image_by_its_own_key() -> None:
 
 def test_squares_are_visible_or_removed_as_a_whole() -> None:
     rng = jax.random.split(jax.random.key(0), 32)
-    visible = np.asarray(squares_visible(rng, 36, 4, 2))
-    assert visible.shape == (32, 36) and visible.dtype == bool
-    squares = visible.reshape(32, 3, 2, 3, 2)
+    visible = np.asarray(squares_visible(rng, (4, 10), 4, 2))
+    assert visible.shape == (32, 40) and visible.dtype == bool
+    squares = visible.reshape(32, 2, 2, 5, 2)
     np.testing.assert_array_equal(squares.any((2, 4)), squares.all((2, 4)))
     assert (squares.any((2, 4)).sum((1, 2)) == 4).all()
     assert squares.any((0, 2, 4)).all() and not squares.all((2, 4)).all(0).any()
     assert len({row.tobytes() for row in visible}) > 24
-    np.testing.assert_array_equal(squares_visible(rng[::-1], 36, 4, 2), visible[::-1])
+    np.testing.assert_array_equal(squares_visible(rng[::-1], (4, 10), 4, 2), visible[::-1])
     # Squares of one patch are patches.
-    np.testing.assert_array_equal(squares_visible(rng, 36, 9, 1), random_visible(rng, 36, 9))
+    np.testing.assert_array_equal(squares_visible(rng, (6, 6), 9, 1), random_visible(rng, 36, 9))
 
 
 def test_paint_sets_the_other_patches_to_zero() -> None:

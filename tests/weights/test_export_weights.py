@@ -89,6 +89,10 @@ def check_program(said: str, target: str, file: str, num_classes: int, extra: bo
     assert (made["num_classes"] or 0, made["depth"], made["num_heads"]) == (num_classes, 2, 2)
 
 
+RECTANGLE = (
+    *("data.image_size=(16, 24)", "encoder.patch_size=(8, 4)"),
+    *("data.channels=1", "encoder.pixel_range='half'"),
+)
 CASES = [
     ("mae", (), (), "timm"),
     ("mae", (), (), "big_vision"),
@@ -103,6 +107,9 @@ CASES = [
     ("mocov3", ("encoder.registers=2", "encoder.pixel_range='half'"), (), "huggingface"),
     ("mae", ("encoder.class_token=False", "encoder.gelu='tanh'"), (), "timm"),
     ("mae", ("encoder.class_token=False",), (), "big_vision"),
+    ("mae", RECTANGLE, (), "timm"),
+    ("mae", RECTANGLE, (), "big_vision"),
+    ("finetune", ("objective.pooling='class'", *RECTANGLE), CLASSES, "huggingface"),
 ]
 
 
@@ -112,7 +119,9 @@ def test_export_and_import(
 ) -> None:
     run = run_of(config, tmp_path, *fields, classes=classes)
     said = export_weights(run, target, tmp_path / "file")
-    import_weights(tmp_path / "file", target, tmp_path / "back")
+    # big_vision's file has no grid, and 12 patches are not a square.
+    grid = (2, 6) if target == "big_vision" and RECTANGLE[0] in fields else None
+    import_weights(tmp_path / "file", target, tmp_path / "back", grid=grid)
     before, after = workdir.load_run(run), workdir.load_run(tmp_path / "back")
     written = ["encoder", "head", *(["decoder"] if target == "huggingface" else [])]
     kept = {name: before.params[name] for name in written if name in before.params}
@@ -124,7 +133,7 @@ def test_export_and_import(
     assert ("no mask_token" in said) == (config == "cmae")
     assert theirs.mask_token == (config == "cmae" and target != "huggingface")
     names = ["image_size", "patch_size", "width", "depth", "heads", "final_norm", "registers"]
-    names += ["class_token"]
+    names += ["class_token", "channels"]
     if target != "big_vision":  # its file does not store the others
         names += ["gelu", "pixel_range"]
         warned = "encoder.gelu='tanh'" in fields and target == "timm"
@@ -175,6 +184,18 @@ def test_parts_that_a_plain_vit_lacks(field: str, target: Any, tmp_path: Path) -
     run = run_of("mae", tmp_path, f"encoder.{field}")
     with pytest.raises(schema.UserError, match=f"has encoder.{field}. Expected a plain ViT"):
         export_weights(run, target, tmp_path / "file")
+    assert not (tmp_path / "file").exists()
+
+
+@pytest.mark.parametrize("fields", [RECTANGLE[:1], ("encoder.patch_size=(8, 4)",)])
+@pytest.mark.parametrize("registers", [0, 2])
+def test_rectangles_that_transformers_lacks(
+    fields: tuple[str, ...], registers: int, tmp_path: Path
+) -> None:
+    run = run_of("mae", tmp_path, *fields, f"encoder.registers={registers}")
+    name = "Dinov2WithRegistersModel" if registers else "ViTMAEForPreTraining"
+    with pytest.raises(schema.UserError, match=f"but {name} of transformers reads squares. Use"):
+        export_weights(run, "huggingface", tmp_path / "file")
     assert not (tmp_path / "file").exists()
 
 

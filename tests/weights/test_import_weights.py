@@ -327,7 +327,7 @@ REFUSED = {
     "7 positions, which may be a grid of 2x3, 1x6, 1x7": {"pos_embed": (1, 7, 8)},
     "25 positions, which may be a grid of 5x5, 4x6, 3x8, 2x12": {"pos_embed": (1, 25, 8)},
     "Expected [32, 8], as in a plain ViT with MLPs 4 times": {"blocks.0.mlp.fc1.weight": (16, 8)},
-    "square patches of RGB": {"patch_embed.proj.weight": (8, 3, 2, 4)},
+    "Expected [width, channels, height, width of": {"patch_embed.proj.weight": (8, 3, 4)},
     "shape [1, 1, 9] as cls_token in PyTorch's layout. Expected [1, 1, 8]": {
         "cls_token": (1, 1, 9)
     },
@@ -355,7 +355,7 @@ def test_an_encoder_without_a_loss(timm: Arrays, heads: int, tmp_path: Path) -> 
     trained, _ = imported(timm, tmp_path, "run", heads)
     assert trained.experiment.objective["name"] == "occinv.weights.encoder_only:EncoderOnly"
     with pytest.raises(UserError, match="init_from"):
-        forward.init(trained.objective, jax.random.key(0), trained.params)
+        forward.init(trained.objective, jax.random.key(0))
     run = str(tmp_path / "run")
     for measure in ("psnr", "reconstructions"):  # no images are needed to fail
         assert main(["evaluate", measure, "--workdir", run]) == 2

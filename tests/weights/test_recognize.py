@@ -174,8 +174,8 @@ def test_grids() -> None:
         assert position[0].any() == (rows == expected**2 + 1)
     weights = random_vit(np.random.default_rng(3), 8) | {"pos_embed": np.ones((1, 25, 8))}
     for metadata, grid in (({}, (4, 6)), ({"image_size": "8x12"}, None)):
-        with pytest.raises(UserError, match=r"grid of 4x6 patches. Expected a square grid"):
-            found(weights, "timm", grid=grid, metadata=metadata)
+        run, _ = found(weights, "timm", grid=grid, metadata=metadata, pixel_range="half")
+        assert run.experiment.data.image_size == (8, 12)
     # An official class token always has a row.
     with pytest.raises(UserError, match=r"25 positions, which may be a grid of 4x6"):
         found(weights, "mae")

@@ -15,10 +15,11 @@ import numpy as np
 from occinv import schema
 from occinv.models.tokenizers import TOKENIZERS
 from occinv.schema import UserError, nearest
+from occinv.size import Grid, Size, grid_of
 
 Params = dict[str, Any]
 Read = Callable[[str], Params]  # from the workdir of another run to its parameters
-Images = Callable[[], Iterator[np.ndarray]]  # the training images, in batches uint8 [B, H, W, 3]
+Images = Callable[[], Iterator[np.ndarray]]  # the training images, in batches uint8 [B, H, W, C]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,18 +32,21 @@ class Tokenizer(ABC):
     a fifth of ViT-B's).
 
     Attributes:
-      image_size, patch_size: Pixels a side of the images that get ids, and of their patches.
+      image_size, patch_size: Pixels a side of the images that get ids, and of their patches, or
+        height and width.
+      channels: The channels of these images.
       num_ids: The number of ids.
     """
 
-    image_size: int
-    patch_size: int
+    image_size: Size
+    patch_size: Size
+    channels: int = 3
     num_ids: int
 
     @property
-    def side(self) -> int:
-        """Patches a side: an image has side² ids."""
-        return self.image_size // self.patch_size
+    def grid(self) -> Grid:
+        """Rows and columns of patches; each has an id."""
+        return grid_of(self.image_size, self.patch_size)
 
     @abstractmethod
     def shapes(self) -> Any:
@@ -62,7 +66,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def ids(self, params: Params, pixels: jax.Array) -> jax.Array:
-        """Return int32 [B, side²] in raster order for `pixels` float32 [B, H, W, 3] in [0, 1]."""
+        """Return int32 [B, N] in raster order for `pixels` float32 [B, H, W, C] in [0, 1]."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,8 +99,14 @@ class PretrainedTokenizer(Tokenizer):
         return lambda: params
 
 
-def make_tokenizer(section: Mapping[str, Any], image_size: int, patch_size: int) -> Tokenizer:
-    """Build the tokenizer of a config's `objective.tokenizer`. Raises UserError."""
+def make_tokenizer(
+    section: Mapping[str, Any], image_size: Size, patch_size: Size, channels: int = 3
+) -> Tokenizer:
+    """Build the tokenizer of a config's `objective.tokenizer`.
+
+    Raises:
+      UserError: An unknown name or field, or a tokenizer that cannot read these images.
+    """
     fields = dict(section)
     name = str(fields.pop("name", ""))
     if name not in TOKENIZERS:
@@ -108,4 +118,5 @@ def make_tokenizer(section: Mapping[str, Any], image_size: int, patch_size: int)
         "objective.tokenizer",
         image_size=image_size,
         patch_size=patch_size,
+        channels=channels,
     )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from occinv.models.tokenizers.base import Params, PretrainedTokenizer
-from occinv.schema import Count, Width
+from occinv.schema import Count, UserError, Width
 
 GROUPS, BLOCKS = 4, 2  # groups of layers, and residual units in each; pooling between groups
 SHRINKS = 2 ** (GROUPS - 1)  # pixels a side for an id
@@ -53,7 +53,7 @@ class DalleEncoder(nn.Module):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dalle(PretrainedTokenizer):
-    """The likeliest of 8192 ids, of the image resized to 8 pixels a side for each patch.
+    """The likeliest of 8192 ids, of the RGB image resized to 8 pixels a side for each patch.
 
     The defaults are the sizes of the published file; `occinv weights import --from dalle` turns it
     into a workdir.
@@ -66,6 +66,13 @@ class Dalle(PretrainedTokenizer):
     hidden: Width = 256
     components: ClassVar[tuple[str, ...]] = ("dalle",)
 
+    def __post_init__(self) -> None:
+        if self.channels != 3:
+            raise UserError(
+                f"data.channels={self.channels} with objective.tokenizer.name='dalle', which reads "
+                "RGB images; use another tokenizer, such as kmeans"
+            )
+
     @property
     def module(self) -> DalleEncoder:
         """The convolutional encoder."""
@@ -76,13 +83,14 @@ class Dalle(PretrainedTokenizer):
         return {"dalle": jax.eval_shape(self.module.init, jax.random.key(0), pixels)["params"]}
 
     def logits(self, params: Params, pixels: jax.Array) -> jax.Array:
-        """Return float32 [B, side², num_ids] of `pixels` float32 [B, H, W, 3] in [0, 1]."""
-        size = SHRINKS * self.side
-        small = jax.image.resize(pixels, (len(pixels), size, size, 3), "lanczos3")
+        """Return float32 [B, N, num_ids] of `pixels` float32 [B, H, W, 3] in [0, 1]."""
+        rows, columns = self.grid
+        shape = (len(pixels), SHRINKS * rows, SHRINKS * columns, 3)
+        small = jax.image.resize(pixels, shape, "lanczos3")
         # Pillow clips overshoot. 0.1 + 0.8 x: `map_pixels` of dall_e/utils.py.
         mapped = 0.1 + 0.8 * jnp.clip(small, 0, 1)
         logits: Any = self.module.apply({"params": params["dalle"]}, mapped)
-        return logits.reshape(len(pixels), self.side**2, self.num_ids)
+        return logits.reshape(len(pixels), rows * columns, self.num_ids)
 
     def ids(self, params: Params, pixels: jax.Array) -> jax.Array:
         return self.logits(params, pixels).argmax(-1).astype(jnp.int32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from occinv.models.patches import patchify
 from occinv.models.tokenizers.base import Images, Params, Read, Tokenizer
 from occinv.schema import Count, UserError
+from occinv.size import sides
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,14 +32,14 @@ class KMeans(Tokenizer):
     fit_images: Count = 20_000
 
     def shapes(self) -> Any:
-        values = 3 * self.patch_size**2
+        values = self.channels * math.prod(sides(self.patch_size))
         return {"means": jax.ShapeDtypeStruct((self.num_ids, values), jnp.float32)}
 
     def obtain(self, read: Read, images: Images) -> Callable[[], Params]:
         return lambda: {"means": self.fit(images)}
 
     def fit(self, images: Images) -> np.ndarray:
-        """Fit means float32 [num_ids, p·p·3]. Raises UserError if there are fewer patches."""
+        """Fit means float32 [num_ids, P]. Raises UserError if there are fewer patches."""
         from sklearn.cluster import MiniBatchKMeans  # slow to import
 
         clusters = MiniBatchKMeans(self.num_ids, random_state=0, n_init=1)

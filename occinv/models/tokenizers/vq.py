@@ -71,12 +71,12 @@ class VQ(PretrainedTokenizer):
     @property
     def modules(self) -> tuple[ViT, Quantizer]:
         """The encoder and the codebook of that run."""
-        encoder = make_vit(self.encoder, self.image_size)
+        encoder = make_vit(self.encoder, self.image_size, channels=self.channels)
         return encoder, Quantizer(self.num_ids, self.code_width)
 
     def shapes(self) -> Any:
         encoder, quantizer = self.modules
-        pixels = jnp.zeros((1, self.image_size, self.image_size, 3))
+        pixels = jnp.zeros((1, *encoder.image_shape))
         tokens = jnp.zeros((1, 1, encoder.width))
         modules = {"encoder": (encoder, pixels), "quantizer": (quantizer, tokens)}
         return {

@@ -19,7 +19,7 @@ COLORS = np.array([[250, 10, 10], [20, 240, 30], [0, 0, 255], [200, 200, 200]], 
 def tokenizer(**fields: int) -> KMeans:
     section = {"name": "kmeans", "num_ids": len(COLORS), **fields}
     found = make_tokenizer(section, SIDE * PATCH, PATCH)
-    assert isinstance(found, KMeans) and found.side == SIDE
+    assert isinstance(found, KMeans) and found.grid == (SIDE, SIDE)
     return found
 
 
