@@ -14,7 +14,6 @@ from occinv.cli import main
 from occinv.data.loader import EvalLoader, LoaderSpec
 from occinv.data.open_source import open_source
 from occinv.data.selections import per_class
-from occinv.data.source import DecodeError
 from occinv.schema import UserError
 
 
@@ -94,7 +93,7 @@ def test_a_corrupt_record_is_named(data_dir):
     source = open_source("tfds:occinv_tiny:test", train=False, data_dir=data_dir)
     spec = LoaderSpec(batch_size=4, image_size=20, resize_ratio=1.0, num_threads=0)
     loader = EvalLoader(source, spec)
-    with pytest.raises(DecodeError, match=r"record \d of tfds:occinv_tiny:test"):
+    with pytest.raises(UserError, match=r"record \d of tfds:occinv_tiny:test"):
         loader.batch(0)
 
 
