@@ -10,9 +10,10 @@ import email
 import http.server
 import itertools
 import json
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -41,6 +42,11 @@ class Emulator(http.server.ThreadingHTTPServer):
         self.numbers = itertools.count(1)
         self.lock = threading.RLock()
         self.address = f"http://localhost:{self.server_port}"
+
+    def handle_error(self, *arguments: Any) -> None:
+        """Print nothing about a request that gcsfs has canceled."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(*arguments)
 
 
 @contextmanager
@@ -219,8 +225,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if status not in (204, 304):
             self.wfile.write(content)
-        with suppress(ConnectionError):  # gcsfs cancels requests
-            self.wfile.flush()
+        self.wfile.flush()
 
     def log_message(self, *_: Any) -> None:
         """Print nothing."""

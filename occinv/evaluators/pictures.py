@@ -48,11 +48,16 @@ def save_pictures(
         for place, (name, picture) in enumerate(row.items()):
             left = GAP + place * column
             enlarged = Image.fromarray(picture).resize((width, height), Image.Resampling.NEAREST)
-            enlarged.save(folder / f"{number}_{name}.png")
+            _save(enlarged, folder / f"{number}_{name}.png")
             grid.paste(enlarged, (left, top))
             if number == 0:
                 draw.text((left, GAP), name, fill="black", font=font)
             if captions:
                 below = captions[number].get(name, "")
                 draw.text((left, top + height), below, fill="black", font=font)
-    grid.save(path)
+    _save(grid, path)
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    with path.open("wb") as file:  # a path in a bucket, too
+        picture.save(file, format="PNG")

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from occinv.paths import in_bucket
 from occinv.schema import UserError
 
 # Conditions of the disk that a user mends, and how.
@@ -37,8 +38,12 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` so that the file is either the old one or the whole new one.
 
-    The content is on the disk before the file gets its name. The folder is created.
+    The content is on the disk before the file gets its name. The folder is created. In a bucket,
+    an object is visible only when it is complete.
     """
+    if in_bucket(path):
+        path.write_bytes(content)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".tmp")
     try:
@@ -82,7 +87,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
