@@ -16,11 +16,16 @@ from etils.epath.gpath import PosixGPath
 fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
 
 
+def _system() -> Any:
+    """Return gcsfs's file system, the same as epath's."""
+    return fsspec.filesystem("gcs", finalize_on_close=True)
+
+
 class BucketPath(PosixGPath):
     """A path `gs://BUCKET/FOLDER`.
 
     A bucket has objects and no folders: a folder exists if an object is in it. An object becomes
-    visible whole, when it is closed. `exists`, `is_dir` and `is_file` raise an error of the
+    visible whole, at the end of its upload. `exists`, `is_dir` and `is_file` raise an error of the
     network or of a permission, where epath returns False.
     """
 
@@ -35,13 +40,13 @@ class BucketPath(PosixGPath):
 
     def _kind(self) -> str | None:
         try:
-            return fsspec.filesystem("gcs", finalize_on_close=True).info(str(self))["type"]
+            return _system().info(str(self))["type"]
         except FileNotFoundError:
             return None
 
     def files(self) -> Iterator[BucketPath]:
         """Yield every file in this folder and in the folders in it."""
-        for name in fsspec.filesystem("gcs", finalize_on_close=True).find(str(self)):
+        for name in _system().find(str(self)):
             yield type(self)(f"gs://{name}")
 
     def expanduser(self) -> BucketPath:
@@ -53,7 +58,12 @@ class BucketPath(PosixGPath):
     def resolve(self, strict: bool = False) -> BucketPath:
         return self
 
-    def open(self, mode: str = "r", **settings: Any) -> Any:
-        if "a" in mode:
-            raise ValueError(f"{self} cannot be appended to. Write it whole.")
-        return super().open(mode, **settings)
+    def read_bytes(self) -> bytes:
+        return _system().cat_file(str(self))
+
+    def read_text(self, encoding: str | None = None) -> str:
+        return self.read_bytes().decode()
+
+    def write_bytes(self, data: bytes) -> int:
+        _system().pipe_file(str(self), data)
+        return len(data)

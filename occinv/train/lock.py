@@ -25,6 +25,7 @@ import jax
 from occinv.parallel import from_first_process
 from occinv.paths import in_bucket
 from occinv.schema import UserError
+from occinv.text import one_line
 from occinv.train.agree import on_first_process
 from occinv.train.disk import REMEDIES, RunFailed, naming
 
@@ -74,7 +75,7 @@ class Lock:
     def holder(self) -> str:
         """Return what the holder of the lock wrote about itself, in one line."""
         assert self._descriptor is not None
-        return printable(os.pread(self._descriptor, 300, 0))
+        return name_of(os.pread(self._descriptor, 300, 0))
 
     def check(self) -> None:
         """Raise RunFailed if the folder of the lock was deleted or replaced."""
@@ -111,7 +112,9 @@ class Claim(Lock):
         try:
             self.path.write_bytes(self._written)
         except OSError as error:
-            raise UserError(f"{self.path.parent} cannot be written: {error}") from None
+            raise UserError(
+                f"{self.path.parent} cannot be written: {one_line(str(error))}"
+            ) from None
         return True
 
     def check(self) -> None:
@@ -125,7 +128,7 @@ class Claim(Lock):
             raise RunFailed(DELETED.format(folder)) from None
         if found != self._written:
             raise RunFailed(
-                f"{folder} was taken over by {printable(found)}. This run ends; that one goes on "
+                f"{folder} was taken over by {name_of(found)}. This run ends; that one goes on "
                 "from the newest checkpoint."
             )
 
@@ -140,10 +143,9 @@ def describe_this() -> str:
     return f"process {os.getpid()} on {platform.node()} since {began}: {command}"
 
 
-def printable(holder: bytes) -> str:
-    """Return what a lock file says about its holder as one line."""
-    text = "".join(c if c.isprintable() else " " for c in holder.decode(errors="replace"))
-    return text.strip() or "another process"
+def name_of(holder: bytes) -> str:
+    """Return the content of a lock file as one line."""
+    return one_line(holder.decode(errors="replace")) or "another process"
 
 
 @contextlib.contextmanager

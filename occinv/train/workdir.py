@@ -31,6 +31,7 @@ from occinv.data.identity import Images
 from occinv.objectives.base import Objective, objective_of
 from occinv.paths import as_path, bucket_of, in_bucket
 from occinv.schema import UserError
+from occinv.text import one_line
 from occinv.train.agree import differences, digest
 from occinv.train.checkpoints import Checkpoints
 from occinv.train.disk import read_json, write_json, write_text
@@ -118,10 +119,9 @@ def _check_bucket(shown: str, bucket: Path) -> None:
     try:
         is_there = bucket.exists()
     except Exception as error:  # of gcsfs and the libraries below it
-        reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"{shown}: {bucket} cannot be read: {reason}. Get permission to read and write there, "
-            "or log in by `gcloud auth application-default login`."
+            f"{shown}: {bucket} cannot be read: {one_line(str(error))}. Get permission to read and "
+            "write there, or log in by `gcloud auth application-default login`."
         ) from None
     if not is_there:
         raise UserError(f"{shown}: there is no bucket {bucket}. Create it, or correct its name.")
