@@ -29,6 +29,7 @@ from occinv.config import load_config
 from occinv.evaluate import evaluate
 from occinv.evaluators.reconstructions import Triple
 from occinv.paths import as_path, files_in
+from occinv.progress import Progress
 from occinv.report.rows import compare
 from occinv.train import workdir as files
 from occinv.train.checkpoints import Checkpoints
@@ -225,12 +226,22 @@ def test_mistakes_are_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def fails(workdir: object, *more: str, command: str = "train") -> str:
-        assert cli.main([command, *arguments, "--workdir", str(workdir), *more]) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        return line
+    def fails(workdir: object, *more: str, command: str = "train", status: int = 2) -> str:
+        given = [command, *arguments, "--workdir", str(workdir), *more]
+        assert cli.main(given) == status
+        lines = capsys.readouterr().err.splitlines()
+        assert sum(line.startswith("occinv: ") for line in lines) == 1
+        assert "Traceback" not in str(lines)
+        return lines[-1]
 
     assert "there is no bucket gs://other. Create it" in fails("gs://other/run")
+    with monkeypatch.context() as patched:
+        watch = at_step(3, lambda: setattr(server, "refuse", ("POST",)))
+        patched.setattr(Progress, "stage", lambda self, name: watch)
+        failed = fails(bucket, status=1)
+    assert failed.startswith("occinv: the bucket failed: Forbidden: ")
+    assert failed.endswith("Run the same command to continue.")
+    server.objects.clear()
     assert "unknown scheme, expected a path or gs://" in fails("s3://bucket/run")
     assert "names no bucket" in fails("gs://")
     server.refuse = ("POST",)
