@@ -68,14 +68,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         """Answer a request of any method."""
-        if self.headers.get("Transfer-Encoding") == "chunked":
-            body = b""
-            while size := int(self.rfile.readline(), 16):
-                body += self.rfile.read(size)
-                self.rfile.readline()
-            self.rfile.readline()
-        else:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         url = urlsplit(self.path)
         self.query = {name: values[0] for name, values in parse_qs(url.query).items()}
         with self.server.lock:
@@ -84,7 +77,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 return self.send(403, error("Forbidden: no permission"))
             self.route([unquote(part) for part in url.path.strip("/").split("/")], body)
 
-    do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = answer
+    do_GET = do_POST = do_DELETE = answer
 
     def route(self, parts: list[str], body: bytes) -> None:
         """Find the method by the parts of the path."""
@@ -100,11 +93,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.list_objects()
         if rest == ["o"]:
             return self.upload(body)
-        verb = next((verb for verb in ("rewriteTo", "copyTo", "moveTo") if verb in rest), None)
-        if verb is not None:
-            return self.copy(rest[1], rest[-1], verb)
         if rest[1] not in self.server.objects:
             return self.send(404, error(f"No such object: {bucket}/{rest[1]}"))
+        if "moveTo" in rest:
+            return self.store(rest[-1], self.server.objects.pop(rest[1])[0])
         if not self.is_allowed(rest[1]):
             return None
         if self.command == "DELETE":
@@ -129,14 +121,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         content, generation = self.server.objects[name]
         headers, status, found = {"X-Goog-Generation": str(generation)}, 200, content
         if wanted := self.headers.get("Range"):
-            first, _, last = wanted.removeprefix("bytes=").partition("-")
-            start, end = (int(first), int(last or len(content) - 1)) if first else (-int(last), -1)
-            start, end = start % max(1, len(content)), min(end % len(content), len(content) - 1)
-            if first and int(first) >= len(content):
+            start, _, last = wanted.removeprefix("bytes=").partition("-")
+            end = min(int(last or len(content)), len(content) - 1)
+            if int(start) > end:
                 return self.send(416, error("The range is not satisfiable."))
-            if first and last:
-                end = min(int(last), len(content) - 1)
-            found, status = content[start : end + 1], 206
+            found, status = content[int(start) : end + 1], 206
             headers["Content-Range"] = f"bytes {start}-{end}/{len(content)}"
         return self.send(status, found, headers)
 
@@ -195,7 +184,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         name, content = self.server.uploads[number]
         content += body
         self.server.uploads[number] = (name, content)
-        if self.headers["Content-Range"].endswith("/*"):
+        if self.headers["Content-Range"].endswith("/*"):  # more follows
             return self.send(308, b"", {"Range": f"bytes=0-{len(content) - 1}"})
         return self.store(name, content)
 
@@ -203,16 +192,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.is_allowed(name):
             self.server.objects[name] = (content, next(self.server.numbers))
             self.send(200, self.describe(name))
-
-    def copy(self, source: str, target: str, verb: str) -> None:
-        if source not in self.server.objects:
-            return self.send(404, error(f"No such object: {BUCKET}/{source}"))
-        content, _ = self.server.objects[source]
-        if verb == "moveTo":
-            del self.server.objects[source]
-        self.server.objects[target] = (content, next(self.server.numbers))
-        described = self.describe(target)
-        return self.send(200, {"done": True, "resource": described, **described})
 
     def send(self, status: int, content: Any = b"", headers: dict[str, str] | None = None) -> None:
         if not isinstance(content, bytes):
