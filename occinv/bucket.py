@@ -6,6 +6,7 @@ differs from pathlib.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,8 @@ from etils.epath.gpath import PosixGPath
 
 # TensorStore and other processes write, too, so a listing must not come from gcsfs's memory.
 fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+# gcsfs logs each error that it raises, with a traceback.
+logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 
 
 def _system() -> Any:

@@ -83,7 +83,7 @@ class Checkpoints:
     ) -> None:
         if keep < 1:
             raise UserError(f"keep = {keep} is less than 1. Keep at least one checkpoint.")
-        self.folder = folder.absolute()
+        self.folder = as_path(folder).absolute()
         self.keep, self.read_only, self.run = keep, read_only, run
         self._saving: int | None = None
         self._manager = ocp.CheckpointManager(
