@@ -11,6 +11,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 VERSION = (Path(__file__).parent / "occinv" / "version.py").read_text()
+GCS = ["gcsfs>=2025.3"]  # workdirs and data sets in a bucket: gs://
 
 setup(
     name="occinv",
@@ -66,9 +67,8 @@ setup(
     extras_require={
         "bench": ["torch>=2.13"],  # the baseline of benchmarks/train_step.py
         "gpu": ["jax[cuda13]>=0.10.2"],
-        "tpu": ["jax[tpu]>=0.10.2"],
-        # Data sets in a bucket: gs://.
-        "gcs": ["gcsfs>=2025.3"],
+        "tpu": ["jax[tpu]>=0.10.2", *GCS],
+        "gcs": GCS,
         "wandb": ["wandb>=0.31"],  # train.wandb
         "docs": [
             "sphinx>=8.2",
@@ -77,6 +77,7 @@ setup(
             "sphinx-copybutton>=0.5",
         ],
         "dev": [
+            *GCS,  # tests/train/test_bucket.py, against an emulator
             "pytest>=9.0",
             "pytest-xdist>=3.8",
             "hypothesis>=6.100",

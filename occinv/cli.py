@@ -18,7 +18,7 @@ from occinv.commands.options import choices
 from occinv.commands.processes import fail, is_one_of_several
 from occinv.schema import UserError, nearest
 from occinv.sections import UnknownField
-from occinv.train.disk import RunFailed, disk_problem
+from occinv.train.disk import RunFailed, bucket_problem, disk_problem
 from occinv.version import __version__
 
 COMMANDS = {
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RunFailed as error:
         return fail(1, error)
     except Exception as error:
-        if problem := disk_problem(error):
+        if problem := disk_problem(error) or bucket_problem(error):
             return fail(1, problem)
         if not is_one_of_several():
             raise

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from occinv.config_error import config_error
+from occinv.paths import as_path
 from occinv.schema import Duration, UserError, nearest, plain, resolve
 
 CONFIG, CHECKPOINTS = "config.json", "checkpoints"  # of a workdir
@@ -261,7 +262,7 @@ def find_workdir(path: str | Path) -> Path | None:
 
     None: the path does not belong to a run.
     """
-    path = Path(path).expanduser()
+    path = as_path(path)
     checkpoints = path.parent if path.name.isdecimal() else path
     workdir = checkpoints.parent if checkpoints.name == CHECKPOINTS else path
     return workdir if (workdir / CONFIG).is_file() else None
@@ -274,7 +275,7 @@ def not_a_run(path: str | Path, reason: object = "") -> UserError:
       path: The path.
       reason: What is wrong with its config.json; empty if it has none.
     """
-    path = Path(path).expanduser()
+    path = as_path(path)
     text = f"{path} is not the workdir of a run; expected a file {path / CONFIG}"
     if reason:
         text = f"{path / CONFIG} is not the config of a run: {reason}"

@@ -23,6 +23,7 @@ from occinv.evaluators.base import (
     run_evaluator,
 )
 from occinv.parallel import make_mesh
+from occinv.paths import as_path
 from occinv.schema import UserError
 from occinv.train.lock import lock_workdir
 from occinv.train.records import read_records, record_file, write_record
@@ -107,7 +108,7 @@ def evaluate_run(
 ) -> Evaluated:
     """Measure one run, as `evaluate` does."""
     run, folder = load_run(workdir), workdir_of(workdir)
-    path = Path(out) if out else record_file(folder, name)
+    path = as_path(out) if out else record_file(folder, name)
     read_records(path)  # a file of other content is an error before the measurement
     objective = str(run.experiment.objective["name"])
     otherwise = "Wait until it ends, or write the record to another folder with --out."

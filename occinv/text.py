@@ -1,4 +1,4 @@
-"""Names of files and classes as text that fits on one line of a terminal or a table."""
+"""Names of files and classes, and messages, as text that fits on one line."""
 
 from __future__ import annotations
 
@@ -18,3 +18,8 @@ def printable(name: str) -> str:
 def is_utf8(name: str) -> bool:
     """Return whether a name can be written as UTF-8. Python decodes other bytes to surrogates."""
     return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def one_line(text: str) -> str:
+    """Return a message with a space in place of each line break and other control code."""
+    return "".join(c if c.isprintable() else " " for c in text).strip()

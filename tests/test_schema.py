@@ -138,7 +138,7 @@ def test_an_experiment_survives_its_own_fields() -> None:
         ("data.image_size", 30, "data.image_size=30 is not divisible by encoder.patch_size=8"),
         ("data.image_size", 0, "data.image_size=0, expected a number >= 1"),
         ("data.image_size", (32, 0), "data.image_size[1]=0, expected a number >= 1"),
-        ("data.image_size", "8", "data.image_size='8', expected a valid integer or 2 of them"),
+        ("data.image_size", "8", "data.image_size='8', expected int >= 1 and <= 16384 or (int"),
         (
             "encoder.patch_size",
             (16, 12),

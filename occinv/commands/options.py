@@ -8,6 +8,7 @@ from pathlib import Path
 
 from occinv.config import list_configs
 from occinv.objectives import OBJECTIVES
+from occinv.paths import as_path
 from occinv.schema import Encoder
 
 
@@ -32,7 +33,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def to_path(text: str) -> Path:
-    """Return the path that an argument names. The home folder may be `~`.
+    """Return the path that an argument names. It may be in a bucket.
 
     Raises:
       ArgumentTypeError: The text is empty, or there is no such home folder.
@@ -40,7 +41,7 @@ def to_path(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("the path is empty, expected a file or a folder")
     try:
-        return Path(text).expanduser()
+        return as_path(text)
     except RuntimeError as error:
         raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
 

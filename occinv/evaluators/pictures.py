@@ -50,14 +50,14 @@ def save_pictures(
         for place, (name, picture) in enumerate(row.items()):
             left = GAP + place * column
             enlarged = Image.fromarray(_rgb(picture)).resize((width, height), NEAREST)
-            enlarged.save(folder / f"{number}_{name}.png")
+            _save(enlarged, folder / f"{number}_{name}.png")
             grid.paste(enlarged, (left, top))
             if number == 0:
                 draw.text((left, GAP), name, fill="black", font=font)
             if captions:
                 below = captions[number].get(name, "")
                 draw.text((left, top + height), below, fill="black", font=font)
-    grid.save(path)
+    _save(grid, path)
 
 
 def _rgb(picture: np.ndarray) -> np.ndarray:
@@ -65,3 +65,8 @@ def _rgb(picture: np.ndarray) -> np.ndarray:
     if picture.shape[2] == 3:
         return picture
     return np.rint(picture.mean(2, keepdims=True)).astype(np.uint8).repeat(3, axis=2)
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    with path.open("wb") as file:  # a path in a bucket, too
+        picture.save(file, format="PNG")

@@ -141,7 +141,8 @@ def save_cka(records: Sequence[Record], path: Path) -> Path:
     figure = cka_by_block(Results(title="", columns=[], rows=rows), name_encoders=False)
     if figure is None:
         raise ValueError(f"expected one record or more, got {records}")
-    figure.savefig(path, dpi=150)
+    with path.open("wb") as file:
+        figure.savefig(file, dpi=150, format="png")
     return path
 
 

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from occinv.evaluators import QUOTED_RATIO
+from occinv.paths import as_path, in_bucket
 from occinv.report import figures, svg
 from occinv.report.batch_size import by_batch_size
 from occinv.report.findings import findings
@@ -66,7 +67,7 @@ def write_html(results: Results | None, folder: str | Path, name: str = "report.
     Raises:
       UserError: `results` is None and `folder` has no readable `results.json`.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     page = render(load_results(folder) if results is None else results, folder)
     write_text(folder / name, page)
     return folder / name
@@ -87,7 +88,7 @@ def render(results: Results, folder: str | Path) -> str:
     """The page as text. All values are escaped, and all pictures are embedded."""
     environment = make_environment()
     environment.filters["duration"] = duration
-    environment.filters["png"] = lambda path: _png(Path(folder) / path)
+    environment.filters["png"] = lambda path: _png(as_path(folder), path)
     plots = _plots(results)
     return environment.get_template("page.html").render(
         results=results,
@@ -158,10 +159,10 @@ def as_plot(figure: Figure, name: str) -> Plot:
     return Plot(svg.as_svg(figure, name), PIXELS_PER_INCH * figure.get_figwidth())
 
 
-def _png(path: Path) -> str | None:
+def _png(folder: Path, path: str) -> str | None:
     """The picture as a URL that contains it; None without the file, or if it is not a PNG."""
     try:
-        content = path.read_bytes()
+        content = (as_path(path) if in_bucket(path) else folder / path).read_bytes()
     except OSError:
         return None
     if not content.startswith(b"\x89PNG\r\n\x1a\n"):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from occinv.evaluators import quoted_place
+from occinv.paths import as_path, in_bucket
 from occinv.schema import UserError
 
 FILE = "results.json"
@@ -324,7 +325,8 @@ def load_results(folder: str | Path) -> Results:
     """
     import pydantic  # here, so that `occinv reproduce --help` stays fast
 
-    path = Path(folder) / FILE
+    folder = as_path(folder)
+    path = folder / FILE
     try:
         results = pydantic.TypeAdapter(Results).validate_json(path.read_bytes())
     except FileNotFoundError:
@@ -336,11 +338,12 @@ def load_results(folder: str | Path) -> Results:
             f"{path} is not a results file of this version: {place}: {first['msg']}. Run "
             "`occinv reproduce` again."
         ) from None
-    within = Path(folder).resolve()
+    within = folder.resolve()
     for row in results.rows:
         for picture in (name for triple in row.reconstructions for name in triple.values()):
             # The page embeds the pictures, and a folder may come from somebody else.
-            if "\0" in picture or not (within / picture).resolve().is_relative_to(within):
+            is_path = "\0" not in picture and not in_bucket(picture)
+            if not is_path or not (within / picture).resolve().is_relative_to(within):
                 raise UserError(f"{path} names the picture {picture!r}, which is not in {folder}.")
     return results
 

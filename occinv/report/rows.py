@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from occinv.paths import as_path
 from occinv.report.measured import Columns, records_of
 from occinv.report.read_run import read_axes, read_config, unique_names
 from occinv.schema import UserError
@@ -38,7 +39,7 @@ def compare(runs: Sequence[str | Path]) -> list[dict[str, Any]]:
     """
     if isinstance(runs, (str, Path)) or not runs:
         raise UserError(f"runs={runs!r}, expected a list of one or more workdirs")
-    names = unique_names([Path(run) for run in runs])
+    names = unique_names([as_path(run) for run in runs])
     configs = {folder: read_config(folder) for folder in names}
     fields = {folder: as_json(experiment) for folder, (experiment, _) in configs.items()}
     first, *others = fields.values()

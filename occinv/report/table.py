@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from rich import box
@@ -13,6 +12,7 @@ from rich.text import Text
 
 from occinv.evaluators import QUOTED_RATIO, quoted_place
 from occinv.evaluators.base import Record
+from occinv.paths import as_path
 from occinv.report.read_run import unique_names
 from occinv.report.results import (
     ENCODERS,
@@ -315,9 +315,9 @@ def print_invariance(records: Sequence[Record], console: Console | None = None) 
     table = Table(title=title, box=box.SIMPLE if console.is_terminal else box.ASCII2)
     for heading in ("run", "token", "CKA", "floor", "retrieval", "floor", "cosine", "floor"):
         table.add_column(heading, justify="left" if heading in ("run", "token") else "right")
-    names = unique_names([Path(record.workdir) for record in records])
+    names = unique_names([as_path(record.workdir) for record in records])
     for record in records:
-        details, run = record.details, names[Path(record.workdir).expanduser().resolve()]
+        details, run = record.details, names[as_path(record.workdir).resolve()]
         place = quoted_place(details["ratios"])
         for token in details["cka"]:
             is_trained = token == details["token"]

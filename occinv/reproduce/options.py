@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from occinv.objectives.base import Reconstructs
+from occinv.paths import as_path
 from occinv.report.read_run import read_objective
 from occinv.report.results import STAGES
 from occinv.reproduce.methods import Method
@@ -73,7 +73,7 @@ def parse_added_row(argument: str) -> RowSpec:
     name, _, folder = argument.partition("=")
     if not name or not folder:
         raise UserError(f"--add {argument!r}, expected NAME=WORKDIR")
-    workdir = Path(folder).expanduser()
+    workdir = as_path(folder)
     objective = read_objective(workdir)
     masks = "removed" in objective.axes.t1
     key = "".join(c if c.isalnum() else "_" for c in name.lower())

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from occinv.evaluate import evaluate_run
 from occinv.parallel import from_first_process
+from occinv.paths import in_bucket
 from occinv.progress import Progress
 from occinv.report.html import write_html
 from occinv.report.matrix import print_results
@@ -99,6 +100,11 @@ def run_all(
       UserError: A config is wrong, the data are missing, or the workdir is a file.
     """
     check_folder(workdir)
+    if in_bucket(workdir) and worker.total > 1:
+        raise UserError(
+            f"--jobs: workers share a folder by locks, and {workdir} is in a bucket without locks. "
+            "Use one worker, or a folder on a disk."
+        )
     workdir.mkdir(parents=True, exist_ok=True)
     # Runs of one shape are the same program. With the cache it is compiled once.
     cache = workdir.absolute() / "compiled" / platform.node()

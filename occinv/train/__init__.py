@@ -28,7 +28,7 @@ def train(
     Args:
       config: A config by name (`mae`, `mae:smoke`), a file (`my.py:smoke`), or the fields
         themselves, as a dict or `ml_collections.ConfigDict`.
-      workdir: The folder of the run.
+      workdir: The folder of the run, perhaps `gs://BUCKET/FOLDER`.
       overrides: Values of fields by their path, such as `{"train.duration.epochs": 3}`.
       watch: Called after every step with the steps taken, all steps, and the metrics if they were
         just logged, else None.
@@ -58,11 +58,12 @@ def train(
       (2, 2)
     """
     from occinv.config import make_config
+    from occinv.paths import as_path
     from occinv.schema import resolve
     from occinv.train.loop import train
 
     experiment = resolve(make_config(config, overrides or {}))
-    return train(experiment, Path(workdir).expanduser(), watch)
+    return train(experiment, as_path(workdir), watch)
 
 
 class _Callable(ModuleType):

@@ -1,8 +1,9 @@
 """Checkpoints: saved in the background, verified by checksum, restored on any number of devices.
 
 Orbax writes the arrays. It makes each step visible by one rename, so a killed process leaves only
-a temporary folder behind. Orbax does not detect flipped bits. Each step therefore has a manifest
-(manifest.py). A step that differs from its manifest is reported and skipped.
+a temporary folder behind. A bucket has no renames. There, a step without the object
+`commit_success.txt` is not complete. Orbax does not detect flipped bits. Each step therefore has a
+manifest (manifest.py). A step that differs from its manifest is reported and skipped.
 
     <folder>/300/params/...         one Orbax item for each top-level key of the state
     <folder>/300/layout/metadata    JSON: path, shape and dtype of every leaf of every item
@@ -15,7 +16,6 @@ from __future__ import annotations
 
 import difflib
 import logging
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
 
 from occinv.parallel import from_first_process
+from occinv.paths import as_path
 from occinv.schema import UserError
 from occinv.train.manifest import (
     LATE,
@@ -35,7 +36,9 @@ from occinv.train.manifest import (
     Damaged,
     RunIdentity,
     add_late_files,
+    delete_step,
     list_files,
+    put_aside,
     verify,
     write_manifest,
 )
@@ -80,7 +83,7 @@ class Checkpoints:
     ) -> None:
         if keep < 1:
             raise UserError(f"keep = {keep} is less than 1. Keep at least one checkpoint.")
-        self.folder = Path(folder).absolute()
+        self.folder = as_path(folder).absolute()
         self.keep, self.read_only, self.run = keep, read_only, run
         self._saving: int | None = None
         self._manager = ocp.CheckpointManager(
@@ -204,10 +207,7 @@ class Checkpoints:
 
         def delete() -> None:
             for step in old:
-                # A folder of this name is removed at the next start, if this process is killed.
-                unfinished = self.folder / f"{step}.orbax-checkpoint-tmp"
-                shutil.rmtree(unfinished, ignore_errors=True)
-                shutil.rmtree((self.folder / str(step)).rename(unfinished))
+                delete_step(self.folder / str(step))
 
         if from_first_process(lambda: len(old)):
             self._change(delete)
@@ -234,9 +234,10 @@ class Checkpoints:
 
     def _seal(self) -> None:
         # Orbax calls this on process 0 after it has written the content and before it renames the
-        # temporary folder. The manifest therefore appears together with the step, or not at all.
+        # temporary folder, or in a bucket, before it writes the file that makes a step complete.
+        # The manifest therefore appears together with the step, or not at all.
         (folder,) = (
-            Path(temporary.get())
+            as_path(temporary.get())
             for temporary in ocp.path.step.all_temporary_paths(self.folder)
             if temporary.get_final().name == str(self._saving)
         )
@@ -268,7 +269,7 @@ class Checkpoints:
             log.warning("checkpoint %d is damaged (%s); using %d", at, problem, chosen)
         newer = [at for at in candidates if at > chosen]
         if newer and not self.read_only:
-            self._change(lambda: self._put_aside(newer))
+            self._change(lambda: put_aside(self.folder, newer))
         return chosen, state
 
     def _first_intact(self, candidates: list[int], problems: dict[int, str]) -> int | None:
@@ -279,12 +280,6 @@ class Checkpoints:
             except (Damaged, OSError) as error:
                 problems[at] = str(error)
         return None
-
-    def _put_aside(self, damaged: list[int]) -> None:
-        for at in damaged:
-            aside = self.folder / f"{at}.damaged"
-            shutil.rmtree(aside, ignore_errors=True)
-            (self.folder / str(at)).rename(aside)
 
     def _change(self, change: Callable[[], None]) -> None:
         """Let process 0 rename or delete steps, and every process list the folder again."""

@@ -1,4 +1,4 @@
-"""Small files that are written whole or not at all, and errors of the disk as one line."""
+"""Small files that are written whole or not at all, and errors of disk or bucket as one line."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
+from occinv.paths import BUCKET, in_bucket
 from occinv.schema import UserError
+from occinv.text import one_line
 
 # Conditions of the disk that a user mends, and how.
 REMEDIES = {
@@ -37,8 +40,12 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` so that the file is either the old one or the whole new one.
 
-    The content is on the disk before the file gets its name. The folder is created.
+    The content is on the disk before the file gets its name. The folder is created. In a bucket,
+    an object is visible only when it is complete.
     """
+    if in_bucket(path):
+        path.write_bytes(content)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".tmp")
     try:
@@ -82,7 +89,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -121,6 +128,19 @@ def disk_problem(error: BaseException) -> str | None:
                 f"cannot write: {where}{reason}. {REMEDIES[name]} and run the same command to "
                 "continue."
             )
+    return None
+
+
+def bucket_problem(error: BaseException) -> str | None:
+    """Return one line about an error of a bucket or the network to it; None for others.
+
+    gcsfs raises errors of many types. TensorStore, with which Orbax writes arrays, names the
+    object.
+    """
+    for each in _chain(error):
+        modules = {frame.f_globals.get("__name__") for frame, _ in walk_tb(each.__traceback__)}
+        if "gcsfs.core" in modules or re.search(f'(read|writ|delet)ing "{BUCKET}', str(each)):
+            return f"the bucket failed: {one_line(str(each))}. Run the same command to continue."
     return None
 
 

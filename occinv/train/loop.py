@@ -31,6 +31,7 @@ from occinv.train.clock import Clock
 from occinv.train.data_record import check_data, write_data
 from occinv.train.disk import RunFailed
 from occinv.train.evaluation import make_evaluation, pictures
+from occinv.train.file_writer import file_writer
 from occinv.train.flops import model_flops
 from occinv.train.lock import Lock, lock_workdir
 from occinv.train.log_window import LogWindow
@@ -49,7 +50,7 @@ from occinv.train.step import (
     trace_step,
 )
 from occinv.train.wandb_writer import WandbWriter
-from occinv.train.writers import JsonlWriter, MultiWriter, TensorBoardWriter, Writer
+from occinv.train.writers import MultiWriter, Writer
 
 if TYPE_CHECKING:
     from occinv.train.evals import Evals
@@ -100,13 +101,14 @@ def train(
       UserError: The config or the data is wrong, differs between processes, or another process
         uses the workdir; nothing is written.
       NonFinite: More steps than allowed had a loss or gradient that is not finite.
-      RunFailed: The workdir was deleted, or images or an evaluator fail after the start.
+      RunFailed: The workdir was deleted, images or an evaluator fail after the start, or in a
+        bucket, another start took the workdir over.
     """
     run = prepare_alike(experiment)
     evals = make_evals(run, workdir)
     on_first_process(lambda: files.check_free(workdir, experiment, run.classes))
     otherwise = "Wait until it ends, or use another --workdir."
-    with lock_workdir(workdir, otherwise) as lock:
+    with lock_workdir(workdir, otherwise, trains=True) as lock:
         identity = on_first_process(lambda: claim(run, workdir, accept_changed_data))
         if (finished := on_first_process(lambda: finished_result(workdir))) is not None:
             return Outcome(finished["step"], run.assembly.steps, finished["metrics"], None)
@@ -353,10 +355,7 @@ def make_writer(workdir: Path, done: int, experiment: Experiment) -> Writer:
     if jax.process_index() != 0:
         return Writer()
     last = done or -1  # a run that starts again writes its first line again
-    writers: list[Writer] = [
-        JsonlWriter(workdir / files.METRICS, resume_step=last),
-        TensorBoardWriter(workdir, resume_step=last),
-    ]
+    writers: list[Writer] = [file_writer(workdir, last)]
     if experiment.train.wandb is not None:
         writers.append(WandbWriter(workdir, experiment.train.wandb, files.as_json(experiment)))
     return MultiWriter(writers)

@@ -10,16 +10,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from occinv.paths import files_in, in_bucket, remove_folder
 from occinv.train.disk import write_json
 
 MANIFEST = "manifest.json"
+READS = 16  # files of a bucket that are read at once
 # Orbax writes these two files after the manifest, as it commits the step. They hold the time of the
 # commit and are not needed to restore. `Checkpoints.wait` adds them to the manifest.
-LATE = ("_CHECKPOINT_METADATA", "commit_success.txt")
+COMMIT = "commit_success.txt"
+LATE = ("_CHECKPOINT_METADATA", COMMIT)
 
 Files = Mapping[str, Mapping[str, Any]]  # path in the step -> sha256 and size
 
@@ -44,20 +49,42 @@ def entry(path: Path) -> dict[str, Any]:
     """Return the manifest entry of a file."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"sha256": digest, "size": path.stat().st_size}
+        return {"sha256": digest, "size": file.tell()}
 
 
 def list_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the manifest entry of every file of a step, by its path in the step."""
-    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
     own = (MANIFEST, MANIFEST + ".tmp")
-    return {name: entry(path) for name, path in paths.items() if path.is_file() and name not in own}
+    found = {path.relative_to(folder).as_posix(): path for path in files_in(folder)}
+    paths = {name: path for name, path in found.items() if name not in own}
+    # The files of a bucket are read together, because each request takes long.
+    with ThreadPoolExecutor(READS if in_bucket(folder) else 1) as pool:
+        return dict(zip(paths, pool.map(entry, paths.values()), strict=True))
 
 
 def write_manifest(folder: Path, step: int, run: RunIdentity | None, files: Files) -> None:
     """Write the manifest of a step; `run` is None for checkpoints outside of a run."""
     identity = {} if run is None else run._asdict()
     write_json(folder / MANIFEST, {"step": step, **identity, "files": files}, indent=None)
+
+
+def delete_step(folder: Path) -> None:
+    """Delete a step. If the process is killed, Orbax removes the rest at the next start."""
+    if in_bucket(folder):  # where a step without this file is not complete
+        (folder / COMMIT).unlink(missing_ok=True)
+        remove_folder(folder)
+        return
+    unfinished = folder.with_name(f"{folder.name}.orbax-checkpoint-tmp")
+    remove_folder(unfinished)
+    shutil.rmtree(folder.rename(unfinished))
+
+
+def put_aside(folder: Path, steps: Iterable[int]) -> None:
+    """Rename damaged steps in a folder of checkpoints to `<step>.damaged`, which may exist."""
+    for step in steps:
+        aside = folder / f"{step}.damaged"
+        remove_folder(aside)
+        (folder / str(step)).rename(aside)
 
 
 def add_late_files(folder: Path) -> None:

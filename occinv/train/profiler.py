@@ -7,9 +7,13 @@ import logging
 import time
 import types
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import jax
+
+from occinv.paths import files_in, in_bucket, remove_folder
+from occinv.train.disk import write_bytes
 
 log = logging.getLogger("occinv.train")
 
@@ -30,6 +34,7 @@ class Profiler:
         self.folder = folder
         self.window = window if jax.process_index() == 0 else None
         self._is_tracing = False
+        self._traced = folder
 
     def __enter__(self) -> Profiler:
         return self
@@ -50,8 +55,10 @@ class Profiler:
         if self.window is not None and number == self.window[0]:
             options = jax.profiler.ProfileOptions()
             options.python_tracer_level = 0  # calls of Python functions would slow the steps down
+            # JAX writes the trace to the disk.
+            self._traced = Path(mkdtemp()) if in_bucket(self.folder) else self.folder
             jax.profiler.start_trace(
-                self.folder, create_perfetto_trace=True, profiler_options=options
+                self._traced, create_perfetto_trace=True, profiler_options=options
             )
             self._is_tracing = True
         return jax.profiler.StepTraceAnnotation("train", step_num=number)
@@ -70,4 +77,8 @@ class Profiler:
         if self._is_tracing:
             self._is_tracing = False
             jax.profiler.stop_trace()
+            if self._traced != self.folder:
+                for path in files_in(self._traced):
+                    write_bytes(self.folder / path.relative_to(self._traced), path.read_bytes())
+                remove_folder(self._traced)
             log.info("wrote a profile to %s", self.folder)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from occinv.paths import in_bucket
 from occinv.schema import UserError
 from occinv.train.disk import read_json, write_json
 from occinv.train.writers import Writer, to_number, to_uint8
@@ -32,7 +33,8 @@ class WandbWriter(Writer):
     `WANDB_MODE=offline`.
 
     Args:
-      workdir: The folder of the run. wandb keeps its files there, too.
+      workdir: The folder of the run. wandb keeps its files there, too, unless
+        it is in a bucket.
       project: The project of the run.
       config: The fields of the config.
     """
@@ -48,7 +50,7 @@ class WandbWriter(Writer):
             name=workdir.absolute().name,
             id=read_json(workdir / ID),
             resume="allow",
-            dir=str(workdir),
+            dir=None if in_bucket(workdir) else str(workdir),
             config=dict(config),
             settings=wandb.Settings(console="off"),  # the progress bar redraws its lines
         )

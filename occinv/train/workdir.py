@@ -34,7 +34,9 @@ from occinv import schema
 from occinv.config import CHECKPOINTS, CONFIG, find_workdir, not_a_run
 from occinv.data.identity import Images
 from occinv.objectives.base import Objective, objective_of
+from occinv.paths import as_path, bucket_of, in_bucket
 from occinv.schema import UserError
+from occinv.text import one_line
 from occinv.train.agree import differences, digest
 from occinv.train.checkpoints import Checkpoints
 from occinv.train.disk import read_json, write_json, write_text
@@ -102,6 +104,8 @@ class Stored(NamedTuple):
 def check_folder(workdir: Path) -> None:
     """Raise UserError if `workdir` cannot be a folder."""
     shown = f"--workdir {str(workdir)[:100]!r}"
+    if in_bucket(workdir):
+        return _check_bucket(shown, bucket_of(workdir))
     for path in (workdir, *workdir.parents):
         try:
             if not stat.S_ISDIR(os.stat(path).st_mode):
@@ -114,6 +118,18 @@ def check_folder(workdir: Path) -> None:
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"{shown}: {reason}. Use another folder.") from None
+
+
+def _check_bucket(shown: str, bucket: Path) -> None:
+    try:
+        is_there = bucket.exists()
+    except Exception as error:  # of gcsfs and the libraries below it
+        raise UserError(
+            f"{shown}: {bucket} cannot be read: {one_line(str(error))}. Get permission to read and "
+            "write there, or log in by `gcloud auth application-default login`."
+        ) from None
+    if not is_there:
+        raise UserError(f"{shown}: there is no bucket {bucket}. Create it, or correct its name.")
 
 
 def check_free(workdir: Path, experiment: schema.Experiment, classes: tuple[str, ...]) -> None:
@@ -292,7 +308,7 @@ def workdir_of(path: str | Path) -> Path:
 
 def step_of(path: str | Path) -> int | None:
     """Return the step that a path names: `WORKDIR/checkpoints/STEP`; None for other paths."""
-    path = Path(path)
+    path = as_path(path)
     return int(path.name) if path.parent.name == CHECKPOINTS and path.name.isdecimal() else None
 
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from occinv.train.disk import naming, write_bytes, write_text
 
+EVENTS = "events.out.tfevents.*"
 SHOWN = 30  # seconds until an event is in the file, for a TensorBoard that watches the run
 
 log = logging.getLogger("occinv.train")
@@ -115,7 +116,7 @@ class TensorBoardWriter(Writer):
 
         workdir.mkdir(parents=True, exist_ok=True)
         if resume_step is not None:
-            for path in workdir.glob("events.out.tfevents.*"):
+            for path in workdir.glob(EVENTS):
                 _cut_events(path, resume_step)
         # Two starts within a second must not write to one file.
         self._writer = EventsWriter(str(workdir / "events"), f".{time.time_ns()}")

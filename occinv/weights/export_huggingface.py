@@ -11,6 +11,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from occinv.models.decoder import Decoder
+from occinv.models.vit import ViT
 from occinv.objectives.classification import Classification
 from occinv.schema import UserError
 from occinv.size import sides, size_text
@@ -108,9 +109,18 @@ def huggingface_model(trained: TrainedRun, path: str | Path) -> HuggingFaceModel
     named = {renamed(key, rules): value for key, value in _apart(arrays).items()}
     if len(written) > 1:
         named = {f"vit.{n}" if n.startswith(PREFIXED) else n: v for n, v in named.items()}
+    load = f"transformers.{name}.from_pretrained(FOLDER)"
+    if name == "ViTModel":
+        load = load.replace("FOLDER", "FOLDER, add_pooling_layer=False")
+    config |= {"architectures": [name], "model_type": kind}
+    return HuggingFaceModel(named, config, _preprocessor(encoder), written, load)
+
+
+def _preprocessor(encoder: ViT) -> dict[str, Any]:
+    """Return the fields of preprocessor_config.json."""
     mean, std = RANGES[encoder.pixel_range]
     height, width = sides(encoder.image_size)
-    preprocessor = {
+    return {
         "do_normalize": True,
         "do_rescale": True,
         "do_resize": True,
@@ -121,11 +131,6 @@ def huggingface_model(trained: TrainedRun, path: str | Path) -> HuggingFaceModel
         "rescale_factor": 1 / 255,
         "size": {"height": height, "width": width},
     }
-    load = f"transformers.{name}.from_pretrained(FOLDER)"
-    if name == "ViTModel":
-        load = load.replace("FOLDER", "FOLDER, add_pooling_layer=False")
-    config |= {"architectures": [name], "model_type": kind}
-    return HuggingFaceModel(named, config, preprocessor, written, load)
 
 
 def _decoder_config(decoder: Decoder, objective: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from safetensors.numpy import save
 
 from occinv.models.vit import ViT
 from occinv.objectives.classification import Classification
+from occinv.paths import in_bucket
 from occinv.schema import UserError
 from occinv.size import stored_text
 from occinv.train import workdir
@@ -53,6 +54,8 @@ def export_weights(path: str | Path, target: Target, file: Path) -> str:
     Raises:
       UserError: The run cannot be read, the target cannot represent it, or `file` exists.
     """
+    if in_bucket(file):
+        raise UserError(f"{file} is in a bucket. Expected a new {_kind(target)} on a disk.")
     if file.exists():
         raise UserError(f"{file} exists. Expected a new {_kind(target)}.")
     workdir.check_folder(file.absolute().parent)

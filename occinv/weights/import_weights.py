@@ -9,6 +9,7 @@ from pathlib import Path
 
 from occinv.models.vit import PixelRange
 from occinv.objectives.base import objective_of
+from occinv.paths import in_bucket, remove_folder
 from occinv.schema import UserError
 from occinv.size import Grid
 from occinv.train import workdir
@@ -83,7 +84,16 @@ def import_weights(
 
 
 def _write(to: Path, run: ImportedRun) -> None:
-    """Write the whole workdir or nothing: write it beside its place, then move it."""
+    """Write the whole workdir or nothing: write it beside its place, then move it.
+
+    A bucket cannot move folders. There, it is written in its place, and removed after an error.
+    """
+    if in_bucket(to):
+        try:
+            return _write_run(to, run)
+        except BaseException:
+            remove_folder(to)
+            raise
     to = to.absolute()
     partial = to.parent / f".{to.name}.{os.getpid()}.tmp"
     try:
@@ -91,11 +101,15 @@ def _write(to: Path, run: ImportedRun) -> None:
         # The lock moves with the folder, so no other process can use it before this one ends.
         with contextlib.closing(Lock(partial / LOCK)) as lock:
             lock.take()
-            identity = workdir.claim(partial, run.experiment, run.classes)
-            with Checkpoints(partial / workdir.CHECKPOINTS, run=identity) as checkpoints:
-                checkpoints.save(0, {"params": run.params})
+            _write_run(partial, run)
             os.replace(partial, to)  # replaces an empty folder, too
     except OSError as error:
         raise UserError(f"--to {to} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_run(folder: Path, run: ImportedRun) -> None:
+    identity = workdir.claim(folder, run.experiment, run.classes)
+    with Checkpoints(folder / workdir.CHECKPOINTS, run=identity) as checkpoints:
+        checkpoints.save(0, {"params": run.params})

@@ -286,7 +286,9 @@ def test_duration(seconds, text):
     assert duration(seconds) == text
 
 
-@pytest.mark.parametrize("outside", ["/etc/hostname", "../secret.png", "p/link.png"])
+@pytest.mark.parametrize(
+    "outside", ["/etc/hostname", "../secret.png", "p/link.png", "gs://b/own.png"]
+)
 def test_a_picture_outside_the_folder_is_refused(results, tmp_path, outside):
     folder = tmp_path / "table"
     folder.mkdir()

@@ -15,6 +15,7 @@ from occinv.data.decode import decode_rgb
 from occinv.data.source import Reduction, Sample, Source, decoding
 from occinv.data.tfds.prepared import FORMATS, Prepared, first_line, formats
 from occinv.data.tfds.tfrecord import TfRecords
+from occinv.paths import as_path, in_bucket
 from occinv.schema import UserError, nearest
 from occinv.text import printable
 
@@ -122,6 +123,8 @@ def find_builder(name: str, data_dir: str | None) -> Any:
     """
     import tensorflow_datasets as tfds  # takes seconds to import
 
+    if data_dir is not None and in_bucket(data_dir):
+        as_path(data_dir)  # raises UserError without gcsfs
     try:
         return tfds.builder(name, data_dir=data_dir, try_gcs=False)
     except tfds.core.DatasetNotFoundError as error:
@@ -129,10 +132,8 @@ def find_builder(name: str, data_dir: str | None) -> Any:
         base = re.split("[/:]", name)[0]
         hint = nearest(base, known) or " (tfds.list_builders() lists them)"
         raise UserError(f"tfds:{name}: no data set {base!r}{hint}") from error
-    except ImportError as error:  # a bucket, or a builder that needs TensorFlow
-        install = " (pip install gcsfs)"
-        hint = install if "gcsfs" in str(error) else ""
-        raise UserError(f"cannot open {name!r}: {first_line(error)}{hint}") from error
+    except ImportError as error:  # a builder that needs TensorFlow
+        raise UserError(f"cannot open {name!r}: {first_line(error)}") from error
     except (ValueError, AssertionError, KeyError, RuntimeError) as error:  # config, version
         base, _, config = name.partition(":")[0].partition("/")
         reason = first_line(error)

@@ -260,6 +260,6 @@ def test_damage_is_found_when_it_is_opened(imagenet, tmp_path, file_format):
 
 def test_a_bucket_without_what_reads_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
-    with pytest.raises(UserError, match=r"cannot open .* \(pip install gcsfs\)") as caught:
+    with pytest.raises(UserError, match="run `pip install gcsfs`") as caught:
         opened("gs://bucket/tfds")
     assert "\n" not in str(caught.value)
