@@ -186,7 +186,7 @@ class LoadedEncoder:
           >>> encoder.attention(np.zeros((3, 16, 16, 3), np.uint8)).shape
           (3, 2, 16)
         """
-        from occinv.evaluators.attention import class_attention  # imports matplotlib
+        from occinv.models.class_attention import class_attention
 
         index, found, size = self._index(layer), [], 0
         for pixels in self._batches(images, batch_size):

@@ -281,7 +281,8 @@ class Train:
       keep: The number of checkpoints that are kept.
       profile: Trace these steps for TensorBoard: the first, counted from 1, and how many.
       monitors: Also log `norms` (of gradient and update, for each block), `noise_scale` (of the
-        gradient, with accumulate >= 2) or `rank` (RankMe and variance of the features).
+        gradient, with accumulate >= 2), `rank` (RankMe and variance of the features) or `attention`
+        (the entropy of the class token's attention, for each block).
       wandb: The project of Weights & Biases to which the run is logged. None: no logging there.
       max_nonfinite: The number of steps with a non-finite loss or gradient that are skipped before
         the run fails.
@@ -300,7 +301,7 @@ class Train:
     checkpoint_every: Duration = Duration(epochs=1)
     keep: Count = 3
     profile: tuple[Count, Count] | None = None
-    monitors: tuple[Literal["norms", "noise_scale", "rank"], ...] = ()
+    monitors: tuple[Literal["norms", "noise_scale", "rank", "attention"], ...] = ()
     wandb: str | None = None
     max_nonfinite: Natural = 0
 

@@ -30,7 +30,7 @@ import occinv
 from occinv.data.loader import EvalLoader, LoaderSpec
 from occinv.data.open_source import open_source
 from occinv.encoder import LoadedEncoder, _encode
-from occinv.evaluators.attention import class_attention
+from occinv.models.class_attention import class_attention
 from occinv.schema import UserError
 
 MAE = {"name": "mae", **DECODER}

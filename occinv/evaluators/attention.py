@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Annotated, Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from annotated_types import Ge, Le
@@ -14,6 +12,7 @@ from matplotlib import colormaps
 
 from occinv.data.source import Source
 from occinv.evaluators.base import Evaluator, Result, Subject, option
+from occinv.models.class_attention import class_attention
 from occinv.models.vit import ViT
 from occinv.schema import Count, UserError
 from occinv.size import Grid
@@ -84,31 +83,6 @@ def colored(values: np.ndarray) -> np.ndarray:
     """Color [h, w] from 0 (black) to its highest value (yellow): uint8 [h, w, 3]."""
     highest = max(values.max(), np.finfo(np.float32).tiny)  # patches may get no attention at all
     return COLORS(values / highest, bytes=True)[..., :3]
-
-
-@functools.partial(jax.jit, static_argnames="encoder")
-def class_attention(encoder: ViT, params: Any, pixels: jax.Array) -> jax.Array:
-    """Return softmax(q · k / √d) of the class token's query and the patches' keys, in every block.
-
-    For the last block this is the first row of the official DINO's `get_last_selfattention`.
-
-    Args:
-      encoder: f.
-      params: The parameters of f alone.
-      pixels: float32 [B, H, W, C] in [0, 1], whole images.
-
-    Returns:
-      float32 [depth, B, heads, N], patches in raster order. The sum over N is less than 1; the rest
-      is the class token's attention to itself and to registers.
-
-    Raises:
-      UserError: The encoder has no class token.
-    """
-    if not encoder.class_token:
-        raise UserError("the encoder has no class token, whose attention is asked for")
-    _, found = encoder.apply({"params": params}, pixels, mutable=["intermediates"])
-    (weights,) = found["intermediates"]["blocks"]["scan"]["attention"]["of_class"]
-    return weights[..., 1 + encoder.registers :]
 
 
 def attend(encoder: ViT, params: Any, image: np.ndarray, block: int) -> list[Attended]:

@@ -18,7 +18,6 @@ import numpy as np
 from occinv.data.batch import Batch
 from occinv.data.identity import digest, pack, rows_in
 from occinv.data.source import Source
-from occinv.evaluators.attention import class_attention
 from occinv.evaluators.base import (
     Evaluator,
     Result,
@@ -32,6 +31,7 @@ from occinv.evaluators.knn import Knn, knn
 from occinv.evaluators.occlusion import check_occlusion, put_rng
 from occinv.losses.classification import hits
 from occinv.losses.contrastive import unit
+from occinv.models.class_attention import class_attention
 from occinv.models.heads import pool
 from occinv.models.patches import patchify, unpatchify
 from occinv.objectives.base import Objective

@@ -38,6 +38,12 @@ from occinv.report.results import (
 from occinv.report.svg import BLACK, COLORS, FAINT, GRID, INK, RAMP, RAMP_START
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
+MONITORS = {
+    "noise_scale": "noise scale (images)",
+    "feature_rank": "rank of features",
+    "feature_variance": "variance of features",
+    "attention_entropy": "entropy of attention",
+}
 LONGEST_CURVE = 400  # points
 PANELS_PER_LINE = 6  # of CKA by block
 
@@ -204,6 +210,26 @@ def pretraining_losses(results: Results) -> Figure | None:
         _write_if_empty(axes, "training loss")
     for axes in panels[len(rows) :]:
         axes.remove()
+    return figure
+
+
+def monitors(results: Results) -> Figure | None:
+    """Each monitor of the pretraining by step, in a panel with one line per row."""
+    logged = [(row, row.pretrain.monitors) for row in results.rows if row.pretrain]
+    names = [name for name in MONITORS if any(name in found for _, found in logged)]
+    if not names:
+        return None
+    figure = Figure(figsize=(2.5 * len(names) + 2.3, 3.0), layout="constrained")
+    labeled: dict[str, Line2D] = {}
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        style_axes(axes, MONITORS[name], "step")
+        for row, found in logged:
+            if name in found:
+                style = row_style(results, row)
+                line = {key: style[key] for key in ("color", "linestyle", "zorder")}
+                labeled[row.name] = _plot_curve(axes, found[name], **line)
+        _write_if_empty(axes, MONITORS[name])
+    add_legend(figure, labeled)
     return figure
 
 

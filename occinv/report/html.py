@@ -146,6 +146,7 @@ def _plots(results: Results) -> dict[str, Plot | None]:
         "cka_by_block": None if is_batch else figures.cka_by_block(results),
         "cka_by_ratio": None if is_batch else figures.cka_by_ratio(results),
         "pretrain": figures.pretraining_losses(results),
+        "monitors": figures.monitors(results),
     }
     stages = [] if is_batch else [key for key in STAGES if key != "pretrain"]
     drawn |= {key: figures.training_curves(results, key) for key in stages}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ from occinv.evaluators.reconstructions import Triple
 from occinv.models import vit
 from occinv.objectives import OBJECTIVES
 from occinv.objectives.base import Axes, Objective, objective_of
-from occinv.report.results import Row, StageRecord
+from occinv.report.results import Points, Row, StageRecord
 from occinv.size import size_text
 from occinv.train.disk import read_json
 from occinv.train.workdir import CHECKPOINTS, CONFIG, METRICS, as_json
 from occinv.train.workdir import read_config as read_stored
 from occinv.train.writers import read_scalars
+
+SINGLE = "noise_scale", "feature_rank", "feature_variance"  # monitors with one number
 
 
 def encoder_text(experiment: schema.Experiment) -> str:
@@ -95,14 +97,21 @@ def read_stage(
         parameters=next((line["parameters"] for line in lines if "parameters" in line), None),
         loss=[(line["step"], line["loss"]) for line in lines if "loss" in line],
         accuracy=[(line["step"], line["eval/top1"]) for line in lines if "eval/top1" in line],
+        monitors=_monitors(lines),
     )
 
 
-def last_loss(workdir: Path) -> float | None:
-    """The last logged training loss of a run; None before the first."""
-    path = workdir / METRICS
-    lines = read_scalars(path) if path.exists() else []
-    return next((line["loss"] for line in reversed(lines) if "loss" in line), None)
+def _monitors(lines: Sequence[Mapping[str, Any]]) -> dict[str, Points]:
+    """The monitors of a log by name. Of the entropy of attention, it is that of the last block."""
+    found: dict[str, Points] = {}
+    for line in lines:
+        values = {name: line[name] for name in SINGLE if name in line}
+        entropies = [line[name] for name in line if name.startswith("attention_entropy/")]
+        if entropies:
+            values["attention_entropy"] = entropies[-1]
+        for name, value in values.items():
+            found.setdefault(name, []).append((line["step"], value))
+    return found
 
 
 def _step_seconds(lines: list[dict[str, Any]], experiment: schema.Experiment) -> float | None:

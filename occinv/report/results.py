@@ -102,6 +102,7 @@ class StageRecord:
       parameters: The number of parameters; None before the first step.
       loss: Training loss by step.
       accuracy: Top-1 in [0, 1] on the validation images by step.
+      monitors: The monitors of `train.monitors` that have one number, by name and step.
     """
 
     duration: str | None = None
@@ -112,6 +113,7 @@ class StageRecord:
     parameters: int | None = None
     loss: Points = field(default_factory=list)
     accuracy: Points = field(default_factory=list)
+    monitors: dict[str, Points] = field(default_factory=dict)
 
 
 @dataclass

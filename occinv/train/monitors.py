@@ -15,6 +15,8 @@ from jax.tree_util import DictKey
 
 from occinv import parallel
 from occinv.data.batch import Batch
+from occinv.models.blocks import join_blocks
+from occinv.models.class_attention import class_attention
 from occinv.models.heads import pool
 from occinv.models.vit import ViT
 from occinv.objectives.base import Objective
@@ -67,13 +69,19 @@ def gradient_noise(
 def at_log(
     train: Train, means: dict[str, float], objective: Objective, params: Any, batch: Batch
 ) -> dict[str, float]:
-    """Return the noise scale of the logged means, in images, and the rank of the features."""
+    """Return the monitors that are measured only when metrics are logged.
+
+    They are the noise scale of the logged means, in images, the rank of the features, and the
+    entropy of the attention.
+    """
     found = {}
     if "noise_scale" in train.monitors:
         signal, noise = means["gradient_signal"], means["gradient_noise"]
         found["noise_scale"] = noise / signal if signal > 0 else float("inf")
     if "rank" in train.monitors:
         found |= feature_rank(objective, params, batch, train.accumulate)
+    if "attention" in train.monitors:
+        found |= attention_entropy(objective, params, batch, train.accumulate)
     return found
 
 
@@ -111,3 +119,38 @@ def _features(
 
     every = join_parts(jax.lax.map(features, split_batch(image, parts)))
     return jax.lax.with_sharding_constraint(every, parallel.replicated(mesh))
+
+
+def attention_entropy(
+    objective: Objective, params: Any, batch: Batch, parts: int
+) -> dict[str, float]:
+    """Return the entropy of the class token's attention to the patches, for each block.
+
+    It is the mean over images and heads, as a share of that of equal attention: 1 where every patch
+    gets the same, 0 where one patch gets all. Zhai et al. 2023, arXiv:2303.06296, find that it
+    falls before training becomes unstable.
+
+    Args:
+      objective, params, batch, parts: As in `feature_rank`.
+
+    Raises:
+      UserError: The encoder has no class token.
+    """
+    encoder, mesh = objective.networks.encoder, objective.setting.mesh
+    entropy = _entropy(encoder, params["encoder"], batch.image, parts, mesh)
+    values = parallel.fetch(entropy).tolist()
+    return {f"attention_entropy/encoder/blocks/{i}": value for i, value in enumerate(values)}
+
+
+@functools.partial(jax.jit, static_argnames=("encoder", "parts", "mesh"))
+def _entropy(encoder: ViT, params: Any, image: jax.Array, parts: int, mesh: Any) -> jax.Array:
+    """Return float32 [depth] on every device."""
+    params = join_blocks(parallel.gather(mesh, params))
+
+    def entropy(part: jax.Array) -> jax.Array:
+        weights = class_attention(encoder, params, unit_range(part))
+        share = weights / weights.sum(-1, keepdims=True)
+        return jax.scipy.special.entr(share).sum(-1).mean((1, 2))
+
+    means = jax.lax.map(entropy, split_batch(image, parts)).mean(0) / np.log(encoder.num_patches)
+    return jax.lax.with_sharding_constraint(means, parallel.replicated(mesh))

@@ -107,6 +107,11 @@ def assemble(
             f"train.monitors={train.monitors}: noise_scale needs a loss that does not compare the "
             "images of a batch, and its gradient in parts; set train.accumulate=2, or leave it out"
         )
+    if "attention" in train.monitors and not experiment.encoder.class_token:
+        raise UserError(
+            f"train.monitors={train.monitors} with encoder.class_token=False: attention is that of "
+            "the class token; leave it out"
+        )
     schedule = lengths.schedule(experiment)
     groups = {**frozen_parts(experiment.encoder, config.decay), **objective.param_groups}
     optimizer = make_optimizer(config, schedule, steps, groups, config.peak(train.batch_size))

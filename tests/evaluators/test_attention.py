@@ -18,10 +18,11 @@ from PIL import Image
 
 from occinv.cli import main
 from occinv.evaluate import evaluate
-from occinv.evaluators.attention import Attended, attend, class_attention
+from occinv.evaluators.attention import Attended, attend
 from occinv.evaluators.pictures import save_pictures
 from occinv.models.attention import Attention
 from occinv.models.blocks import Layout
+from occinv.models.class_attention import class_attention
 from occinv.schema import UserError
 
 HEADS = 2

@@ -28,7 +28,6 @@ from example_models import (
 from occinv.cli import main
 from occinv.data.identity import unpack
 from occinv.evaluators import occlusion_accuracy as module
-from occinv.evaluators.attention import class_attention
 from occinv.evaluators.base import Evaluator, Record, Subject, run_evaluator
 from occinv.evaluators.knn import Knn
 from occinv.evaluators.occlusion_accuracy import (
@@ -39,6 +38,7 @@ from occinv.evaluators.occlusion_accuracy import (
     removal_order,
     shuffled,
 )
+from occinv.models.class_attention import class_attention
 from occinv.objectives.base import Objective
 from occinv.parallel import make_mesh
 from occinv.schema import UserError

@@ -11,7 +11,7 @@ from PIL import Image
 
 from occinv.data.identity import Images
 from occinv.evaluators.base import Record
-from occinv.report import figures
+from occinv.report import figures, read_run
 from occinv.report.loss_curve import moving_mean, read_curve
 from occinv.report.results import Results, Row, StageRecord
 
@@ -269,3 +269,25 @@ def test_the_cka_of_single_runs_is_white_and_names_no_encoder(results, tmp_path,
     with Image.open(path) as picture:
         assert picture.convert("RGBA").getpixel((0, 0)) == (255, 255, 255, 255)
     assert "pretrained" in draw(results).axes[0].get_ylabel()
+
+
+def test_monitors_have_a_panel_each_and_a_line_for_each_row(results):
+    assert figures.monitors(results) is None
+    lines = [
+        {"step": 2, "loss": 1.0, "feature_rank": 3.0, "noise_scale": None},
+        {"step": 3, "eval/top1": 0.5},
+        {"step": 4, "feature_rank": 2.0, "noise_scale": 8.0}
+        | {f"attention_entropy/encoder/blocks/{i}": i / 20 for i in range(12)},
+    ]
+    found = read_run._monitors(lines)
+    assert found == {
+        "feature_rank": [(2, 3.0), (4, 2.0)],
+        "noise_scale": [(2, None), (4, 8.0)],
+        "attention_entropy": [(4, 11 / 20)],
+    }
+    for row in results.rows[1:3]:
+        row.pretrain.monitors = found
+    figure = figures.monitors(results)
+    titles = [axes.get_title("left") for axes in figure.axes]
+    assert titles == ["noise scale (images)", "rank of features", "entropy of attention"]
+    assert [len(axes.lines) for axes in figure.axes] == [2, 2, 2]

@@ -13,11 +13,17 @@ from test_step import GOOD, assembled, make_batch, toy
 
 from occinv import parallel, schema
 from occinv.models.blocks import split_blocks
+from occinv.models.class_attention import class_attention
 from occinv.models.vit import make_vit
 from occinv.objectives.base import Setting, make_objective
 from occinv.schema import UserError
-from occinv.train.monitors import feature_rank, gradient_noise, layer_norms
-from occinv.train.step import init_state, make_step
+from occinv.train.monitors import (
+    attention_entropy,
+    feature_rank,
+    gradient_noise,
+    layer_norms,
+)
+from occinv.train.step import assemble, init_state, make_step
 
 
 def test_each_layer_has_its_norm_stacked_or_split() -> None:
@@ -105,3 +111,36 @@ def test_the_rank_of_features_is_the_entropy_of_their_singular_values() -> None:
     assert found["feature_rank"] == pytest.approx(expected, rel=1e-3)
     assert 1 < expected < 4
     assert found["feature_variance"] == pytest.approx(features.var(0).mean(), rel=1e-4)
+
+
+def test_the_entropy_of_attention_is_a_share_of_that_of_equal_attention() -> None:
+    config = schema.Encoder(name="micro", patch_size=4, width=16, heads=2, depth=2, registers=1)
+    mesh = parallel.make_mesh(jax.devices()[:1])
+    objective = make_objective({"name": "mae"}, Setting(make_vit(config, 16), 2, 1, mesh=mesh))
+    image = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
+    batch = dataclasses.replace(make_batch(GOOD), image=image)
+    encoder, pixels = objective.networks.encoder, image / np.float32(255)
+    params = jax.jit(encoder.init)(jax.random.key(0), pixels)["params"]
+    # Attention that is far from equal in the first block, and equal in the second.
+    qkv = params["blocks"]["scan"]["attention"]["qkv"]
+    qkv["kernel"] = qkv["kernel"] * np.float32([4, 0])[:, None, None]
+    weights = np.float64(class_attention(encoder, params, pixels))
+    share = weights / weights.sum(-1, keepdims=True)
+    share = np.maximum(share, 1e-30)
+    expected = -(share * np.log(share)).sum(-1).mean((1, 2)) / np.log(16)
+    assert 0.01 < expected[0] < 0.9
+    for form in (params, split_blocks(params)):
+        found = attention_entropy(objective, {"encoder": form}, batch, 2)
+        assert list(found) == [f"attention_entropy/encoder/blocks/{i}" for i in range(2)]
+        assert list(found.values()) == pytest.approx([expected[0], 1.0], rel=1e-4)
+
+
+def test_the_entropy_of_attention_needs_a_class_token() -> None:
+    config = {
+        "objective": {"name": "mae"},
+        "data": {"source": "digits", "image_size": 16},
+        "encoder": {"name": "micro", "patch_size": 8, "class_token": False},
+        "train": {"batch_size": 8, "monitors": ("attention",)},
+    }
+    with pytest.raises(UserError, match="attention is that of the class token"):
+        assemble(schema.resolve(config), parallel.make_mesh(jax.devices()[:1]), 3, 2560)
