@@ -114,6 +114,13 @@ def _monitors(lines: Sequence[Mapping[str, Any]]) -> dict[str, Points]:
     return found
 
 
+def last_loss(workdir: Path) -> float | None:
+    """The last logged training loss of a run; None before the first."""
+    path = workdir / METRICS
+    lines = read_scalars(path) if path.exists() else []
+    return next((line["loss"] for line in reversed(lines) if "loss" in line), None)
+
+
 def _step_seconds(lines: list[dict[str, Any]], experiment: schema.Experiment) -> float | None:
     """The time of all training steps in seconds, by the logged speed; None if none is logged.
 
