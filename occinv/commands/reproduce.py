@@ -42,7 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Multiply the duration of every training by FACTOR, and its warm-up if FACTOR is "
              "below 1 (default: %(default)s).")
     add("--images", type=int, metavar="N",
-        help="Pretrain on N images in Tables 7 and 8 (default: depends on --scale).")
+        help="Pretrain on N images in Tables 7 and 8 (default: depends on --scale). With "
+             "--published, measure on N images (default: all).")
+    add("--published", metavar="NAME=FILE,...",
+        help="In figure1, show the encoders in these checkpoints of other libraries, on the images "
+             "of --config.data.source.")
     add("--plan", metavar="SLICE",
         help="Plan the pretraining of each row at scale paper on this TPU slice or these GPUs, as "
              "occinv plan does, instead of running it.")
@@ -57,6 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, rest: list[str]) -> int:
     """Run `occinv reproduce` and return the exit status."""
+    if options.published is not None:
+        return run_published(options, rest)
     scale = options.scale or ("quickstart" if options.table == "quickstart" else "")
     if not scale and options.table in TABLES:
         raise UserError(f"--scale is missing. Give one of {', '.join(SCALES)}")
@@ -83,3 +89,21 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
 
         return plan_table(run, describe_slice(options.plan))
     return reproduce(run, parse_jobs(options.jobs), join(options))
+
+
+def run_published(options: argparse.Namespace, rest: list[str]) -> int:
+    """Draw Figure 1 of published checkpoints and return the exit status."""
+    start = "--config.data.source="
+    others = [argument for argument in rest if not argument.startswith(start)]
+    if options.table != "figure1" or others or len(rest) != 1:
+        raise UserError(
+            f"--published shows checkpoints in figure1 on the images of {start}VALUE, and takes no "
+            f"other override{': ' + others[0] if others else ''}"
+        )
+    from occinv.reproduce.published import parse_published, published_figure
+
+    files = parse_published(options.published)
+    join(options)
+    source = rest[0].removeprefix(start)
+    print(published_figure(files, source, options.workdir, options.images))
+    return 0
