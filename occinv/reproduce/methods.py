@@ -15,6 +15,7 @@ class Method:
       key: The name of its folder. In one workdir, a key always means the same method.
       config: The file in configs/ that pretrains it; None for random initialization.
       overrides: `section.field=value` for that config.
+      fixed: The same, but neither the table nor an option changes them.
       length: The factor of the config's duration; below 1 also of its warm-up. Without
         pretraining, it is that of the supervised training.
       warmup: The factor of its warm-up; None: `length`, but at most 1.
@@ -29,6 +30,7 @@ class Method:
     key: str
     config: str | None
     overrides: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = ()
     length: float = 1.0
     warmup: float | None = None
     cost: float = 0.0

@@ -219,6 +219,7 @@ class Trial(Work):
             *run.table.overrides,
             *run.overrides.get("config", ()),
             *run.overrides.get(name, ()),
+            *(method.fixed if name == "pretrain" else ()),
             f"seed={self.seed}",
         )
         overrides = tuple(f"--config.{field}" for field in fields)

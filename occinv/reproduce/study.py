@@ -16,7 +16,7 @@ ENCODER = tuple(
 MARGIN = 1.0  # points
 
 MAE_FEW = methods.on_few_images(methods.MAE, FEW, "random")
-NOISE = MAE_FEW.variant("mae_noise", f"data.source=occinv.data.noise:Noise:{TRAIN}x{SIDE}")
+NOISE = MAE_FEW.variant("mae_noise", fixed=(f"data.source=occinv.data.noise:Noise:{TRAIN}x{SIDE}",))
 
 
 def augmented(name: str, method: methods.Method) -> tuple[RowSpec, ...]:
@@ -30,6 +30,7 @@ def augmented(name: str, method: methods.Method) -> tuple[RowSpec, ...]:
 
 def study_table(scale: str) -> TableSpec:
     """The table of the study. Its own encoder and data are those of scale `small`."""
+    is_small = scale == "small"
     claims = [
         Claim("MAE is better than random initialization", "mae", "random"),
         Claim("R-MAE matches MAE", "rmae", "mae", relation="equal", within=MARGIN),
@@ -63,6 +64,6 @@ def study_table(scale: str) -> TableSpec:
         columns=("finetune", "retrieval", "occlusion"),
         cka=BOTH,
         claims=tuple(claims),
-        overrides=(DATA, *ENCODER) if scale == "small" else (),
-        subfolder="study",
+        overrides=(DATA, *ENCODER) if is_small else (),
+        subfolder="study" if is_small else "",
     )

@@ -25,7 +25,8 @@ from official import (
 )
 
 from occinv import schema
-from occinv.train.optimizer import is_decayed, layer_scales
+from occinv.train.optimizer import layer_scales
+from occinv.train.update_rules import is_decayed
 from occinv.transforms.view import whole
 
 

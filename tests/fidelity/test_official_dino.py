@@ -22,7 +22,7 @@ from official import (
 )
 
 from occinv import schema
-from occinv.train.optimizer import is_decayed
+from occinv.train.update_rules import is_decayed
 from occinv.transforms.view import whole
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from tiny_runs import ENCODER, make_images
 
 from occinv.cli import main
+from occinv.evaluators.invariance import Invariance
 from occinv.plan.chips import CHIPS, Slice
 from occinv.plan.plan import Memory, Plan, Roofline
 from occinv.reproduce import run as run_module
@@ -98,6 +99,8 @@ def test_a_table_of_batch_sizes(
     monkeypatch.chdir(tmp_path)
     keys = ["mae_batch16", "mae_batch32_steps"]
     every = ("data.image_size=16", f"data.source=folder:{images}", *ENCODER, "encoder.patch_size=4")
+    fast = Invariance(ratios=(0.75,), untrained=1)
+    monkeypatch.setitem(run_module.EVALUATORS, "invariance", fast)
     command = ["reproduce", "batch", "--scale", "smoke", "--workdir", "runs", "--rows"]
     command += [",".join(keys), *(f"--config.{field}" for field in every)]
     try:

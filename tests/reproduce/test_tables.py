@@ -70,6 +70,18 @@ def test_tables_in_one_workdir_agree_on_its_runs(scale: str) -> None:
     assert len({repr(stage.experiment) for stage in found.values()}) == len(found)
 
 
+def test_noise_stays_noise() -> None:
+    """The control of the study is of no use on the images of the other rows."""
+    given = table_run("study", "small", overrides={"config": ("data.source=folder:mine",)})
+    sources = {
+        trial.method.key: trial.stages["pretrain"].experiment.data.source
+        for trial in trials(given)
+        if trial.encoder is not None
+    }
+    assert sources.pop("mae_noise") == "occinv.data.noise:Noise:8000x64"
+    assert set(sources.values()) == {"folder:mine"}
+
+
 @pytest.mark.parametrize(("key", "scale"), EVERY)
 def test_columns_and_claims_of_a_table_exist(key: str, scale: str) -> None:
     table = make_table(key, scale)
