@@ -301,7 +301,9 @@ class Train:
     checkpoint_every: Duration = Duration(epochs=1)
     keep: Count = 3
     profile: tuple[Count, Count] | None = None
-    monitors: tuple[Literal["norms", "noise_scale", "rank", "attention"], ...] = ()
+    monitors: tuple[Literal["norms", "noise_scale", "rank", "attention"], ...] = dataclasses.field(
+        default=(), metadata={"example": "('norms',)"}
+    )
     wandb: str | None = None
     max_nonfinite: Natural = 0
 

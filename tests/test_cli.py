@@ -64,6 +64,7 @@ MISTAKES = [
     ("mae", ["train.batch_sise=8"], "'train.batch_sise' (did you mean 'train.batch_size'?)"),
     ("mae", ["mask_ratio=0.5"], "'mask_ratio' (did you mean 'objective.mask_ratio'?)"),
     ("mae", ["train.mask_ration=0.5"], "(did you mean 'objective.mask_ratio'?)"),
+    ("mae", ["optimizer.nam=lamb"], "'optimizer.nam' (did you mean 'optimizer.name'?)"),
     ("mae", ["objective.batch_size=8"], "(did you mean 'train.batch_size'?)"),
     ("dino", ["mask_ratio=0.5"], "unknown field 'mask_ratio' (expected one of: data, encoder"),
     ("mae", ["objective.mask_ration=0.5"], "'objective.mask_ration' (did you mean 'mask_ratio'?)"),

@@ -90,6 +90,8 @@ def check(page: str, command: str, words: list[str]) -> None:
         )
         for each in sweep.runs:
             objective_of(each.stage.experiment, num_classes=10)
+    elif options.command == "reproduce" and options.published is not None:
+        assert parse_overrides(rest).keys() == {"config"}, f"{page}: {command}"
     elif options.command == "reproduce":
         table = make_table(options.table, options.scale or "quickstart", options.images)
         rows = choose(table, options.rows)

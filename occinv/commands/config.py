@@ -82,15 +82,20 @@ def find_fields(name: str) -> Iterator[Field]:
 def explain(error: UnknownField) -> str:
     """Return the error of an unknown field, with the path of the nearest field of any section.
 
+    A field of exactly this name comes first, then a similar one of the same section.
     The fields of the objective belong to the sections if the whole config is known. Else only a
     field of exactly this name is suggested.
     """
     name = error.path.rpartition(".")[2]
-    paths = {path.rpartition(".")[2]: path for path in reversed(_paths(error.config))}
+    every = _paths(error.config)
+    paths = {path.rpartition(".")[2]: path for path in reversed(every)}
     cutoff = 0.8 if error.config else 1.0
-    if not (near := difflib.get_close_matches(name, paths, n=1, cutoff=cutoff)):
-        return str(error)
-    return f"unknown field {error.path!r} (did you mean {paths[near[0]]!r}?)"
+    section = error.path.rpartition(".")[0]
+    own = {path.rpartition(".")[2]: path for path in every if path.rpartition(".")[0] == section}
+    for fields, least in ((paths, 1.0), (own, cutoff), (paths, cutoff)):
+        if near := difflib.get_close_matches(name, fields, n=1, cutoff=least):
+            return f"unknown field {error.path!r} (did you mean {fields[near[0]]!r}?)"
+    return str(error)
 
 
 def _paths(config: Mapping[str, Any]) -> list[str]:

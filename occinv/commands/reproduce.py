@@ -95,15 +95,17 @@ def run_published(options: argparse.Namespace, rest: list[str]) -> int:
     """Draw Figure 1 of published checkpoints and return the exit status."""
     start = "--config.data.source="
     others = [argument for argument in rest if not argument.startswith(start)]
-    if options.table != "figure1" or others or len(rest) != 1:
-        raise UserError(
-            f"--published shows checkpoints in figure1 on the images of {start}VALUE, and takes no "
-            f"other override{': ' + others[0] if others else ''}"
-        )
+    if options.table != "figure1":
+        raise UserError(f"--published with {options.table}, expected figure1")
+    if others:
+        raise UserError(f"--published trains nothing, so it takes no {others[0]}; leave it out")
+    if len(rest) != 1:
+        raise UserError(f"--published needs images; add {start}SOURCE, such as folder:PATH")
     from occinv.reproduce.published import parse_published, published_figure
 
     files = parse_published(options.published)
     join(options)
     source = rest[0].removeprefix(start)
-    print(published_figure(files, source, options.workdir, options.images))
+    command = shlex.join(["occinv", *options.arguments])
+    print(published_figure(files, source, options.workdir, options.images, command))
     return 0

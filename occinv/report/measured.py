@@ -188,19 +188,19 @@ def floor_rows(records: Iterable[Record]) -> list[Row]:
         for kind, names in kinds.items():
             if not (members := [floor[name] for name in names if name in floor]):
                 continue
-            values = np.array([member["cka"][token] for member in members], float)
+            # The highest, as everywhere: a floor that some untrained encoder exceeds is none.
+            values = np.array([member["cka"][token] for member in members], float).max(0)
             title = f"{kind} encoder" + (f", {token} token" if len(of_token) > 1 else "")
             row = Row(title, f"{kind.lower()}_{token}", is_floor=True)
             row.cka = {
                 "pretrained": CkaCurves(
                     ratios=members[0]["ratios"],
                     blocks=members[0]["blocks"],
-                    values=values.mean(0).tolist(),
-                    by_seed=values.tolist() if len(values) > 1 else [],
+                    values=values.tolist(),
                     token=token,
                 )
             }
             place = quoted_place(members[0]["ratios"])
-            row.values["retrieval"] = [m["retrieval"][token][place][-1] for m in members]
+            row.values["retrieval"] = [max(m["retrieval"][token][place][-1] for m in members)]
             rows.append(row)
     return rows

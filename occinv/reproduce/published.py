@@ -9,7 +9,9 @@ from occinv.config import CONFIG
 from occinv.data.open_source import open_source
 from occinv.evaluate import evaluate_run
 from occinv.evaluators.base import make_evaluator
-from occinv.report.compare import report
+from occinv.report.compare import compare
+from occinv.report.html import write_html
+from occinv.report.matrix import print_results
 from occinv.schema import UserError
 from occinv.train.records import read_records, record_file
 from occinv.weights.import_weights import import_weights
@@ -35,7 +37,11 @@ def parse_published(text: str) -> dict[str, Path]:
 
 
 def published_figure(
-    files: Mapping[str, Path], source: str, folder: Path, num_images: int | None = None
+    files: Mapping[str, Path],
+    source: str,
+    folder: Path,
+    num_images: int | None = None,
+    command: str = "",
 ) -> Path:
     """Draw CKA under occlusion of published encoders, with the floor of untrained ones.
 
@@ -47,6 +53,7 @@ def published_figure(
       source: The images, as in `data.source`.
       folder: The folder of the imported encoders and of the page.
       num_images: Measure on so many images, spread over the source; None: all.
+      command: The typed command, for the page.
 
     Returns:
       The path of the page.
@@ -65,4 +72,10 @@ def published_figure(
         count = num_images or len(opened)
         if not any(x.count == count and x.name.endswith(opened.name) for x in known):
             print(f"{workdir}: {evaluate_run('invariance', evaluator, workdir).text}", flush=True)
-    return report(workdirs, folder / "report.html")
+    results = compare(workdirs)
+    results.title, results.command = "figure1", command
+    results.subject = "Does occlusion change the features of an image?"
+    # The data of an imported run are a guess.
+    results.settings = {"data": f"{num_images or len(opened)} images of {opened.name}"}
+    print_results(results)
+    return write_html(results, folder)

@@ -138,6 +138,7 @@ def test_a_run_is_described_from_its_workdir(mae):
         "parameters": 1234,
         "loss": [(10, 0.5)],
         "accuracy": [(20, 0.75)],
+        "monitors": {},
     }
     (mae / "metrics.jsonl").unlink()
     assert read_stage(mae).parameters is read_stage(mae).command is None

@@ -25,6 +25,8 @@ def test_figure_1_of_a_checkpoint_of_transformers(
     assert "40 images" in shown
     page = (tmp_path / "report.html").read_text()
     assert "Filled: below the CKA of" in page
+    assert "40 images of " in page
+    assert "--published mae=" in page
     path = tmp_path / "mae" / "evaluate" / "invariance.json"
     (record,) = json.loads(path.read_text())
     assert record["images"]["split"] == "other"
@@ -37,9 +39,9 @@ def test_figure_1_of_a_checkpoint_of_transformers(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["table1", SOURCE], "shows checkpoints in figure1"),
-        (["figure1"], "on the images of --config.data.source=VALUE"),
-        (["figure1", SOURCE, "--config.seed=1"], "no other override: --config.seed=1"),
+        (["table1", SOURCE], "--published with table1, expected figure1"),
+        (["figure1"], "needs images; add --config.data.source=SOURCE"),
+        (["figure1", SOURCE, "--config.seed=1"], "it takes no --config.seed=1; leave it out"),
     ],
 )
 def test_what_published_needs(
