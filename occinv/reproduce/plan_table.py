@@ -47,8 +47,9 @@ def plan_table(
     title = f"{run.table.key} on {slice_.topology}: pretraining"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, caption_justify="left")
     table.caption = (
-        f"Hours of steps only: at the roofline, which no run can beat, and assuming at most "
-        f"{ASSUMED:.0%} of the peak FLOP/s."
+        "The time of all steps of the run, without compiling and evaluating: at the roofline, "
+        f"which no run can beat, and assuming at most {ASSUMED:.0%} of the peak FLOP/s. Of peak: "
+        "the share of the peak FLOP/s at the roofline."
     )
     for heading in ("Row", "steps", "changes", "memory", "of peak", "roofline", "assumed"):
         table.add_column(heading, justify="left" if heading in ("Row", "changes") else "right")
