@@ -191,12 +191,13 @@ def run_trial(trial: Work, progress: Progress) -> None:
         try:
             outcome = train(stage.experiment, stage.workdir, watch)
         except NonFinite as error:
-            write_json(trial.folder / FAILED, {"run": name, "error": str(error)})
+            if jax.process_index() == 0:
+                write_json(trial.folder / FAILED, {"run": name, "error": str(error)})
             progress.say(f"{title}: {error}")
             return
         if was_finished:
             progress.done(trial.costs[name])
-        else:
+        elif jax.process_index() == 0:
             spent = stage.seconds + time.monotonic() - begin
             write_json(stage.workdir / SECONDS, spent)
         if outcome.stopped_by is not None:  # perhaps at the last step
