@@ -82,8 +82,8 @@ def find_fields(name: str) -> Iterator[Field]:
 def explain(error: UnknownField) -> str:
     """Return the error of an unknown field, with the path of the nearest field of any section.
 
-    A field of exactly this name comes first, then a similar one of the same section.
-    The fields of the objective belong to the sections if the whole config is known. Else only a
+    A field of exactly this name comes first, then a similar one of the same section. The fields of
+    the objective belong to the sections if the whole config is known. Else only a
     field of exactly this name is suggested.
     """
     name = error.path.rpartition(".")[2]

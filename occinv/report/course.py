@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from occinv.report.results import Column
 
@@ -39,7 +39,7 @@ def course_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return the values of `COLUMNS` that the log of a training has, by column key.
 
     Args:
-      lines: The lines of metrics.jsonl. A value that was not finite is None.
+      lines: The lines of metrics.jsonl, as `read_scalars` reads them. None counts as not finite.
     """
     losses, norms = (
         [line[name] for line in lines if name in line] for name in ("loss", "gradient_norm")
@@ -68,11 +68,11 @@ def spikes(values: Sequence[float | None], factor: float) -> set[int]:
     for place in range(WINDOW, len(values)):
         before = [value for value in values[place - WINDOW : place] if is_finite(value)]
         value = values[place]
-        if before and is_finite(value) and value > factor * statistics.median(before):  # type: ignore
+        if before and is_finite(value) and value > factor * statistics.median(before):
             found.add(place)
     return found
 
 
-def is_finite(value: float | None) -> bool:
+def is_finite(value: float | None) -> TypeGuard[float]:
     """Whether a logged value is a finite number."""
     return value is not None and math.isfinite(value)

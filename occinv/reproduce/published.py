@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import jax
+
 from occinv.config import CONFIG
 from occinv.data.open_source import open_source
 from occinv.evaluate import evaluate_run
@@ -59,8 +61,11 @@ def published_figure(
       The path of the page.
 
     Raises:
-      UserError: A file has no ViT that ours can represent, or the images cannot be opened.
+      UserError: A file has no ViT that ours can represent, the images cannot be opened, or several
+        processes run this.
     """
+    if jax.process_count() > 1:
+        raise UserError(f"--published on {jax.process_count()} processes, expected one")
     opened = open_source(source, train=False)
     evaluator = make_evaluator("invariance", {"source": source, "num_images": num_images})
     workdirs = [folder / name for name in files]

@@ -119,7 +119,10 @@ def log(**values: Any) -> list[dict[str, Any]]:
         (log(gradient_norm={30: 5.9}), {"spikes": 0}),
         (log(loss={25: 1.51, 30: 1.51}, gradient_norm={30: 7.0, 31: 7.0}), {"spikes": 3}),
         (log(loss={WINDOW - 1: 9.0}), {"spikes": 0}),  # nothing to compare it with
-        (log(loss={5: None, 39: None}, gradient_norm={39: None}), {"nonfinite": 2, "loss": 1.0}),
+        (
+            log(loss={5: None, 39: float("nan")}, gradient_norm={39: None}),
+            {"nonfinite": 2, "loss": 1.0},
+        ),
         (log(loss=dict.fromkeys(range(36, 40), 3.0)), {"loss": 3.0}),
         (log(images_per_second={39: 1e9}), {"speed": 50.0}),
         ([{"knn/top1": x} for x in (0.5, 0.6, 0.57, 0.59, 0.62)], {"knn": 0.62, "dips": 1}),

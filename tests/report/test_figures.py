@@ -13,6 +13,7 @@ from occinv.data.identity import Images
 from occinv.evaluators.base import Record
 from occinv.report import figures, read_run
 from occinv.report.loss_curve import moving_mean, read_curve
+from occinv.report.measured import curves_of, floor_rows
 from occinv.report.results import Results, Row, StageRecord
 
 
@@ -291,3 +292,21 @@ def test_monitors_have_a_panel_each_and_a_line_for_each_row(results):
     titles = [axes.get_title("left") for axes in figure.axes]
     assert titles == ["noise scale (images)", "rank of features", "entropy of attention"]
     assert [len(axes.lines) for axes in figure.axes] == [2, 2, 2]
+
+
+def test_the_floor_of_a_row_is_that_of_the_table():
+    """Both are the highest of the untrained encoders, which a mean would hide."""
+
+    def measured(value):
+        return {"ratios": [0.75], "blocks": [1], "cka": {"class": [[value]]}} | {
+            "retrieval": {"class": [[value / 2]]}
+        }
+
+    floor = {"untrained_0": measured(0.2), "untrained_1": measured(0.3), "blind": measured(0.0)}
+    details = measured(0.25) | {"token": "class", "floor": floor}
+    images = Images("digits", 40, "digest", "validation")
+    record = Record("invariance", "w", "mae", 1, images, {}, "", {}, details)
+    (untrained, blind) = floor_rows([record])
+    assert curves_of([record]).floor == untrained.cka["pretrained"].values == [[0.3]]
+    assert untrained.values["retrieval"] == [0.15]
+    assert blind.cka["pretrained"].values == [[0.0]]
