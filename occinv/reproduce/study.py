@@ -7,8 +7,9 @@ from occinv.reproduce import methods
 from occinv.reproduce.specs import BOTH, RowSpec, TableSpec
 
 FEW = 100  # images
-TRAIN, SIDE = 8000, 64  # training images of the study, and their pixels a side
 DATA = "data.source=folder:runs/study/images"
+# The number of training images, and their pixels a side: the noise images are as many and as large.
+SIZES = {"smoke": "1442x16", "quickstart": "1442x16", "small": "8000x64", "paper": "1281167x224"}
 # A ViT of 4 blocks × 96 with 64 patches, for every stage.
 ENCODER = tuple(
     f"encoder.{field}" for field in ("name=micro", "width=96", "depth=4", "heads=3", "patch_size=8")
@@ -16,7 +17,6 @@ ENCODER = tuple(
 MARGIN = 1.0  # points
 
 MAE_FEW = methods.on_few_images(methods.MAE, FEW, "random")
-NOISE = MAE_FEW.variant("mae_noise", fixed=(f"data.source=occinv.data.noise:Noise:{TRAIN}x{SIDE}",))
 
 
 def augmented(name: str, method: methods.Method) -> tuple[RowSpec, ...]:
@@ -31,6 +31,8 @@ def augmented(name: str, method: methods.Method) -> tuple[RowSpec, ...]:
 def study_table(scale: str) -> TableSpec:
     """The table of the study. Its own encoder and data are those of scale `small`."""
     is_small = scale == "small"
+    source = f"data.source=occinv.data.noise:Noise:{SIZES[scale]}"
+    noise = MAE_FEW.variant("mae_noise", fixed=(source,))
     claims = [
         Claim("MAE is better than random initialization", "mae", "random"),
         Claim("R-MAE matches MAE", "rmae", "mae", relation="equal", within=MARGIN),
@@ -59,7 +61,7 @@ def study_table(scale: str) -> TableSpec:
             *augmented("MAE", methods.MAE),
             *augmented("C-MAE", methods.CMAE),
             RowSpec(f"MAE, {FEW} images", MAE_FEW, epochs=None),
-            RowSpec(f"MAE, {FEW} noise images", NOISE, epochs=None),
+            RowSpec(f"MAE, {FEW} noise images", noise, epochs=None),
         ),
         columns=("finetune", "retrieval", "occlusion"),
         cka=BOTH,
