@@ -95,6 +95,28 @@ def chunked_info_nce(
     return on_device(queries, keys)
 
 
+def agreement_by_chance(
+    shape: tuple[int, int],
+    negatives: Negatives,
+    present: jax.Array | None = None,
+    group: int | None = None,
+) -> jax.Array:
+    """The agreement of `chunked_info_nce` if the keys were in random order: 1 / number of keys.
+
+    Args:
+      shape: B images and T tokens.
+      negatives, present, group: As in `chunked_info_nce`.
+
+    Returns:
+      float32 [B, T].
+    """
+    exists = jnp.ones(shape, jnp.float32) if present is None else present.astype(jnp.float32)
+    groups = exists.reshape(-1, group or shape[0], shape[1])
+    axes = {"position": (1,), "image": (2,), "batch": (1, 2)}[negatives]
+    keys = jnp.maximum(groups.sum(axes, keepdims=True), 1)
+    return jnp.broadcast_to(1 / keys, groups.shape).reshape(shape)
+
+
 def to_problems(x: jax.Array, negatives: Negatives) -> jax.Array:
     """Arrange [B, T, D] as the problems of these negatives: [G, Q, D]."""
     if negatives == "position":

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from occinv import schema
-from occinv.losses.chunked import chunked_info_nce
+from occinv.losses.chunked import agreement_by_chance, chunked_info_nce
 from occinv.losses.contrastive import Negatives, byol, cosine
 from occinv.losses.reconstruction import mean_over
 from occinv.models.decoder import restore
@@ -267,9 +267,10 @@ class CMAE(Objective):
             loss = byol(z1, z2)
         else:
             options = self.negatives, self.temperature, self.key_chunk, self.setting.mesh
-            # Chance level of the agreement: 1 / number of keys.
             found = chunked_info_nce(z1, z2, *options, keys, self.contrast_group)
             loss, metrics["agreement"] = found
+            given = self.negatives, keys, self.contrast_group
+            metrics["agreement_by_chance"] = agreement_by_chance(z1.shape[:2], *given)
         means = {name: mean_over(value, compared) for name, value in metrics.items()}
         return Terms(mean_over(loss, compared), means)
 

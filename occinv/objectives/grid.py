@@ -12,7 +12,7 @@ import optax
 from flax import linen as nn
 
 from occinv.data.crop import Crop
-from occinv.losses.chunked import chunked_info_nce
+from occinv.losses.chunked import agreement_by_chance, chunked_info_nce
 from occinv.losses.classification import cross_entropy
 from occinv.losses.contrastive import byol, cosine
 from occinv.losses.distillation import smooth_l1
@@ -336,7 +336,8 @@ class Grid(Objective):
         """M(z1, z2) of each token: loss and metrics [B, T]."""
         if self.similarity == "infonce":
             loss, agrees = chunked_info_nce(z1, z2, "position", self.temperature)
-            return Terms(loss, {"agreement": agrees})
+            by_chance = agreement_by_chance(z1.shape[:2], "position")
+            return Terms(loss, {"agreement": agrees, "agreement_by_chance": by_chance})
         if self.similarity == "byol":
             return Terms(byol(z1, z2), {})
         if self.similarity == "smoothed_l1":

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax
 
 from occinv.data.crop import Crop
-from occinv.losses.chunked import chunked_info_nce
+from occinv.losses.chunked import agreement_by_chance, chunked_info_nce
 from occinv.losses.contrastive import cosine
 from occinv.models.heads import BatchNormHead
 from occinv.objectives.base import (
@@ -118,5 +118,10 @@ class MoCoV3(Objective):
             self.setting.mesh,
             group=self.contrast_group,
         )
-        metrics = {"similarity": cosine(query, key), "agreement": agrees[:, 0]}
+        by_chance = agreement_by_chance((len(query), 1), "position", group=self.contrast_group)
+        metrics = {
+            "similarity": cosine(query, key),
+            "agreement": agrees[:, 0],
+            "agreement_by_chance": by_chance[:, 0],
+        }
         return Terms(2 * (2 * self.temperature) * loss[:, 0], metrics)

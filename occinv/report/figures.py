@@ -43,6 +43,7 @@ MONITORS = {
     "feature_rank": "rank of features",
     "feature_variance": "variance of features",
     "attention_entropy": "entropy of attention",
+    "agreement": "agreement (dotted: by chance)",
 }
 LONGEST_CURVE = 400  # points
 PANELS_PER_LINE = 6  # of CKA by block
@@ -228,6 +229,8 @@ def monitors(results: Results) -> Figure | None:
                 style = row_style(results, row)
                 line = {key: style[key] for key in ("color", "linestyle", "zorder")}
                 labeled[row.name] = _plot_curve(axes, found[name], **line)
+                if name == "agreement" and "agreement_by_chance" in found:
+                    _plot_curve(axes, found["agreement_by_chance"], **line | {"linestyle": ":"})
         _write_if_empty(axes, MONITORS[name])
     add_legend(figure, labeled)
     return figure

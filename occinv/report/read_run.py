@@ -20,7 +20,10 @@ from occinv.train.workdir import CHECKPOINTS, CONFIG, METRICS, as_json
 from occinv.train.workdir import read_config as read_stored
 from occinv.train.writers import read_scalars
 
-SINGLE = "noise_scale", "feature_rank", "feature_variance"  # monitors with one number
+# The monitors with one number.
+SINGLE = (
+    "noise_scale", "feature_rank", "feature_variance", "agreement", "agreement_by_chance",
+)  # fmt: skip
 
 
 def encoder_text(experiment: schema.Experiment) -> str:

@@ -102,7 +102,8 @@ class StageRecord:
       parameters: The number of parameters; None before the first step.
       loss: Training loss by step.
       accuracy: Top-1 in [0, 1] on the validation images by step.
-      monitors: The monitors of `train.monitors` that have one number, by name and step.
+      monitors: The agreement of contrastive losses and the monitors of `train.monitors` that have
+        one number, by name and step.
     """
 
     duration: str | None = None

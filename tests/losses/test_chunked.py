@@ -15,12 +15,13 @@ from small_objectives import make, make_batch, rngs_of, start
 
 from occinv import parallel, schema
 from occinv.config import CONFIGS, load_config
-from occinv.losses.chunked import chunked_info_nce
+from occinv.losses.chunked import agreement_by_chance, chunked_info_nce
 from occinv.losses.contrastive import info_nce, similarities, unit
 from occinv.objectives import forward
 from occinv.train.prepare import prepare
 
 NEGATIVES = ("position", "image", "batch")
+METRICS = {"similarity", "agreement", "agreement_by_chance"}
 BATCH, TOKENS, WIDTH = 8, 5, 6
 Pair = tuple[jax.Array, jax.Array]
 
@@ -223,9 +224,28 @@ def test_an_objective_with_chunks_has_the_same_loss(negatives: str | None, devic
     chunked = dataclasses.replace(chunked, setting=setting)
     found, expected = compared(chunked, parallel.put_batch(mesh, z)), compared(objective, z)
     np.testing.assert_allclose(found.loss, expected.loss, rtol=1e-5)
-    assert set(found.metrics) == set(expected.metrics) == {"similarity", "agreement"}
+    assert set(found.metrics) == set(expected.metrics) == METRICS
     for name, values in expected.metrics.items():
         np.testing.assert_allclose(found.metrics[name], values, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("group", [None, 4])
+@pytest.mark.parametrize("negatives", NEGATIVES)
+def test_random_keys_agree_by_chance(negatives: str, group: int | None) -> None:
+    shape, repeats = (BATCH, TOKENS), 400
+    queries, keys = normal(repeats, *shape, WIDTH), normal(repeats, *shape, WIDTH, seed=1)
+    present = np.random.default_rng(5).random(shape) < 0.7
+    _, agrees = jax.vmap(
+        lambda q, k: chunked_info_nce(q, k, negatives, 0.2, present=present, group=group)
+    )(queries, keys)
+    chance = agreement_by_chance(shape, negatives, jnp.asarray(present), group)
+    assert chance.shape == shape
+    found, expected = (np.asarray(x)[..., present].mean() for x in (agrees, chance))
+    assert found == pytest.approx(expected, rel=0.1)
+    count = {"position": group or BATCH, "image": TOKENS, "batch": (group or BATCH) * TOKENS}
+    np.testing.assert_allclose(
+        agreement_by_chance(shape, negatives, group=group), 1 / count[negatives]
+    )
 
 
 @pytest.mark.parametrize("name", ["cmae", "mocov3"])

@@ -275,7 +275,8 @@ def test_the_cka_of_single_runs_is_white_and_names_no_encoder(results, tmp_path,
 def test_monitors_have_a_panel_each_and_a_line_for_each_row(results):
     assert figures.monitors(results) is None
     lines = [
-        {"step": 2, "loss": 1.0, "feature_rank": 3.0, "noise_scale": None},
+        {"step": 2, "loss": 1.0, "feature_rank": 3.0, "noise_scale": None}
+        | {"agreement": 0.5, "agreement_by_chance": 0.1},
         {"step": 3, "eval/top1": 0.5},
         {"step": 4, "feature_rank": 2.0, "noise_scale": 8.0}
         | {f"attention_entropy/encoder/blocks/{i}": i / 20 for i in range(12)},
@@ -285,13 +286,16 @@ def test_monitors_have_a_panel_each_and_a_line_for_each_row(results):
         "feature_rank": [(2, 3.0), (4, 2.0)],
         "noise_scale": [(2, None), (4, 8.0)],
         "attention_entropy": [(4, 11 / 20)],
+        "agreement": [(2, 0.5)],
+        "agreement_by_chance": [(2, 0.1)],
     }
     for row in results.rows[1:3]:
         row.pretrain.monitors = found
     figure = figures.monitors(results)
     titles = [axes.get_title("left") for axes in figure.axes]
-    assert titles == ["noise scale (images)", "rank of features", "entropy of attention"]
-    assert [len(axes.lines) for axes in figure.axes] == [2, 2, 2]
+    assert titles[:3] == ["noise scale (images)", "rank of features", "entropy of attention"]
+    assert titles[3:] == ["agreement (dotted: by chance)"]
+    assert [len(axes.lines) for axes in figure.axes] == [2, 2, 2, 4]
 
 
 def test_the_floor_of_a_row_is_that_of_the_table():
