@@ -96,7 +96,7 @@ def chunked_info_nce(
 
 
 def agreement_by_chance(
-    shape: tuple[int, int],
+    shape: tuple[int, ...],
     negatives: Negatives,
     present: jax.Array | None = None,
     group: int | None = None,
@@ -104,12 +104,13 @@ def agreement_by_chance(
     """The agreement of `chunked_info_nce` if the keys were in random order: 1 / number of keys.
 
     Args:
-      shape: B images and T tokens.
+      shape: B images, T tokens, and any other axes, which do not matter.
       negatives, present, group: As in `chunked_info_nce`.
 
     Returns:
       float32 [B, T].
     """
+    shape = shape[:2]
     exists = jnp.ones(shape, jnp.float32) if present is None else present.astype(jnp.float32)
     groups = exists.reshape(-1, group or shape[0], shape[1])
     axes = {"position": (1,), "image": (2,), "batch": (1, 2)}[negatives]

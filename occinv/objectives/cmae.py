@@ -269,8 +269,9 @@ class CMAE(Objective):
             options = self.negatives, self.temperature, self.key_chunk, self.setting.mesh
             found = chunked_info_nce(z1, z2, *options, keys, self.contrast_group)
             loss, metrics["agreement"] = found
-            given = self.negatives, keys, self.contrast_group
-            metrics["agreement_by_chance"] = agreement_by_chance(z1.shape[:2], *given)
+            metrics["agreement_by_chance"] = agreement_by_chance(
+                z1.shape, self.negatives, keys, self.contrast_group
+            )
         means = {name: mean_over(value, compared) for name, value in metrics.items()}
         return Terms(mean_over(loss, compared), means)
 

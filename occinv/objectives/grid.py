@@ -336,7 +336,7 @@ class Grid(Objective):
         """M(z1, z2) of each token: loss and metrics [B, T]."""
         if self.similarity == "infonce":
             loss, agrees = chunked_info_nce(z1, z2, "position", self.temperature)
-            by_chance = agreement_by_chance(z1.shape[:2], "position")
+            by_chance = agreement_by_chance(z1.shape, "position")
             return Terms(loss, {"agreement": agrees, "agreement_by_chance": by_chance})
         if self.similarity == "byol":
             return Terms(byol(z1, z2), {})

@@ -68,7 +68,7 @@ def adjusted_p_values(results: Results) -> dict[Pair, float]:
     rows = {row.key: row for row in results.rows}
     pairs: list[tuple[Pair, float]] = [
         ((row.key, results.baseline.key, "finetune", "above"), 0.0)
-        for row in results.occluding
+        for row in judged_rows(results)
         if results.baseline is not None
     ]
     pairs += [((c.row, c.than, c.column, c.relation), c.within) for c in results.claims]
@@ -90,12 +90,22 @@ def adjusted_p_values(results: Results) -> dict[Pair, float]:
         if found is not None and found.comparison is not None:
             p_values[pair] = found.comparison.p_value
     for encoder in ENCODERS:
-        for row in results.occluding:
+        for row in judged_rows(results):
             seeds = cka_by_seed(results, row, encoder)
             if seeds is not None and results.baseline is not None:
                 p_value = statistics.paired_t(*seeds).p_value
                 p_values[row.key, results.baseline.key, encoder, "above"] = p_value
     return dict(zip(p_values, statistics.holm(list(p_values.values())).tolist(), strict=True))
+
+
+def judged_rows(results: Results) -> list[Row]:
+    """The rows that are compared with the baseline in every accuracy and CKA.
+
+    A table that tests conclusions has stated which: those that a claim compares with it.
+    """
+    first = results.baseline
+    stated = {c.row for c in results.claims if c.conclusion and first and c.than == first.key}
+    return [row for row in results.occluding if not stated or row.key in stated]
 
 
 def cka_by_seed(results: Results, row: Row, encoder: str) -> tuple[list[float], list[float]] | None:
@@ -147,7 +157,7 @@ def claim_finding(results: Results, claim: Claim, adjusted: dict[Pair, float]) -
 
 def accuracy_finding(results: Results, adjusted: dict[Pair, float]) -> Finding | None:
     """The paper's first claim: pretraining with occlusion improves on random initialization."""
-    first, rows, column = results.baseline, results.occluding, results.column("finetune")
+    first, rows, column = results.baseline, judged_rows(results), results.column("finetune")
     if first is None or not rows or column is None:
         return None
     compared = [(row, difference(results, row, first, column)) for row in rows]
@@ -189,7 +199,7 @@ def cka_finding(results: Results, encoder: str, adjusted: dict[Pair, float]) -> 
     A row is counted if its CKA is above that of the supervised model, and above the floor: every
     untrained encoder of its shape. It supports the claim if the first difference is significant.
     """
-    first, rows = results.baseline, results.occluding
+    first, rows = results.baseline, judged_rows(results)
     if first is None or not rows or not results.cka_encoders:
         return None
     claim = (

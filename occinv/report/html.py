@@ -15,6 +15,7 @@ from occinv.evaluators import QUOTED_RATIO
 from occinv.paths import as_path, in_bucket
 from occinv.report import figures, svg
 from occinv.report.batch_size import by_batch_size
+from occinv.report.claims import claims
 from occinv.report.findings import findings
 from occinv.report.results import (
     ENCODERS,
@@ -145,6 +146,7 @@ def _plots(results: Results) -> dict[str, Plot | None]:
         "accuracies": None if is_batch else figures.accuracies(results),
         "cka_by_block": None if is_batch else figures.cka_by_block(results),
         "cka_by_ratio": None if is_batch else figures.cka_by_ratio(results),
+        "claims": claims(results),
         "pretrain": figures.pretraining_losses(results),
         "monitors": figures.monitors(results),
     }

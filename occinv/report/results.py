@@ -78,6 +78,7 @@ class Claim:
       column: The key of the column that decides.
       relation: `above`: `row` has the larger value. `equal`: they differ by at most `within`.
       within: The margin of `equal`, in points (%) or in the column's unit.
+      conclusion: The conclusion of the paper that it tests: the title of its part of the figure.
     """
 
     text: str
@@ -86,6 +87,7 @@ class Claim:
     column: str = "finetune"
     relation: Literal["above", "equal"] = "above"
     within: float = 1.0
+    conclusion: str = ""
 
 
 @dataclass
