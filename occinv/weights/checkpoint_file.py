@@ -1,6 +1,7 @@
 """Reads a checkpoint: a PyTorch, safetensors or npz file, recognized by its first bytes.
 
-A folder of transformers or timm holds such a file beside its config.
+A folder of transformers or timm holds such a file beside its config. transformers writes a large
+checkpoint in parts, with an index of them.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ import numpy as np
 from safetensors import safe_open
 
 from occinv.schema import UserError
+from occinv.train.disk import read_json
 from occinv.weights import torch_file
 from occinv.weights.model_config import read_model_config
 
 EXPECTED = "Expected a PyTorch checkpoint (.pth), safetensors or npz."
-FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # beside config.json
+INDEX = ".index.json"  # lists the files of a checkpoint in parts, and the arrays of each
+WHOLE = ("model.safetensors", "pytorch_model.bin")
+FOLDER_FILES = (*WHOLE, *(name + INDEX for name in WHOLE))  # beside config.json
 METADATA = ("heads", "image_size", "gelu", "pixel_range")
 
 
@@ -40,8 +44,8 @@ def read_checkpoint(path: Path) -> Contents:
     """Read a checkpoint, whatever the name of the file. Nothing in it is executed.
 
     Args:
-      path: A file, or a folder with config.json and one of FOLDER_FILES. The config beside a file
-        of such a name is read, too.
+      path: A file, an index of the parts of a checkpoint, or a folder with config.json and one of
+        FOLDER_FILES. The config beside a file of such a name is read, too.
 
     Raises:
       UserError: The file does not exist, has another format, is damaged or contains code.
@@ -49,12 +53,13 @@ def read_checkpoint(path: Path) -> Contents:
     if path.is_dir():
         inside = [path / name for name in FOLDER_FILES if (path / name).is_file()]
         if not inside:
-            raise UserError(f"the folder {path} has no {' or '.join(FOLDER_FILES)}. {EXPECTED}")
+            names = f"{', '.join(FOLDER_FILES[:-1])} or {FOLDER_FILES[-1]}"
+            raise UserError(f"the folder {path} has no {names}. {EXPECTED}")
         path = inside[0]
     if not path.is_file():
         raise UserError(f"{path} does not exist. {EXPECTED}")
     try:
-        tree, metadata = _read(path)
+        tree, metadata = (_read_parts if path.name.endswith(INDEX) else _read)(path)
         metadata = {name: metadata[name] for name in METADATA if name in metadata}
         if path.name in FOLDER_FILES:
             metadata = read_model_config(path.parent) | metadata
@@ -84,6 +89,25 @@ def _read(path: Path) -> Contents:
         if start[:1] == b"\x80":
             return Contents(torch_file.read_legacy(file), {})
     raise UserError(f"the file begins with {start[:8]!r}. {EXPECTED}")
+
+
+def _read_parts(path: Path) -> Contents:
+    """Read the parts of a checkpoint that an index lists."""
+    index = read_json(path)
+    places = index.get("weight_map") if isinstance(index, dict) else None
+    if not (isinstance(places, dict) and places):
+        raise UserError("expected an index with the file of each array under weight_map")
+    tree: dict[str, Any] = {}
+    for name in sorted({str(place) for place in places.values()}):
+        part = path.parent / name
+        if part.parent != path.parent or not part.is_file():
+            raise UserError(f"the part {name!r} is not beside it. Download all parts.")
+        tree |= _read(part).tree
+    if missing := sorted(set(places) - set(tree)):
+        raise UserError(
+            f"the parts lack {len(missing)} arrays, such as {missing[0]!r}. Download all again."
+        )
+    return Contents({name: tree[name] for name in places}, {})
 
 
 def _read_zip(path: Path) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from torch_writer import Opcodes, Tensor, opcodes, pickled, write_legacy, write_zip
 
 from occinv.schema import UserError
@@ -283,3 +284,27 @@ def test_bad_files(tmp_path: Path) -> None:
         refusal(path)
     assert "folder" in refusal(tmp_path)
     assert "does not exist" in refusal(tmp_path / "nowhere")
+
+
+def test_a_checkpoint_in_parts(tmp_path: Path) -> None:
+    """transformers writes large checkpoints so, with an index."""
+    arrays = {"a": NUMBERS, "b": NUMBERS[3:5], "c": NUMBERS[:1]}
+    places = {"a": "1.safetensors", "b": "2.safetensors", "c": "1.safetensors"}
+    for part in set(places.values()):
+        inside = {name: arrays[name] for name in arrays if places[name] == part}
+        save_file(inside, tmp_path / part)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 3}, "weight_map": places}))
+    for path in (index, tmp_path):
+        found = read(path)
+        assert list(found) == list(arrays)
+        for name, value in arrays.items():
+            np.testing.assert_array_equal(found[name], value)
+    index.write_text(json.dumps({"weight_map": places | {"d": "2.safetensors"}}))
+    assert "the parts lack 1 arrays, such as 'd'" in refusal(index)
+    for place in ("../2.safetensors", "3.safetensors", "..", 7, None, ""):
+        index.write_text(json.dumps({"weight_map": places | {"b": place}}))
+        assert "is not beside it. Download all parts." in refusal(index), place
+    for content in ("[]", "{}", '{"weight_map": []}', '{"weight_map": {}}', "", "{"):
+        index.write_text(content)
+        refusal(index)
