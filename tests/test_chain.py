@@ -41,7 +41,7 @@ def test_by_hand(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     before, after = tmp_path / "mae", tmp_path / "finetuned"
     command = ["train", *tiny("mae", images), *overrides(*STEPS, "train.monitors=['rank']")]
     assert main([*command, "--workdir", str(before)]) == 0
-    assert f"{before}: 4 steps done; loss " in capsys.readouterr().out
+    assert f"{before}: 4 steps done; validation loss " in capsys.readouterr().out
 
     lines = map(json.loads, (before / files.METRICS).read_text().splitlines())
     last = [line for line in lines if "loss" in line][-1]

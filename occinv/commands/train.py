@@ -57,5 +57,8 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         )
         return 128 + outcome.stopped_by
     metrics = ", ".join(f"{name} {value:.4g}" for name, value in outcome.metrics.items())
-    say(f"{options.workdir}: {outcome.step} steps done" + (f"; {metrics}" if metrics else ""))
+    say(
+        f"{options.workdir}: {outcome.step} steps done"
+        + (f"; validation {metrics}" if metrics else "")
+    )
     return 0

@@ -16,13 +16,14 @@ DIP = 2.0  # points of k-NN accuracy
 COLUMNS = (
     Column("knn", "k-NN %", "%", "top-1 of weighted nearest neighbors of the frozen encoder"),
     Column("loss", "Loss", "", "mean of the last tenth of the logged training losses", decimals=3),
-    Column("nonfinite", "Non-finite", "", "logged losses that are not finite"),
+    Column("nonfinite", "Non-finite", "", "logged losses that are not finite", decimals=0),
     Column(
         "spikes",
         "Spikes",
         "",
         f"logged gradient norms above {NORM_SPIKE:g} times, or losses above {LOSS_SPIKE:g} times "
         f"the median of the {WINDOW} before",
+        decimals=0,
     ),
     Column(
         "dips",
@@ -30,6 +31,7 @@ COLUMNS = (
         "",
         f"evaluations in training whose k-NN accuracy is more than {DIP:g} points below the best "
         "before, as MoCo v3 is known to have",
+        decimals=0,
     ),
     Column("speed", "Images/s", "", "median speed of the training steps", decimals=0),
 )

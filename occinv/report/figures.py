@@ -110,7 +110,7 @@ def cka_by_block(results: Results, *, name_encoders: bool = True) -> Figure | No
         for start in range(0, len(rows), width)
         for encoder in encoders
     ]
-    figure = Figure(figsize=(1.75 * width + 1.0, 2.3 * len(lines)), layout="constrained")
+    figure = Figure(figsize=(1.75 * width + 1.0, 2.3 * len(lines) + 0.4), layout="constrained")
     grid = figure.subplots(len(lines), width, sharey=True, squeeze=False)
     low = lowest_cka(results)
     drawn: list[Axes] = []
@@ -362,7 +362,9 @@ def _plot_floors(axes: Axes, results: Results, encoder: str) -> dict[str, Artist
 def _color_bar(figure: Figure, panels: list[Axes], ratios: list[float], ramp: np.ndarray) -> None:
     edges = np.arange(len(ratios) + 1) - 0.5
     scale = ScalarMappable(BoundaryNorm(edges, len(ratios)), ListedColormap(ramp))
-    bar = figure.colorbar(scale, ax=panels, ticks=range(len(ratios)), fraction=0.02, pad=0.01)
+    width, height = figure.get_size_inches()
+    shape = {"fraction": 0.13 / (width - 1), "aspect": 7 * height}  # nearly as high as the panels
+    bar = figure.colorbar(scale, ax=panels, ticks=range(len(ratios)), pad=0.01, **shape)
     bar.ax.set_yticklabels([percent(ratio) for ratio in ratios])
     bar.ax.tick_params(labelsize=8, colors=FAINT, length=0, which="both")
     bar.set_label("patches dropped", fontsize=8, color=FAINT)

@@ -249,6 +249,7 @@ def test_jobs_chooses_the_first_trial(tmp_path: Path, monkeypatch: pytest.Monkey
     ]
     results = json.loads((tmp_path / "table3" / "results.json").read_text())
     assert all(row["values"]["finetune"] == [0.25, 0.25] for row in results["rows"])
+    assert not any(row["paper"] for row in results["rows"])  # a few steps compare with nothing
 
 
 def test_a_locked_trial_is_left_to_its_worker(

@@ -2,6 +2,7 @@
 
     python tests/train/kill_runs.py                    # 10 kills of MAE and C-MAE each
     python tests/train/kill_runs.py 50 mae cmae 2:mae  # 50 kills each; MAE also on two processes
+    python tests/train/kill_runs.py 3 mae,optimizer.name=muon
 
 Every run must end with the same bits in parameters, optimizer and state, the same lines in
 metrics.jsonl and in TensorBoard, each step once, and `train.keep` checkpoints. pytest does not
@@ -44,9 +45,10 @@ FIELDS = (
 
 
 def begin(spec: str, images: Path, workdir: Path, cache: Path) -> list[subprocess.Popen[str]]:
-    """Start a run: `OBJECTIVE`, or `N:OBJECTIVE` on N processes."""
+    """Start a run: `OBJECTIVE[,FIELD=VALUE...]`, or `N:OBJECTIVE...` on N processes."""
     count, _, name = spec.rpartition(":")
-    command = ["train", *tiny(name, images, *FIELDS), "--workdir", str(workdir)]
+    name, *fields = name.split(",")
+    command = ["train", *tiny(name, images, *FIELDS, *fields), "--workdir", str(workdir)]
     # Killed runs write no compiled programs, because a kill could cut one short.
     least = "1e9" if workdir.name == "killed" else "0"
     variables = {
