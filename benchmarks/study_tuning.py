@@ -1,10 +1,9 @@
-"""Tune the study (docs/study.md): fine-tuned accuracy around each config's values, seeds 100, 101.
+"""Tune the study (docs/study.md): fine-tuned accuracy by learning rate, λ and momentum.
 
     python benchmarks/study_tuning.py --scale quickstart --workdir runs/tuning
-    python benchmarks/study_tuning.py --scale small --workdir runs/tuning --length 0.5 --seeds 100
 
-One value changes at a time. Several copies of this command share the work. It prints a table at the
-end of what is done.
+One value changes at a time, the others are START. Several copies of this command share the work. It
+prints a table of what is done.
 """
 
 import argparse
@@ -20,78 +19,70 @@ from occinv.reproduce.study import study_table
 from occinv.train.disk import read_json
 from occinv.train.workdir import RESULT
 
-RATES = (0.25, 0.5, 1, 2)  # factors of the config's base_lr
-VALUES = {
-    RMAE: ("pretrain", "objective.constraint_weight", (0.1, 1.0, 10.0)),
-    CMAE: ("pretrain", "objective.momentum", (0.9, 0.98, 0.996)),
+LAMBDA, MOMENTUM = "objective.constraint_weight", "objective.momentum"
+RATES = {  # base_lr by scale and stage
+    "quickstart": {
+        "pretrain": (0.004, 0.008, 0.016, 0.032),
+        "finetune": (0.002, 0.004, 0.008, 0.016, 0.032),
+    },
+    "small": {"pretrain": (0.001, 0.002, 0.004, 0.008), "finetune": (0.001, 0.002, 0.004, 0.008)},
 }
+START = {
+    "quickstart": {"pretrain": 0.016, "finetune": 0.008},
+    "small": {"pretrain": 0.004, "finetune": 0.004},
+}
+TUNED = (  # R-MAE and C-MAE are fine-tuned as MAE is
+    *((method, "pretrain") for method in (MAE, RMAE, CMAE)),
+    *((method, "finetune") for method in (RANDOM, MAE)),
+)
 
 
-def settings(run: TableRun) -> dict[str, tuple[Method, str, str]]:
-    """The settings by name: a method, a stage and an override of it."""
-    found = {}
-
-    def add(method: Method, stage: str, field: str, values: tuple[float, ...]) -> None:
-        for value in values:
-            override = f"{field}={value:g}"
-            found[f"{method.key}, {stage}: {override}"] = (method, stage, override)
-
-    for method in (RANDOM, MAE, RMAE, CMAE):
-        for stage in (*(("pretrain",) if method.config else ()), "finetune"):
-            if stage == "finetune" and method in (RMAE, CMAE):
-                continue  # as MAE
-            trial = Trial(method, 0, run)
-            rate = trial.stages[stage].experiment.optimizer.base_lr
-            add(method, stage, "optimizer.base_lr", tuple(rate * factor for factor in RATES))
-        if method in VALUES:
-            add(method, *VALUES[method])
-    return found
+def settings(scale: str) -> dict[str, tuple[Method, dict[str, tuple[str, ...]]]]:
+    """The settings by name: a method, and overrides by stage."""
+    found = [
+        (method, stage, "optimizer.base_lr", value)
+        for method, stage in TUNED
+        for value in RATES[scale][stage]
+    ]
+    found += [(RMAE, "pretrain", LAMBDA, value) for value in (0.1, 1.0, 10.0)]
+    found += [(CMAE, "pretrain", MOMENTUM, value) for value in (0.9, 0.98, 0.996)]
+    named = {}
+    for method, stage, field, value in found:
+        override = f"{field}={value:g}"
+        start = {key: (f"optimizer.base_lr={rate:g}",) for key, rate in START[scale].items()}
+        start[stage] = (*start[stage], override)
+        named[f"{method.key}, {stage}: {override}"] = method, start
+    return named
 
 
 def main() -> None:
     """Run what is missing and print the table."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--scale", default="quickstart")
+    parser.add_argument("--scale", choices=RATES, default="quickstart")
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--length", type=float, default=1.0)
     parser.add_argument("--seeds", default="100,101")
     options = parser.parse_args()
     seeds = [int(seed) for seed in options.seeds.split(",")]
     table = dataclasses.replace(study_table(options.scale), columns=("finetune",), cka=())
-    run = TableRun(table, (), options.workdir, options.scale, length=options.length)
-    trials = {
-        name: [
-            Trial(
-                method,
-                seed,
-                dataclasses.replace(
-                    run,
-                    workdir=options.workdir / re.sub(r"\W+", "_", name),
-                    overrides={stage: (override,)},
-                ),
-            )
-            for seed in seeds
-        ]
-        for name, (method, stage, override) in settings(run).items()
-    }
+    trials: dict[str, list[Trial]] = {}
+    for name, (method, overrides) in settings(options.scale).items():
+        folder = options.workdir / re.sub(r"\W+", "_", name)
+        run = TableRun(table, (), folder, options.scale, length=options.length, overrides=overrides)
+        trials[name] = [Trial(method, seed, run) for seed in seeds]
 
     def write(is_last: bool) -> Written:
         return Written(all(t.is_done for ts in trials.values() for t in ts), options.workdir)
 
-    run_all(
-        [trial for seeded in zip(*trials.values(), strict=True) for trial in seeded],
-        options.workdir,
-        write,
-    )
+    by_seed = [trial for group in zip(*trials.values(), strict=True) for trial in group]
+    run_all(by_seed, options.workdir, write)
     print("| setting |", *(f"seed {seed} |" for seed in seeds), "mean |")
     print("| --- |" + " ---: |" * (len(seeds) + 1))
     for name, group in trials.items():
         if all(trial.is_done for trial in group):
-            top1 = [
-                read_json(t.stages["finetune"].workdir / RESULT)["metrics"]["top1"] for t in group
-            ]
-            cells = [f"{100 * value:.1f} |" for value in (*top1, statistics.mean(top1))]
-            print(f"| {name} |", *cells)
+            results = (read_json(t.stages["finetune"].workdir / RESULT) for t in group)
+            top1 = [100 * result["metrics"]["top1"] for result in results]
+            print(f"| {name} |", *(f"{value:.1f} |" for value in (*top1, statistics.mean(top1))))
 
 
 if __name__ == "__main__":
