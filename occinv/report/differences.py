@@ -10,7 +10,7 @@ from scipy.special import ndtr, ndtri
 from occinv.data.identity import unpack
 from occinv.report import statistics
 from occinv.report.results import STAGES, Column, Results, Row, mean_and_std, percent
-from occinv.report.statistics import ALPHA, Comparison
+from occinv.report.statistics import ALPHA, Comparison, Noise
 
 Relation = Literal["above", "equal"]
 
@@ -41,10 +41,11 @@ def difference(
 ) -> Difference | None:
     """Compare two rows in one column; None if either has no value.
 
-    Several seeds are compared by Student's paired t test, one seed by McNemar's test of both
-    models' predictions on the same images. Where the predictions were not recorded, accuracies of
-    training are compared by their binomial errors, which ignore the pairing. `equal` tests
-    equivalence at the margin `within` (TOST) instead of a difference.
+    Several seeds are compared by Student's paired t test, with the noise of all rows if there are
+    few, and one seed by McNemar's test of both models' predictions on the same images. Where the
+    predictions were not recorded, accuracies of training are compared by their binomial errors,
+    which ignore the pairing. `equal` tests equivalence at the margin `within` (TOST) instead of a
+    difference.
     """
     ours, theirs = row.seed_values(column), other.seed_values(column)
     if not ours or not theirs:
@@ -56,22 +57,39 @@ def difference(
         return _over_images(results, row, other, column, value, relation, within)
     if len(ours) != len(theirs) or row.seeds.get(column.key) != other.seeds.get(column.key):
         return Difference(value, None, "the noise is unknown (different seeds)", "")
-    return _over_seeds(ours, theirs, value, relation, within)
+    noise = noise_of(results, row, column)
+    return _over_seeds(ours, theirs, value, relation, within, noise)
+
+
+def noise_of(results: Results, row: Row, column: Column) -> Noise | None:
+    """The noise of a column over the rows with the seeds of `row`; None if it has many seeds."""
+    values = [
+        other.seed_values(column)
+        for other in results.rows
+        if other.seed_values(column) and other.seeds.get(column.key) == row.seeds.get(column.key)
+    ]
+    same = [each for each in values if len(each) == len(row.seed_values(column))]
+    return statistics.pooled_noise(same) if len(same) > 2 else None
 
 
 def _over_seeds(
-    ours: list[float], theirs: list[float], value: float, relation: Relation, within: float
+    ours: list[float],
+    theirs: list[float],
+    value: float,
+    relation: Relation,
+    within: float,
+    noise: Noise | None,
 ) -> Difference:
     """Compare the values of several seeds."""
     gaps = [a - b for a, b in zip(ours, theirs, strict=True)]
     wins = f"above it in {sum(gap > 0 for gap in gaps)} of {len(gaps)} seeds"
-    test = statistics.paired_t(ours, theirs)
+    test = statistics.paired_t(ours, theirs, pooled=noise)
     if len(gaps) == 2 and test.low == test.high:
         # Accuracies are multiples of 1 / n, so two equal differences are common.
         return Difference(value, None, f"{wins}; two equal differences have no interval", "")
     evidence = f"{wins}, {interval_text(test)} over seeds"
     if relation == "equal":
-        test = statistics.equivalence_over_seeds(ours, theirs, within)
+        test = statistics.equivalence_over_seeds(ours, theirs, within, pooled=noise)
     count = statistics.needed_seeds(gaps)
     return Difference(value, test, evidence, f"{count} seeds" if count else "")
 

@@ -11,6 +11,7 @@ from occinv.report.differences import (
     Relation,
     difference,
     interval_text,
+    noise_of,
     p_text,
     sentence,
     side_text,
@@ -27,11 +28,16 @@ from occinv.report.results import (
     mean_and_std,
     percent,
 )
-from occinv.report.statistics import ALPHA
+from occinv.report.statistics import ALPHA, Comparison
 
 ONE_SEED = (
     "One seed: the test covers the choice of validation images, not the variation between "
     "trainings."
+)
+
+POOLED = (
+    "The seeds are few, so the noise of a difference is estimated from all rows. The tests assume "
+    "that it is the same in each."
 )
 
 Verdict = Literal[
@@ -91,10 +97,9 @@ def adjusted_p_values(results: Results) -> dict[Pair, float]:
             p_values[pair] = found.comparison.p_value
     for encoder in ENCODERS:
         for row in judged_rows(results):
-            seeds = cka_by_seed(results, row, encoder)
-            if seeds is not None and results.baseline is not None:
-                p_value = statistics.paired_t(*seeds).p_value
-                p_values[row.key, results.baseline.key, encoder, "above"] = p_value
+            test = cka_test(results, row, encoder)
+            if test is not None and results.baseline is not None:
+                p_values[row.key, results.baseline.key, encoder, "above"] = test.p_value
     return dict(zip(p_values, statistics.holm(list(p_values.values())).tolist(), strict=True))
 
 
@@ -120,6 +125,17 @@ def cka_by_seed(results: Results, row: Row, encoder: str) -> tuple[list[float], 
     if len(ours) != len(theirs) or len(ours) < 2:
         return None
     return ours, theirs
+
+
+def cka_test(results: Results, row: Row, encoder: str) -> Comparison | None:
+    """Compare the quoted CKA of a row with that of the supervised model, over seeds."""
+    seeds = {one.key: cka_by_seed(results, one, encoder) for one in judged_rows(results)}
+    known = {key: both for key, both in seeds.items() if both is not None}
+    if row.key not in known:
+        return None
+    values = [ours for ours, _ in known.values()] + [known[row.key][1]]
+    noise = statistics.pooled_noise(values) if len(values) > 2 else None
+    return statistics.paired_t(*known[row.key], pooled=noise)
 
 
 def claim_finding(results: Results, claim: Claim, adjusted: dict[Pair, float]) -> Finding:
@@ -188,6 +204,8 @@ def accuracy_finding(results: Results, adjusted: dict[Pair, float]) -> Finding |
         details.append(
             f"p-values are adjusted for {len(adjusted)} comparisons on this page (Holm)."
         )
+    if any(noise_of(results, row, column) for row, _ in known):
+        details.append(POOLED)
     if all(len(row.seed_values(column)) == 1 for row, _ in known):
         details.append(ONE_SEED)
     return Finding(claim, verdict, details)
@@ -224,7 +242,9 @@ def cka_finding(results: Results, encoder: str, adjusted: dict[Pair, float]) -> 
         if (both := cka_by_seed(results, row, encoder)) is not None and p_value is not None:
             wins = sum(ours > theirs for ours, theirs in zip(*both, strict=True))
             text += f"; above {first.name} in {wins} of {len(both[0])} seeds, "
-            text += f"{interval_text(statistics.paired_t(*both), 3)} over seeds, {p_text(p_value)}"
+            test = cka_test(results, row, encoder)
+            assert test is not None
+            text += f"{interval_text(test, 3)} over seeds, {p_text(p_value)}"
         details.append(text + ".")
         above += is_above
         clearly += is_above and p_value is not None and p_value < ALPHA

@@ -2,7 +2,8 @@
 
 Both models are measured on the same test images and with the same seeds, so every test is paired.
 A test over images compares one training of each model: it covers the choice of test images, not the
-variation between trainings. A test over seeds covers both.
+variation between trainings. A test over seeds covers both. With few seeds, two models alone say too
+little about their noise, and `pooled_noise` estimates it from all models of a table.
 
 `alpha` is the significance level of one test. `holm` corrects p-values for the number of tests.
 """
@@ -20,6 +21,7 @@ from occinv.report.results import mean_and_std
 
 ALPHA = 0.05
 POWER = 0.8  # the customary probability of finding a true difference (Cohen, 1988)
+MANY_SEEDS = 5  # with fewer, the noise is pooled over the rows of a table
 DECIMALS = 12  # a difference over seeds that is smaller is a rounding error
 
 
@@ -36,6 +38,18 @@ class Comparison(NamedTuple):
     low: float
     high: float
     p_value: float
+
+
+class Noise(NamedTuple):
+    """The noise of a difference between the means of two models over seeds.
+
+    Attributes:
+      error: The standard error of the difference, in the unit of the values.
+      freedom: Its degrees of freedom.
+    """
+
+    error: float
+    freedom: int
 
 
 class PairedCounts(NamedTuple):
@@ -104,7 +118,33 @@ def mcnemar(first: npt.ArrayLike, second: npt.ArrayLike, alpha: float = ALPHA) -
     return Comparison(counts.difference, low, high, min(1.0, p_value))
 
 
-def paired_t(first: npt.ArrayLike, second: npt.ArrayLike, alpha: float = ALPHA) -> Comparison:
+def pooled_noise(values: npt.ArrayLike) -> Noise | None:
+    """Estimate the noise of differences from all models of a table: a randomized block design.
+
+    A model and a seed each shift a value; what remains is noise, of the same size for every model.
+    With two models, it is the noise of `paired_t`.
+
+    Args:
+      values: [models, k] floats, one column per seed; models >= 2.
+
+    Returns:
+      The noise; None for one seed, and for `MANY_SEEDS` or more, where it is not needed.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    models, seeds = x.shape
+    if not 2 <= seeds < MANY_SEEDS:
+        return None
+    remains = x - x.mean(1, keepdims=True) - x.mean(0) + x.mean()
+    freedom = (models - 1) * (seeds - 1)
+    return Noise(math.sqrt(2 * float((remains**2).sum()) / freedom / seeds), freedom)
+
+
+def paired_t(
+    first: npt.ArrayLike,
+    second: npt.ArrayLike,
+    alpha: float = ALPHA,
+    pooled: Noise | None = None,
+) -> Comparison:
     """Compare two models over seeds by Student's paired t test.
 
     If all differences are equal, the interval is a point, and p is 0, or 1 for a difference of 0.
@@ -112,6 +152,8 @@ def paired_t(first: npt.ArrayLike, second: npt.ArrayLike, alpha: float = ALPHA) 
     Args:
       first, second: [k] floats in any unit, one value per seed, in the same order; k >= 2.
       alpha: The interval has the confidence 1 - alpha.
+      pooled: The noise of all models. The larger of it and that of these two counts, so that a
+        noisy pair is not called certain, with the degrees of freedom of `pooled`.
 
     Returns:
       The mean difference, and the two-sided p-value of no difference.
@@ -119,21 +161,25 @@ def paired_t(first: npt.ArrayLike, second: npt.ArrayLike, alpha: float = ALPHA) 
     Raises:
       ValueError: There are fewer than two seeds, different numbers of them, or NaN.
     """
-    mean, error, freedom = _mean_over_seeds(first, second)
+    mean, error, freedom = _mean_over_seeds(first, second, pooled)
     half = float(stdtrit(freedom, 1 - alpha / 2)) * error
     p_value = 2 * float(stdtr(freedom, -_ratio(abs(mean), error)))
     return Comparison(mean, mean - half, mean + half, p_value)
 
 
 def equivalence_over_seeds(
-    first: npt.ArrayLike, second: npt.ArrayLike, margin: float, alpha: float = ALPHA
+    first: npt.ArrayLike,
+    second: npt.ArrayLike,
+    margin: float,
+    alpha: float = ALPHA,
+    pooled: Noise | None = None,
 ) -> Comparison:
     """Test over seeds whether two models differ by less than `margin`: two one-sided t tests.
 
     TOST of Schuirmann (1987): p < alpha if and only if the interval is within ±margin.
 
     Args:
-      first, second: [k] floats, as in `paired_t`.
+      first, second, pooled: As in `paired_t`.
       margin: The difference that no longer counts as equal, in the unit of the values.
       alpha: The interval has the confidence 1 - 2 alpha.
 
@@ -142,7 +188,7 @@ def equivalence_over_seeds(
     """
     if not margin > 0:
         raise ValueError(f"margin is {margin}. Expected a positive number.")
-    mean, error, freedom = _mean_over_seeds(first, second)
+    mean, error, freedom = _mean_over_seeds(first, second, pooled)
     half = float(stdtrit(freedom, 1 - alpha)) * error
     p_value = float(stdtr(freedom, -_ratio(margin - abs(mean), error)))
     return Comparison(mean, mean - half, mean + half, p_value)
@@ -289,7 +335,9 @@ def _wilson(share: float, n: int, alpha: float) -> tuple[float, float]:
     return (center - half) / (1 + z**2 / n), (center + half) / (1 + z**2 / n)
 
 
-def _mean_over_seeds(first: npt.ArrayLike, second: npt.ArrayLike) -> tuple[float, float, int]:
+def _mean_over_seeds(
+    first: npt.ArrayLike, second: npt.ArrayLike, pooled: Noise | None = None
+) -> tuple[float, float, int]:
     """The mean difference, its standard error, and the degrees of freedom."""
     a, b = _same_length(first, second, "seed")
     if len(a) < 2:
@@ -299,7 +347,10 @@ def _mean_over_seeds(first: npt.ArrayLike, second: npt.ArrayLike) -> tuple[float
         raise ValueError(f"The differences over seeds are {differences}. Expected finite numbers.")
     mean, deviation = mean_and_std(differences.tolist())
     mean = round(mean, DECIMALS) + 0.0  # never -0.0
-    return mean, (deviation or 0.0) / math.sqrt(len(a)), len(a) - 1
+    error, freedom = (deviation or 0.0) / math.sqrt(len(a)), len(a) - 1
+    if pooled is not None:
+        error, freedom = max(error, pooled.error), pooled.freedom
+    return mean, error, freedom
 
 
 def _ratio(value: float, error: float) -> float:

@@ -12,6 +12,7 @@ from example_run import COLUMNS, curves, row
 from occinv.data.identity import pack
 from occinv.report.differences import binomial_standard_error, difference, sentence
 from occinv.report.findings import (
+    POOLED,
     accuracy_finding,
     adjusted_p_values,
     budget_note,
@@ -47,6 +48,25 @@ def accuracy(results: Results):
 def on_claim(results: Results, claim: Claim):
     results.claims = [claim]
     return claim_finding(results, claim, adjusted_p_values(results))
+
+
+def test_few_seeds_share_the_noise_of_all_rows():
+    """Two rows of three seeds say little about their own noise; the page says what it assumes."""
+    noise = np.random.default_rng(0).normal(0, 0.01, (6, 3))
+    noise[0], noise[1] = (0.01, 0.0, -0.01), (-0.01, 0.0, 0.01)
+    means = (0.70, 0.745, 0.70, 0.72, 0.74, 0.71)
+    names = ("Random init", *"ABCDE")
+    rows = [row(*one) for one in zip(names, *(means + noise.T), strict=True)]
+    for one in rows:
+        one.seeds["finetune"] = [0, 1, 2]
+    rows[0].pretrain = None
+    results = Results(title="", rows=rows, columns=list(COLUMNS))
+    p_values = adjusted_p_values(results)
+    assert p_values["a", "random init", "finetune", "above"] < 0.05
+    assert POOLED in accuracy(results).details
+    results.rows = rows[:2]
+    assert adjusted_p_values(results)["a", "random init", "finetune", "above"] > 0.05
+    assert POOLED not in accuracy(results).details
 
 
 def test_direction_and_amount():

@@ -21,6 +21,7 @@ from occinv.report.statistics import (
     needed_seeds,
     paired_counts,
     paired_t,
+    pooled_noise,
 )
 
 # (both, only_first, only_second, neither): accuracies are related positively, hardly, negatively.
@@ -151,6 +152,72 @@ def test_paired_t_agrees_with_statsmodels():
     # difference.tconfint_mean(), difference.ttest_mean(0)[1]
     expected = (0.18, -0.23554025347342447, 0.5955402534734268, 0.2954224430557509)
     assert paired_t(*SEEDS) == pytest.approx(expected, rel=1e-9)
+
+
+def test_pooled_noise_is_that_of_a_regression_on_models_and_seeds():
+    models, seeds = 4, 3
+    noise = np.random.default_rng(0).normal(0, 2, (models, seeds))
+    values = noise + np.array([80, 85, 81, 89])[:, None]
+    model, seed = (index.ravel() for index in np.indices((models, seeds)))
+    design = np.column_stack([np.eye(models)[model], np.eye(seeds)[seed][:, 1:]])
+    weights, (squares,), rank, _ = np.linalg.lstsq(design, values.ravel())
+    freedom = values.size - rank
+    contrast = np.zeros(design.shape[1])
+    contrast[:2] = 1, -1
+    spread = contrast @ np.linalg.inv(design.T @ design) @ contrast
+    noise = pooled_noise(values)
+    assert noise == (pytest.approx(math.sqrt(squares / freedom * spread)), freedom)
+    found = paired_t(values[0], values[1], pooled=noise)
+    assert found.difference == pytest.approx(contrast @ weights)
+    expected = 2 * stats.t.sf(abs(found.difference) / noise.error, freedom)
+    assert found.p_value == pytest.approx(expected)
+    half = stats.t.ppf(0.975, freedom) * noise.error
+    assert found[1:3] == pytest.approx((found.difference - half, found.difference + half))
+
+
+def test_pooled_noise_of_two_models_is_that_of_paired_t():
+    first, second = (values[:3] for values in SEEDS)
+    noise = pooled_noise([first, second])
+    assert paired_t(first, second, pooled=noise) == pytest.approx(paired_t(first, second))
+
+
+def test_pooled_noise_is_only_for_few_seeds():
+    assert pooled_noise([[1.0], [2.0], [3.0]]) is None
+    assert pooled_noise(np.zeros((3, 4))) == (0, 6)
+    assert pooled_noise(np.zeros((3, 5))) is None
+
+
+def test_a_pair_with_more_noise_than_the_others_keeps_its_own():
+    noisy, calm = [80.0, 90.0, 85.0], [70.0, 70.2, 70.1]
+    noise = pooled_noise([noisy, calm, *(np.add(calm, i) for i in range(9))])
+    own, pooled = paired_t(noisy, calm), paired_t(noisy, calm, pooled=noise)
+    factor = stats.t.ppf(0.975, 2) / stats.t.ppf(0.975, noise.freedom)
+    assert own.high - own.low == pytest.approx(factor * (pooled.high - pooled.low))
+
+
+@pytest.mark.parametrize("deviation", [1.0, 2.0])
+def test_pooled_noise_finds_more_and_invents_little(deviation):
+    """Six models and three seeds, all equal but for the last; the first has another noise."""
+    draw = np.random.default_rng(1)
+    values = draw.normal(0, 1, (2000, 6, 3)) * np.array([deviation, 1, 1, 1, 1, 1])[:, None]
+    values[:, 5] += 5
+
+    def found(first, second):
+        tests = [(paired_t(x[first], x[second], pooled=pooled_noise(x)),) for x in values]
+        return np.mean([test.p_value < 0.01 for (test,) in tests])
+
+    assert found(0, 1) < (0.012 if deviation == 1 else 0.03)
+    own = np.mean([paired_t(x[5], x[4]).p_value < 0.01 for x in values])
+    assert found(5, 4) > 0.8 > 2 * own
+
+
+def test_equivalence_uses_the_pooled_noise():
+    first, second = [80.0, 80.1, 80.2], [80.0, 80.2, 80.1]
+    noise = pooled_noise([first, second, [70.0, 71.0, 69.0], [60.0, 62.0, 59.0]])
+    own = equivalence_over_seeds(first, second, 1.0)
+    pooled = equivalence_over_seeds(first, second, 1.0, pooled=noise)
+    assert pooled.p_value == pytest.approx(stats.t.sf(1 / noise.error, noise.freedom))
+    assert pooled.p_value > own.p_value
 
 
 def test_paired_t_without_variance():
