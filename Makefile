@@ -1,4 +1,4 @@
-# make quickstart   pretrain, fine-tune, measure and report on embedded data, in minutes
+# make quickstart   pretrain, fine-tune, measure and report on embedded data, three seeds, in minutes
 # make test         run the tests
 # make lint         check style, formatting, imports and types
 # make docs         build the site of the documentation: build/docs/index.html
@@ -28,7 +28,7 @@ help:
 	@sed -n 's/^# \(make\|  make\)/\1/p' Makefile
 
 quickstart: $(VENV)/.installed
-	$(BIN)/occinv reproduce quickstart --workdir "$(WORKDIR)" $(ARGS)
+	$(BIN)/occinv reproduce quickstart --workdir "$(WORKDIR)" --seeds 3 $(ARGS)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(ARGS)

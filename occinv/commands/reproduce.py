@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Save all runs to this folder. Tables in one folder share their runs.")
     add("--scale", help=f"Run at this scale: {', '.join(SCALES)}.")
     add("--rows", metavar="KEY,...",
-        help="Row keys, or all (default: all rows; in quickstart without mocov3 and dino).")
+        help="Row keys, or all (default: all rows; in quickstart the first four).")
     add("--seeds", type=int, default=1, metavar="N",
         help="Run each row with N seeds (default: %(default)s).")
     add("--length", type=float, default=1.0, metavar="FACTOR",

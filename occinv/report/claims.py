@@ -20,11 +20,15 @@ STYLE: dict[str, dict[str, Any]] = {
 }
 
 
-def claims(results: Results) -> Figure | None:
+def claims(results: Results, only: str | None = None) -> Figure | None:
     """The difference of each claim that has one, in a panel for each conclusion and column.
 
     A band is the margin of a claim that two rows are equal. The interval of such a claim is that
     of its test, of 90 %; the others have 95 %. Small dots are the differences of the seeds.
+
+    Args:
+      results: The rows and their claims.
+      only: Draw this conclusion alone.
 
     Returns:
       The figure; None if no claim has an interval.
@@ -35,6 +39,8 @@ def claims(results: Results) -> Figure | None:
     for claim in results.claims:
         column = results.column(claim.column)
         if column is None or not {claim.row, claim.than} <= set(rows):
+            continue
+        if only not in (None, claim.conclusion):
             continue
         found = difference(results, rows[claim.row], rows[claim.than], column)
         if found is not None and found.comparison is not None:

@@ -78,8 +78,6 @@ CMAE_DROPPED_QUERIES = CMAE.variant(
 )
 CMAE_DROPPED_MEAN = CMAE_MEAN.variant("cmae_dropped_mean", DROPPED, cost=6.0)
 CMAE_DROPPED_CLASS = CMAE_CLASS.variant("cmae_dropped_class", DROPPED, cost=6.0)
-# The quickstart has no time for both directions.
-CMAE_ONE_WAY = CMAE_DROPPED_MEAN.variant("cmae_one_way", "objective.symmetric=False", cost=4.4)
 
 # Table 6: crops of at least 8 % of the image, RandAugment, and color jitter of the whole image.
 STRONGER = (

@@ -41,6 +41,8 @@ def test_each_claim_has_its_interval_and_the_color_of_its_verdict(results: Resul
     figure = claims(results)
     better, level = figure.axes
     assert [axes.get_title("left") for axes in figure.axes] == ["Better", "Level"]
+    (alone,) = claims(results, only="Better").axes
+    assert len(alone.containers) == len(better.containers)
     assert [text.get_text() for text in level.get_yticklabels()] == ["A matches B"]
     values = [one.seed_values(results.columns[0]) for one in results.rows]
     tests = [paired_t(ours, values[0]) for ours in values[1:]]
