@@ -7,14 +7,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
-from occinv.report.results import Column
+from occinv.report.results import KNN, Column
 
 WINDOW = 20  # logged values before a value, whose median it is compared with
 NORM_SPIKE, LOSS_SPIKE = 3.0, 1.5  # factors of that median
 DIP = 2.0  # points of k-NN accuracy
 
 COLUMNS = (
-    Column("knn", "k-NN %", "%", "top-1 of weighted nearest neighbors of the frozen encoder"),
+    KNN,
     Column("loss", "Loss", "", "mean of the last tenth of the logged training losses", decimals=3),
     Column("nonfinite", "Non-finite", "", "logged losses that are not finite", decimals=0),
     Column(

@@ -17,6 +17,7 @@ from occinv.data.identity import Images
 from occinv.evaluators import quoted_place
 from occinv.evaluators.base import Record
 from occinv.report.results import (
+    KNN,
     OCCLUSION,
     PSNR,
     PSNR_REMOVED,
@@ -43,7 +44,7 @@ QUANTITIES = {
     ],
     "linear": [Quantity(Column("linear", "Linear %", "%", "top-1 of a linear probe"), "top1")],
     "probe": [Quantity(Column("probe", "Probe %", "%", "top-1 of a fitted linear probe"), "top1")],
-    "knn": [Quantity(Column("knn", "k-NN %", "%", "top-1 of weighted nearest neighbors"), "top1")],
+    "knn": [Quantity(KNN, "top1")],
     "occlusion": [Quantity(OCCLUSION, "area_random")],
     "psnr": [Quantity(PSNR, "whole"), Quantity(PSNR_REMOVED, "removed")],
     "invariance": [Quantity(RETRIEVAL, "retrieval")],

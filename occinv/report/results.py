@@ -52,6 +52,7 @@ class Column:
 
 
 PSNR = Column("psnr", "PSNR dB", "dB", "reconstruction with the visible patches pasted")
+KNN = Column("knn", "k-NN %", "%", "top-1 of weighted nearest neighbors of the frozen encoder")
 RETRIEVAL = Column(
     "retrieval",
     "Retr. %",
