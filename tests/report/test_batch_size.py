@@ -79,7 +79,7 @@ def test_the_matrix_has_a_line_for_each_curve() -> None:
     _, _, names, first, second, third, _, _ = (cell.strip() for cell in line.split("|"))
     assert names.split("<br>")[0] == "FT %"
     assert first.split("<br>") == [
-        *("51.0 ± 1.0", "–", "0.500", "0.123 ± 0.000", "–, 2.0 ± 0.0, –", "1000")
+        *("51.0 ± 1.0", "–", "0.500", "0.123 ± 0.000", "–, 2 ± 0, –", "1000")
     ]
     assert second.startswith("51.0")
     assert third == ""
