@@ -37,6 +37,7 @@ from occinv.train.manifest import (
     RunIdentity,
     add_late_files,
     delete_step,
+    flush,
     list_files,
     put_aside,
     verify,
@@ -243,6 +244,7 @@ class Checkpoints:
         )
         files = {name: each for name, each in list_files(folder).items() if name not in LATE}
         write_manifest(folder, int(self._saving or 0), self.run, files)
+        flush(folder)
 
     def _newest_good(self, make_template: Template, step: int | None) -> tuple[int, dict[str, Any]]:
         """Restore the newest undamaged step, or the requested step."""

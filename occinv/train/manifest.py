@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -68,6 +69,21 @@ def write_manifest(folder: Path, step: int, run: RunIdentity | None, files: File
     write_json(folder / MANIFEST, {"step": step, **identity, "files": files}, indent=None)
 
 
+def flush(folder: Path) -> None:
+    """Flush every file of a step, and the folders with their names, to the disk.
+
+    So a step that has its final name is complete after a power loss, too.
+    """
+    if in_bucket(folder):
+        return
+    for path in (folder, *folder.rglob("*")):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def delete_step(folder: Path) -> None:
     """Delete a step. If the process is killed, Orbax removes the rest at the next start."""
     if in_bucket(folder):  # where a step without this file is not complete
@@ -89,6 +105,7 @@ def put_aside(folder: Path, steps: Iterable[int]) -> None:
 
 def add_late_files(folder: Path) -> None:
     """Add the files to the manifest that Orbax wrote after it."""
+    flush(folder)
     manifest = json.loads((folder / MANIFEST).read_bytes())
     manifest["files"] |= {name: entry(folder / name) for name in LATE if (folder / name).exists()}
     write_json(folder / MANIFEST, manifest, indent=None)

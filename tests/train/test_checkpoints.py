@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import random
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ import pytest
 
 from occinv.schema import UserError
 from occinv.train.checkpoints import MANIFEST, Checkpoints
-from occinv.train.manifest import RunIdentity, seal
+from occinv.train.manifest import LATE, RunIdentity, seal
 
 
 @flax.struct.dataclass
@@ -213,6 +214,28 @@ def test_a_step_asked_for_has_nothing_to_fall_back_to(folder):
             checkpoints.restore(template(), step=200)
         with pytest.raises(UserError, match=r"no checkpoint 250 .*from \[100, 200, 300\]"):
             checkpoints.restore(template(), step=250)
+
+
+def test_a_step_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """Otherwise a power loss could leave the newest steps without their content."""
+    flushed: dict[bool, set[str]] = {False: set(), True: set()}  # by whether it had its name
+    fsync = os.fsync
+
+    def record(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        step = next((p for p in (path, *path.parents) if p.parent.name == "checkpoints"), None)
+        if step is not None:
+            flushed[step.name == "100"].add(path.relative_to(step).as_posix())
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    folder = tmp_path / "checkpoints"
+    write(folder, [100])
+    paths = {path.relative_to(folder / "100").as_posix() for path in (folder / "100").rglob("*")}
+    assert len(paths) > 10
+    assert paths - set(LATE) <= flushed[False] | {"manifest.json.tmp"}
+    assert {"."} <= flushed[False]
+    assert set(LATE) & paths <= flushed[True]
 
 
 def test_without_a_manifest_a_step_is_not_loaded(folder, caplog):
