@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from occinv.report.differences import difference, unit_text
+from occinv.report.differences import by_seed, difference, unit_text
 from occinv.report.figures import style_axes
 from occinv.report.findings import adjusted_p_values, claim_finding
 from occinv.report.results import Claim, Results
@@ -67,9 +67,9 @@ def claims(results: Results, only: str | None = None) -> Figure | None:
             errors = [[test.difference - test.low], [test.high - test.difference]]
             style = STYLE[claim_finding(results, claim, adjusted).verdict]
             axes.errorbar(test.difference, place, xerr=errors, capsize=3, zorder=3, **style)
-            values = ours.seed_values(column), theirs.seed_values(column)
-            if len(values[0]) > 1:
-                gaps = [a - b for a, b in zip(*values, strict=True)]
+            values = by_seed(ours, column), by_seed(theirs, column)
+            gaps = [values[0][seed] - values[1][seed] for seed in values[0] if seed in values[1]]
+            if len(gaps) > 1:
                 axes.plot(gaps, [place + 0.22] * len(gaps), ".", color=style["color"], markersize=3)
         names = [textwrap.fill(claim.text, 52) for claim in group]
         axes.set_yticks(range(len(group)), names)

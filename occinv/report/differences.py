@@ -23,12 +23,14 @@ class Difference(NamedTuple):
       comparison: The difference with its interval and p-value; None if the noise is unknown.
       evidence: The interval and the test in words.
       needed: How many seeds or images would decide it, in words; empty if unknown.
+      means: The compared values of both rows.
     """
 
     value: float
     comparison: Comparison | None
     evidence: str
     needed: str
+    means: tuple[float, ...] = ()
 
 
 def difference(
@@ -39,7 +41,7 @@ def difference(
     relation: Relation = "above",
     within: float = 0.0,
 ) -> Difference | None:
-    """Compare two rows in one column; None if either has no value.
+    """Compare two rows in one column, over the seeds that both have; None if one has no value.
 
     Several seeds are compared by Student's paired t test, with the noise of all rows if there are
     few, and one seed by McNemar's test of both models' predictions on the same images. Where the
@@ -47,29 +49,38 @@ def difference(
     which ignore the pairing. `equal` tests equivalence at the margin `within` (TOST) instead of a
     difference.
     """
-    ours, theirs = row.seed_values(column), other.seed_values(column)
+    ours, theirs = by_seed(row, column), by_seed(other, column)
     if not ours or not theirs:
         return None
-    gap = mean_and_std(ours)[0] - mean_and_std(theirs)[0]
+    common = [seed for seed in ours if seed in theirs]
+    if len(common) > 1:
+        ours, theirs = ({seed: each[seed] for seed in common} for each in (ours, theirs))
+    means = tuple(mean_and_std([*each.values()])[0] for each in (ours, theirs))
+    gap = means[0] - means[1]
     # A difference that is printed as 0.0 counts as zero.
     value = 0.0 if f"{abs(gap):.1f}" == "0.0" else gap
-    if len(ours) == len(theirs) == 1:
-        return _over_images(results, row, other, column, value, relation, within)
-    if len(ours) != len(theirs) or row.seeds.get(column.key) != other.seeds.get(column.key):
-        return Difference(value, None, "the noise is unknown (different seeds)", "")
-    noise = noise_of(results, row, column)
-    return _over_seeds(ours, theirs, value, relation, within, noise)
+    if len(common) > 1:
+        noise = noise_of(results, common, column)
+        values = [*ours.values()], [*theirs.values()]
+        found = _over_seeds(*values, value, relation, within, noise)
+    elif len(ours) == len(theirs) == 1:
+        found = _over_images(results, row, other, column, value, relation, within)
+    else:
+        found = Difference(value, None, "the noise is unknown (different seeds)", "")
+    return found._replace(means=means)
 
 
-def noise_of(results: Results, row: Row, column: Column) -> Noise | None:
-    """The noise of a column over the rows with the seeds of `row`; None if it has many seeds."""
-    values = [
-        other.seed_values(column)
-        for other in results.rows
-        if other.seed_values(column) and other.seeds.get(column.key) == row.seeds.get(column.key)
-    ]
-    same = [each for each in values if len(each) == len(row.seed_values(column))]
-    return statistics.pooled_noise(same) if len(same) > 2 else None
+def by_seed(row: Row, column: Column) -> dict[int, float]:
+    """The values of a row in the column's unit by seed; a table's seeds are 0, 1 and so on."""
+    values = row.seed_values(column)
+    return dict(zip(row.seeds.get(column.key) or range(len(values)), values, strict=True))
+
+
+def noise_of(results: Results, seeds: list[int], column: Column) -> Noise | None:
+    """The noise of a column over the rows with these seeds; None if there are many seeds."""
+    rows = (by_seed(row, column) for row in results.rows)
+    values = [[row[seed] for seed in seeds] for row in rows if set(seeds) <= set(row)]
+    return statistics.pooled_noise(values) if len(values) > 2 else None
 
 
 def _over_seeds(
@@ -146,7 +157,7 @@ def binomial_standard_error(accuracy: float, num_test: int) -> float:
 
 def sentence(row: Row, other: Row, column: Column, found: Difference, p_value: float | None) -> str:
     """Both values, their difference, the evidence, and what would decide an open question."""
-    ours, theirs = (mean_and_std(each.seed_values(column))[0] for each in (row, other))
+    ours, theirs = found.means
     side = side_text(found.value, 1, f" {unit_text(column)}")
     text = f"{row.name}: {ours:.1f} {column.unit}, {side} {other.name} ({theirs:.1f} {column.unit})"
     text += f"; {found.evidence}"

@@ -9,6 +9,7 @@ from occinv.report import statistics
 from occinv.report.batch_size import DECIDES, curves, steps_of, verdict_of
 from occinv.report.differences import (
     Relation,
+    by_seed,
     difference,
     interval_text,
     noise_of,
@@ -204,7 +205,7 @@ def accuracy_finding(results: Results, adjusted: dict[Pair, float]) -> Finding |
         details.append(
             f"p-values are adjusted for {len(adjusted)} comparisons on this page (Holm)."
         )
-    if any(noise_of(results, row, column) for row, _ in known):
+    if any(noise_of(results, [*by_seed(row, column)], column) for row, _ in known):
         details.append(POOLED)
     if all(len(row.seed_values(column)) == 1 for row, _ in known):
         details.append(ONE_SEED)

@@ -73,7 +73,7 @@ def test_one_dot_is_the_difference_of_one_seed(results: Results) -> None:
 
 def test_without_an_interval_there_is_no_figure(results: Results) -> None:
     for one in results.rows:
-        one.values["finetune"] = []
+        one.values["finetune"], one.seeds["finetune"] = [], []
     assert claims(results) is None
     results.claims = []
     assert claims(results) is None

@@ -22,7 +22,7 @@ from occinv.report.findings import (
     psnr_finding,
 )
 from occinv.report.results import CkaCurves, Claim, Column, Results, Row, load_results
-from occinv.report.statistics import mcnemar, needed_images
+from occinv.report.statistics import mcnemar, needed_images, paired_t
 from occinv.schema import UserError
 
 
@@ -161,8 +161,19 @@ def test_different_seeds_are_not_compared_seed_by_seed():
         each.values["finetune"] = values
     results.rows[1].seeds["finetune"] = [3, 4, 5]
     assert "the noise is unknown (different seeds)" in accuracy(results).details[0]
-    results.rows[1].seeds, results.rows[1].values["finetune"] = {}, [0.52, 0.61]
+    results.rows[1].seeds["finetune"] = [2, 3, 4]
     assert "the noise is unknown (different seeds)" in accuracy(results).details[0]
+
+
+def test_rows_are_compared_over_the_seeds_that_both_have():
+    results = run(0.5, 0.6)
+    results.rows[0].values["finetune"] = [0.50, 0.60, 0.70, 0.99]
+    results.rows[1].seeds["finetune"] = [2, 0, 5]
+    results.rows[1].values["finetune"] = [0.73, 0.52, 0.01]
+    (text,) = accuracy(results).details[:1]
+    assert text.startswith("M1: 62.5 %, 2.5 points above Random init (60.0 %)")
+    found = difference(results, results.rows[1], results.rows[0], COLUMNS[0])
+    assert found.comparison == pytest.approx(paired_t([73, 52], [70, 50]))
 
 
 def test_only_the_accuracy_of_training_is_taken_as_measured_on_the_validation_images():
