@@ -30,6 +30,7 @@ from occinv.report.results import (
     percent,
 )
 from occinv.report.statistics import ALPHA, Comparison
+from occinv.report.table import three_decimals
 
 ONE_SEED = (
     "One seed: the test covers the choice of validation images, not the variation between "
@@ -233,7 +234,8 @@ def cka_finding(results: Results, encoder: str, adjusted: dict[Pair, float]) -> 
     details, above, clearly = [], 0, 0
     for row, cka in known:
         side = side_text(cka.value - reference.value, 3)
-        text = f"{row.name}: {cka.value:.3f} ({cka.token} token), {side} {reference.value:.3f}"
+        text = f"{row.name}: {three_decimals(cka.value)} ({cka.token} token), "
+        text += f"{side} {reference.value:.3f}"
         is_above = side.endswith("above")
         if cka.floor is not None:
             beside = side_text(cka.value - cka.floor, 3)

@@ -68,7 +68,12 @@ def value_text(row: Row, column: Column) -> str:
 def cka_text(row: Row, encoder: str) -> str:
     """Last-block CKA at the quoted drop ratio, with three decimals."""
     cka = row.last_block_cka(encoder)
-    return MISSING if cka is None else f"{cka.value:.3f}"
+    return MISSING if cka is None else three_decimals(cka.value)
+
+
+def three_decimals(value: float) -> str:
+    """`0.123`, or `−0.123`; never `−0.000`."""
+    return f"{round(value, 3) + 0.0:.3f}".replace("-", "−")
 
 
 def signed(value: float) -> str:

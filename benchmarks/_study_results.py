@@ -1,0 +1,62 @@
+"""Write docs/results.md's figures of the study (docs/study.md), and print its tables.
+
+    python benchmarks/_study_results.py runs/study/study docs
+
+It writes study-1.png and so on, one for each conclusion, and study-cka.png.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from occinv.report import figures
+from occinv.report.claims import claims
+from occinv.report.findings import adjusted_p_values, claim_finding, findings
+from occinv.report.results import ENCODERS, Results, load_results
+from occinv.report.table import cka_text, value_text
+
+DPI = 110
+
+
+def print_conclusion(results: Results, conclusion: str) -> None:
+    """Print the rows of a conclusion, and its claims with their verdicts."""
+    stated = [claim for claim in results.claims if claim.conclusion == conclusion]
+    keys = {key for claim in stated for key in (claim.row, claim.than)}
+    column = results.column("finetune")
+    assert column is not None
+    print(f"\n## {conclusion}\n\n| row | {column.heading} | seeds |\n| --- | ---: | ---: |")
+    for row in results.rows:
+        if row.key in keys:
+            count = len(row.seed_values(column))
+            print(f"| {row.name} | {value_text(row, column)} | {count} |")
+    print()
+    adjusted = adjusted_p_values(results)
+    for claim in stated:
+        found = claim_finding(results, claim, adjusted)
+        print(f"- {found.claim}: **{found.verdict}**. {found.details[0].partition(': ')[2]}")
+
+
+def main(source: str, target: str) -> None:
+    """Write the figures and print the tables."""
+    results = load_results(source)
+    drawn = {}
+    for number, conclusion in enumerate(dict.fromkeys(c.conclusion for c in results.claims), 1):
+        print_conclusion(results, conclusion)
+        drawn[f"study-{number}"] = claims(results, conclusion)
+    stated = {claim.row for claim in results.claims if claim.than == "random"} | {"random"}
+    rows = [row for row in results.rows if row.key in stated or row.is_floor]
+    drawn["study-cka"] = figures.cka_by_ratio(dataclasses.replace(results, rows=rows))
+    print("\n## Invariance\n\n| row | pretrained | fine-tuned |\n| --- | ---: | ---: |")
+    for row in rows:
+        print(f"| {row.name} |", *(f"{cka_text(row, encoder)} |" for encoder in ENCODERS))
+    for finding in findings(results):
+        if "CKA" in finding.claim or "adjusted" in " ".join(finding.details):
+            print(f"\n{finding.claim}: **{finding.verdict}**.\n")
+            print(*(f"- {detail}" for detail in finding.details), sep="\n")
+    for name, figure in drawn.items():
+        if figure is not None:
+            figure.savefig(Path(target) / f"{name}.png", dpi=DPI)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
