@@ -60,13 +60,14 @@ def findings(results: Results) -> list[Finding]:
     """All findings, in the order of the page."""
     adjusted = adjusted_p_values(results)
     found = [
-        accuracy_finding(results, adjusted),
+        None if states_conclusions(results) else accuracy_finding(results, adjusted),
         *(claim_finding(results, claim, adjusted) for claim in results.claims),
         *(cka_finding(results, encoder, adjusted) for encoder in ENCODERS),
         comparison_note(results, adjusted),
         psnr_finding(results),
         *batch_findings(results, adjusted),
         budget_note(results),
+        tests_note(results, adjusted),
     ]
     return [finding for finding in found if finding is not None]
 
@@ -103,6 +104,11 @@ def adjusted_p_values(results: Results) -> dict[Pair, float]:
             if test is not None and results.baseline is not None:
                 p_values[row.key, results.baseline.key, encoder, "above"] = test.p_value
     return dict(zip(p_values, statistics.holm(list(p_values.values())).tolist(), strict=True))
+
+
+def states_conclusions(results: Results) -> bool:
+    """Whether the claims of a table name the conclusions that they test."""
+    return any(claim.conclusion for claim in results.claims)
 
 
 def judged_rows(results: Results) -> list[Row]:
@@ -202,12 +208,6 @@ def accuracy_finding(results: Results, adjusted: dict[Pair, float]) -> Finding |
         claim += f" (significantly below in {clearly(-1)})"
     details = [sentence(row, first, column, found, p_values[row.key]) for row, found in known]
     details += _missing_rows(rows, [row for row, _ in known])
-    if len(adjusted) > 1:
-        details.append(
-            f"p-values are adjusted for {len(adjusted)} comparisons on this page (Holm)."
-        )
-    if any(noise_of(results, [*by_seed(row, column)], column) for row, _ in known):
-        details.append(POOLED)
     if all(len(row.seed_values(column)) == 1 for row, _ in known):
         details.append(ONE_SEED)
     return Finding(claim, verdict, details)
@@ -339,6 +339,21 @@ def budget_note(results: Results) -> Finding | None:
         f"{sum(seconds) / len(seconds):.0f} s on average, pretraining and fine-tuning together."
     )
     return Finding("The training budgets differ", "note", [sentence])
+
+
+def tests_note(results: Results, adjusted: dict[Pair, float]) -> Finding | None:
+    """How the differences of the page are tested."""
+    details = []
+    if len(adjusted) > 1:
+        text = f"p-values are adjusted for {len(adjusted)} comparisons on this page (Holm)."
+        details.append(text)
+    if any(
+        noise_of(results, [*by_seed(row, column)], column)
+        for row in results.rows
+        for column in results.columns
+    ):
+        details.append(POOLED)
+    return Finding("How differences are tested", "note", details) if details else None
 
 
 def _verdict(supporting: int, total: int) -> Verdict:

@@ -63,10 +63,10 @@ def test_few_seeds_share_the_noise_of_all_rows():
     results = Results(title="", rows=rows, columns=list(COLUMNS))
     p_values = adjusted_p_values(results)
     assert p_values["a", "random init", "finetune", "above"] < 0.05
-    assert POOLED in accuracy(results).details
+    assert POOLED in findings(results)[-1].details
     results.rows = rows[:2]
     assert adjusted_p_values(results)["a", "random init", "finetune", "above"] > 0.05
-    assert POOLED not in accuracy(results).details
+    assert POOLED not in findings(results)[-1].details
 
 
 def test_direction_and_amount():
@@ -132,7 +132,8 @@ def test_p_values_are_corrected_for_the_number_of_comparisons():
     assert accuracy(alone).verdict == "supported"
     assert min(adjusted_p_values(many).values()) == pytest.approx(6 * p_value)
     assert accuracy(many).verdict == "inconclusive"
-    assert "p-values are adjusted for 6 comparisons on this page (Holm)." in accuracy(many).details
+    last = findings(many)[-1].details
+    assert "p-values are adjusted for 6 comparisons on this page (Holm)." in last
 
 
 def test_without_the_number_of_validation_images_the_verdict_is_inconclusive():
