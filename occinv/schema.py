@@ -351,6 +351,8 @@ def resolve(config: Mapping[str, Any]) -> Experiment:
     except UnknownField as error:
         error.config = config
         raise
+    if "name" not in experiment.objective:
+        raise UserError("objective.name is missing; set it to a name that `occinv list` prints")
     data, train = experiment.data, experiment.train
     patch_size = experiment.encoder.patch_size
     if not divides(patch_size, data.image_size):

@@ -79,8 +79,8 @@ def find_class(registry: Mapping[str, str], name: str, base: type, kind: str) ->
     module, _, attribute = where.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{shown} cannot be imported: {error}") from error
+    except Exception as error:  # a module of one's own may raise anything
+        raise UserError(f"{shown} cannot be imported: {type(error).__name__}: {error}") from error
     if not (isinstance(found, type) and issubclass(found, base)):
         raise UserError(f"{shown} is not a subclass of {base.__name__}")
     return found
@@ -102,12 +102,12 @@ def from_mapping(cls: type[T], section: Any, path: str, **given: Any) -> T:
       UserError: An unknown or missing field, or a value of the wrong type or out of range.
     """
     if not isinstance(section, Mapping):
-        raise UserError(f"{path}={section!r}, expected {_section_text(cls, path)}")
+        raise UserError(f"{path or 'the config'}={section!r}, expected {_section_text(cls, path)}")
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init and f.name not in given}  # type: ignore[arg-type]
     every = typing.get_type_hints(cls, include_extras=True)
     hints = {name: every[name] for name in fields}
     dot = f"{path}." if path else ""
-    for name in section:
+    for name in map(str, section):
         if name not in fields:
             below = _paths_below(hints, name)
             hint = f" (did you mean {dot + below[0]!r}?)" if below else nearest(name, fields)

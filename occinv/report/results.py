@@ -5,14 +5,19 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
+
+from annotated_types import Ge, Le
 
 from occinv.evaluators import quoted_place
 from occinv.paths import as_path, in_bucket
 from occinv.schema import UserError
+from occinv.text import is_safe, one_line
+from occinv.train.disk import read_json
 
 FILE = "results.json"
 MISSING = "–"  # the text of a cell without a value
@@ -48,7 +53,7 @@ class Column:
     heading: str
     unit: str
     about: str = ""
-    decimals: int = 1
+    decimals: Annotated[int, Ge(0), Le(9)] = 1
 
 
 PSNR = Column("psnr", "PSNR dB", "dB", "reconstruction with the visible patches pasted")
@@ -138,6 +143,16 @@ class CkaCurves:
     by_seed: list[list[list[float]]] = field(default_factory=list)
     token: str = "class"
     floor: list[list[float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Raise ValueError unless every curve has R x L numbers."""
+        expected = [len(self.blocks)] * len(self.ratios)
+        curves = [self.values, *self.by_seed, *([self.floor] if self.floor else [])]
+        if not self.ratios or not self.blocks or any([*map(len, c)] != expected for c in curves):
+            raise ValueError(
+                f"CKA curves of another shape than {len(self.ratios)} ratios x "
+                f"{len(self.blocks)} blocks"
+            )
 
 
 class Cka(NamedTuple):
@@ -321,6 +336,11 @@ class Results:
         return any(column.key in row.paper for row in self.rows for column in columns)
 
 
+def is_valid(value: float, column: Column) -> bool:
+    """Whether a number can be in a column: it is finite, and an accuracy is in [0, 1]."""
+    return 0 <= value <= 1 if column.unit == "%" else math.isfinite(value)
+
+
 def load_results(folder: str | Path) -> Results:
     """Read `folder/results.json`.
 
@@ -333,7 +353,7 @@ def load_results(folder: str | Path) -> Results:
     folder = as_path(folder)
     path = folder / FILE
     try:
-        results = pydantic.TypeAdapter(Results).validate_json(path.read_bytes())
+        results = pydantic.TypeAdapter(Results).validate_python(read_json(path))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist. Run `occinv reproduce` to write it.") from None
     except pydantic.ValidationError as error:
@@ -343,6 +363,10 @@ def load_results(folder: str | Path) -> Results:
             f"{path} is not a results file of this version: {place}: {first['msg']}. Run "
             "`occinv reproduce` again."
         ) from None
+    try:
+        _check_numbers(results)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}. Run `occinv reproduce` again.") from None
     within = folder.resolve()
     for row in results.rows:
         for picture in (name for triple in row.reconstructions for name in triple.values()):
@@ -351,6 +375,40 @@ def load_results(folder: str | Path) -> Results:
             if not is_path or not (within / picture).resolve().is_relative_to(within):
                 raise UserError(f"{path} names the picture {picture!r}, which is not in {folder}.")
     return results
+
+
+def _check_numbers(results: Results) -> None:
+    """Raise ValueError for a number that no table can have."""
+    from occinv.data.identity import unpack  # here, so that `occinv reproduce --help` stays fast
+
+    count = results.settings.get("num_test", 1)
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"settings.num_test is {count!r}, expected 1 or more")
+    for row in results.rows:
+        for column in results.columns:
+            for value in row.values.get(column.key, ()):
+                if not is_valid(value, column):
+                    raise ValueError(f"{column.heading} of {row.name} is {value}")
+        for hits in row.hits.values():
+            for text in hits:
+                unpack(text)
+
+
+def without_control_codes(value: Any) -> Any:
+    """Return results, or a part of them, with a space for each control code and line break.
+
+    The configs of stages keep their lines. They are on the page only.
+    """
+    if isinstance(value, str):
+        return value if is_safe(value) else one_line(value)
+    if isinstance(value, dict):
+        return {without_control_codes(k): without_control_codes(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [without_control_codes(each) for each in value]
+    if not is_dataclass(value):
+        return value
+    texts = {f.name: getattr(value, f.name) for f in fields(value) if f.name != "config"}
+    return replace(value, **{name: without_control_codes(v) for name, v in texts.items()})
 
 
 def setting_name(key: str) -> str:

@@ -85,6 +85,7 @@ def test_the_result_of_another_run_is_not_believed(tmp_path: Path) -> None:
         b"\xff\xfe",
         b'{"step": 3, "metrics": {"loss": "x"}}',
         b'{"step": 3, "metrics": {}, "images": {"x": 1}}',
+        b'{"step": Infinity, "metrics": {}}',
     ],
 )
 @pytest.mark.parametrize("name", [workdir.CONFIG, workdir.RESULT])
