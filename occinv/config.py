@@ -130,8 +130,14 @@ def load_sweep(spec: str) -> Any:
     Raises:
       UserError: The file is not valid.
     """
-    sweep = _run_file(_split(spec)[0]).get("sweep")
-    return None if sweep is None else plain(sweep())
+    name = _split(spec)[0]
+    sweep = _run_file(name).get("sweep")
+    try:
+        return None if sweep is None else plain(sweep())
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise config_error(_find(name), error) from error
 
 
 def complete(config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -221,10 +227,11 @@ def _get_config(name: str, variant: str) -> Any:
     module = _run_file(name)
     if "get_config" not in module:
         raise UserError(f"--config {name!r} has no function get_config")
-    variants = module.get("VARIANTS", ())
-    if variant and variants and variant not in variants:
-        raise UserError(f"--config {name!r} has no variant {variant!r}{nearest(variant, variants)}")
     try:
+        variants = tuple(module.get("VARIANTS", ()))
+        if variant and variants and variant not in variants:
+            hint = nearest(variant, variants)
+            raise UserError(f"--config {name!r} has no variant {variant!r}{hint}")
         return plain(module["get_config"](variant) if variant else module["get_config"]())
     except UserError:
         raise

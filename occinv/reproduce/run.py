@@ -23,6 +23,7 @@ from occinv.evaluators.psnr import Psnr
 from occinv.evaluators.reconstructions import Reconstructions
 from occinv.objectives.base import objective_of
 from occinv.reproduce.methods import Method
+from occinv.reproduce.options import check_seeds
 from occinv.reproduce.specs import LABEL_STAGES, SCALES, RowSpec, TableSpec
 from occinv.schema import UserError
 from occinv.train.disk import read_json
@@ -60,8 +61,7 @@ class TableRun:
     command: str = ""
 
     def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise UserError(f"--seeds {self.seeds}, expected 1 or more")
+        check_seeds(self.seeds)
         if not 0 < self.length < math.inf:
             raise UserError(f"--length {self.length}, expected a finite factor above 0")
 

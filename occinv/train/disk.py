@@ -89,6 +89,8 @@ def read_bytes(path: Path) -> bytes:
       UserError: The file cannot be read.
     """
     try:
+        if not in_bucket(path) and path.exists() and not path.is_file():
+            raise OSError("it is not a file")  # a pipe would never end
         return path.read_bytes()
     except FileNotFoundError:
         raise

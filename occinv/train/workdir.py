@@ -137,6 +137,11 @@ def check_free(workdir: Path, experiment: schema.Experiment, classes: tuple[str,
     check_folder(workdir)
     if (workdir / CONFIG).exists():
         check_same(workdir, experiment, classes)
+    elif any(path.name.isdecimal() for path in (workdir / CHECKPOINTS).glob("*")):
+        raise UserError(
+            f"{workdir} holds checkpoints of a run, but no {CONFIG}. Restore it from a copy, or use "
+            "another --workdir."
+        )
 
 
 def claim(

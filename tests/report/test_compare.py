@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
@@ -535,8 +536,16 @@ def test_a_folder_in_place_of_a_file_is_named(tmp_path, mae, reproduced, name):
     path = (reproduced if name == "results.json" else mae) / name
     path.unlink()
     path.mkdir()
-    with pytest.raises(UserError, match=rf"{name} cannot be read: Is a directory"):
+    with pytest.raises(UserError, match=rf"{name} cannot be read: it is not a file"):
         compare([path.parent])
+
+
+def test_a_pipe_is_no_file(mae):
+    path = mae / "result.json"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=r"result\.json cannot be read: it is not a file"):
+        compare([mae])
 
 
 def test_control_codes_of_a_foreign_folder_are_not_printed(reproduced, capsys):

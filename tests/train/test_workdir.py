@@ -32,6 +32,13 @@ def test_a_run_of_a_version_that_had_fewer_fields_goes_on(tmp_path: Path) -> Non
         workdir.claim(tmp_path, experiment("--config.data.rand_augment=True"), ("a", "b"))
 
 
+def test_checkpoints_without_a_config_are_refused(tmp_path: Path) -> None:
+    (tmp_path / workdir.CHECKPOINTS / "8").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"holds checkpoints of a run, but no config\.json"):
+        workdir.claim(tmp_path, experiment(), ())
+    assert not (tmp_path / workdir.CONFIG).exists()
+
+
 def test_what_has_no_influence_may_change(tmp_path: Path) -> None:
     workdir.claim(tmp_path, experiment(), ("a", "b"))
     workdir.claim(tmp_path, experiment("--config.data.num_threads=1"), ("a", "b"))
