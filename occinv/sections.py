@@ -19,8 +19,8 @@ from annotated_types import Ge, Gt, Le, Lt
 
 T = TypeVar("T")
 
-# Numbers are at most what their dtypes hold, and never nan or infinite.
-INT32, INT53, FLOAT32 = LIMITS = 2**31, 2**53, 3e38  # not printed
+# Numbers are at most what their dtypes hold, never nan or infinite, and if positive, not 0 there.
+INT32, INT53, FLOAT32, TINY32 = LIMITS = 2**31, 2**53, 3e38, 1e-37  # not printed
 SIGNS = {Ge: (">=", "ge"), Gt: (">", "gt"), Le: ("<=", "le"), Lt: ("<", "lt")}
 
 BOUNDS = {

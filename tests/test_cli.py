@@ -126,6 +126,7 @@ MISTAKES = [
         )
         for ratio in ("-1", "1", "1.5", "-0.75")
     ),
+    ("mae", ["optimizer.clip_norm=1e-300"], "=1e-300, expected a number >= 1e-37"),
     ("mae", ["objective.mask_ratio=0.9"], "mask ratio 0.9 leaves none of 4 patches visible"),
     ("mae", ["data.image_size=30"], "data.image_size=30 is not divisible by encoder.patch_size=8"),
     ("mae", ["train.batch_size=12"], "=12 is not divisible by the 8 devices; use 8 or 16"),
@@ -344,7 +345,10 @@ CONFIG = ["--config", str(CONFIGS / "mae.py:smoke")]
         (["report", "W"], "W"),
         (["report", "\x1b[31m"], r"'\x1b[31m' has a control code, a line break or a byte that"),
         (["report", "W\udce9"], r"'W\udce9' has a control code, a line break or a byte that"),
-        (["report", "W", "--prefix\x1b[31m" + "x" * 9999], "unknown argument '--prefix\\x1b[31mxxx"),
+        (
+            ["report", "W", "--prefix\x1b[31m" + "x" * 9999],
+            "unknown argument '--prefix\\x1b[31mxxx",
+        ),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )

@@ -405,7 +405,7 @@ def without_control_codes(value: Any) -> Any:
         return {without_control_codes(k): without_control_codes(v) for k, v in value.items()}
     if isinstance(value, list):
         return [without_control_codes(each) for each in value]
-    if not is_dataclass(value):
+    if not is_dataclass(value) or isinstance(value, type):
         return value
     texts = {f.name: getattr(value, f.name) for f in fields(value) if f.name != "config"}
     return replace(value, **{name: without_control_codes(v) for name, v in texts.items()})

@@ -13,7 +13,6 @@ from occinv.reproduce.methods import Method
 from occinv.reproduce.specs import RowSpec
 from occinv.schema import UserError, nearest
 
-
 MOST_SEEDS = 1000
 
 

@@ -103,7 +103,10 @@ class Stage:
     def seconds(self) -> float:
         """The training time so far, without the time that killed processes lost."""
         path = self.workdir / SECONDS
-        return read_json(path) if path.exists() else 0.0
+        seconds = read_json(path) if path.exists() else 0.0
+        if not isinstance(seconds, float | int):
+            raise UserError(f"{path} is damaged, expected a number. Move it away.")
+        return seconds
 
 
 # One evaluator for all trials: encoders of one shape share the floor of their invariance.
@@ -277,6 +280,18 @@ class Trial(Work):
     def cost(self) -> float:
         """The cost of all stages and evaluations."""
         return super().cost + EVALUATION_COST
+
+
+def read_failure(path: Path) -> str:
+    """Return why a run failed, from its FAILED.
+
+    Raises:
+      UserError: The file is damaged.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or "error" not in content:
+        raise UserError(f"{path} is damaged: it has no error. Move it away.")
+    return str(content["error"])
 
 
 def load_experiment(config: str, overrides: tuple[str, ...] = ()) -> schema.Experiment:

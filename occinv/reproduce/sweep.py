@@ -23,11 +23,11 @@ from occinv.report.compare import OBJECTIVE_STAGES
 from occinv.report.read_run import last_loss
 from occinv.report.sweep import FILE, Measured, SweepResults, choose_metric, print_sweep, write_page
 from occinv.reproduce.options import ONLY_WORKER, Worker, check_seeds
-from occinv.reproduce.run import FAILED, Measurement, Stage, Work, load_experiment
+from occinv.reproduce.run import FAILED, Measurement, Stage, Work, load_experiment, read_failure
 from occinv.reproduce.run_table import Written, run_all
 from occinv.schema import UserError
 from occinv.train.check import check_config, read_evals
-from occinv.train.disk import read_json, write_json
+from occinv.train.disk import write_json
 from occinv.train.lock import locked
 from occinv.train.records import FOLDER, read_records, record_file
 from occinv.train.workdir import read_result
@@ -190,7 +190,7 @@ def collect(sweep: Sweep, runs: Sequence[SweepRun]) -> SweepResults:
                 setting,
                 [found[run.folder].get(metric) for run in own],
                 own[0].stage.command,
-                read_json(failed[0])["error"] if failed else None,
+                read_failure(failed[0]) if failed else None,
             )
         )
     return SweepResults(

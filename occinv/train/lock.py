@@ -51,6 +51,8 @@ class Lock:
         self._descriptor: int | None = None
         if jax.process_index() == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists() and not path.is_file():
+                raise OSError(errno.EINVAL, f"{path.name} is not a file")
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
 
     def take(self, *, wait: bool = False) -> bool:

@@ -135,12 +135,13 @@ def _check_bucket(shown: str, bucket: Path) -> None:
 def check_free(workdir: Path, experiment: schema.Experiment, classes: tuple[str, ...]) -> None:
     """Raise UserError if `workdir` cannot be a folder, or holds the run of another experiment."""
     check_folder(workdir)
+    check_folder(workdir / CHECKPOINTS)
     if (workdir / CONFIG).exists():
         check_same(workdir, experiment, classes)
     elif any(path.name.isdecimal() for path in (workdir / CHECKPOINTS).glob("*")):
         raise UserError(
-            f"{workdir} holds checkpoints of a run, but no {CONFIG}. Restore it from a copy, or use "
-            "another --workdir."
+            f"{workdir} holds checkpoints of a run, but no {CONFIG}. Restore it from a copy, or "
+            "use another --workdir."
         )
 
 

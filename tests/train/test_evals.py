@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -237,6 +238,10 @@ def test_a_file_of_other_content_is_an_error_before_the_first_step(
     (tmp_path / "evaluate").mkdir()
     (tmp_path / "evaluate" / "knn.json").write_text('{"models": []}')
     with pytest.raises(UserError, match=r"knn.json has no records of this version"):
+        run(arguments, tmp_path, KNN)
+    shutil.rmtree(tmp_path / "evaluate")
+    (tmp_path / "evaluate").touch()
+    with pytest.raises(UserError, match=r"evaluate is a file, expected a folder"):
         run(arguments, tmp_path, KNN)
     assert [path.name for path in tmp_path.iterdir()] == ["evaluate"]
 

@@ -36,6 +36,10 @@ def test_checkpoints_without_a_config_are_refused(tmp_path: Path) -> None:
     (tmp_path / workdir.CHECKPOINTS / "8").mkdir(parents=True)
     with pytest.raises(UserError, match=r"holds checkpoints of a run, but no config\.json"):
         workdir.claim(tmp_path, experiment(), ())
+    shutil.rmtree(tmp_path / workdir.CHECKPOINTS)
+    (tmp_path / workdir.CHECKPOINTS).touch()
+    with pytest.raises(UserError, match="checkpoints is a file, expected a folder"):
+        workdir.claim(tmp_path, experiment(), ())
     assert not (tmp_path / workdir.CONFIG).exists()
 
 
