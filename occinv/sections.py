@@ -186,7 +186,10 @@ def _value(hint: Any, value: Any, path: str, field: dataclasses.Field[Any]) -> A
             elif isinstance(value, Mapping) and key in value:
                 path, field = f"{path}.{key}", dataclasses.field()
         if kind in BOUNDS:
-            expected = f"a number {BOUNDS[kind]} {first['msg'].split()[-1]}"
+            (limit,) = first["ctx"].values()
+            shown = f"{limit:g}" if isinstance(limit, float) else str(limit)
+            above = "> 0, at least" if limit == TINY32 else BOUNDS[kind]
+            expected = f"a number {above} {shown}"
         elif kind == "finite_number":
             expected = "a finite number"
         elif kind == "literal_error":

@@ -126,7 +126,8 @@ MISTAKES = [
         )
         for ratio in ("-1", "1", "1.5", "-0.75")
     ),
-    ("mae", ["optimizer.clip_norm=1e-300"], "=1e-300, expected a number >= 1e-37"),
+    ("mae", ["train.duration.epochs=1e30"], "steps, expected fewer than 2147483648"),
+    ("mae", ["optimizer.clip_norm=1e-300"], "=1e-300, expected a number > 0, at least 1e-37"),
     ("mae", ["objective.mask_ratio=0.9"], "mask ratio 0.9 leaves none of 4 patches visible"),
     ("mae", ["data.image_size=30"], "data.image_size=30 is not divisible by encoder.patch_size=8"),
     ("mae", ["train.batch_size=12"], "=12 is not divisible by the 8 devices; use 8 or 16"),
