@@ -50,16 +50,20 @@ def write_bytes(path: Path, content: bytes) -> None:
     if in_bucket(path):
         path.write_bytes(content)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with naming(path), partial.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if isinstance(error, FileNotFoundError):  # /proc, for example, takes no new file
+            reason = os.strerror(errno.EACCES)
+            raise PermissionError(errno.EACCES, reason, str(path)) from error
         raise
 
 

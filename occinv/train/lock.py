@@ -70,8 +70,9 @@ class Lock:
             raise UserError(
                 f"cannot lock {self.path}: {error.strerror}. Use a file system with locks."
             ) from error
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, f"{describe_this()}\n".encode(errors="replace"), 0)
+        with naming(self.path):
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, f"{describe_this()}\n".encode(errors="replace"), 0)
         return True
 
     def holder(self) -> str:

@@ -182,6 +182,7 @@ def test_the_time_of_evaluators_is_not_that_of_training(
         ("mae", ["evals.near={'name': 'kn'}"], "unknown evaluator 'kn' (did you mean 'knn'?)"),
         ("mae", ["evals.knn={'neighbours': 3}"], "unknown field 'evals.knn.neighbours'"),
         ("mae", ["evals.knn={'neighbors': 0}"], "evals.knn.neighbors=0, expected a number >= 1"),
+        ("mae", ["evals.knn={'neighbors': 99}"], "neighbors=99, expected 1 to "),
         ("mae", ["evals.knn={'every': {'hours': 1}}"], "unknown field 'evals.knn.every.hours'"),
         ("mae", ["evals.knn={'every': {}}"], "evals.knn.every has no length"),
         ("mae", ["evals.knn={'source': 'digts'}"], "did you mean 'digits'"),
