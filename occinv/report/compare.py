@@ -13,6 +13,7 @@ from typing import Any
 from occinv import schema
 from occinv.config import CONFIG, find_workdir
 from occinv.evaluators.base import Record
+from occinv.report.checks import without_control_codes
 from occinv.report.html import write_html
 from occinv.report.matrix import print_results
 from occinv.report.measured import Columns, curves_of, fill, floor_rows, records_of
@@ -38,7 +39,6 @@ from occinv.report.results import (
     StageRecord,
     load_results,
     setting_name,
-    without_control_codes,
 )
 from occinv.schema import UserError
 from occinv.train.records import FOLDER

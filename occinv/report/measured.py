@@ -17,6 +17,7 @@ import pydantic
 from occinv.data.identity import Images, unpack
 from occinv.evaluators import quoted_place
 from occinv.evaluators.base import Record
+from occinv.report.checks import is_valid
 from occinv.report.results import (
     OCCLUSION,
     PSNR,
@@ -25,7 +26,6 @@ from occinv.report.results import (
     CkaCurves,
     Column,
     Row,
-    is_valid,
 )
 from occinv.schema import UserError
 from occinv.train.records import FOLDER, read_records
