@@ -18,6 +18,7 @@ from occinv.commands.options import choices
 from occinv.commands.processes import fail, is_one_of_several
 from occinv.schema import UserError, nearest
 from occinv.sections import UnknownField
+from occinv.text import message
 from occinv.train.disk import RunFailed, bucket_problem, disk_problem
 from occinv.version import __version__
 
@@ -37,7 +38,9 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit status, which `occinv --help` explains."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_OneLine("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("occinv").setLevel(logging.INFO)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -91,6 +94,13 @@ def make_parser(names: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentPars
             module.add_arguments(subparser)
             subparser.set_defaults(run=module.run)
     return parser
+
+
+class _OneLine(logging.Formatter):
+    """Formats a message as one line without control codes. A traceback keeps its lines."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return message(super().formatMessage(record))
 
 
 class _Parser(argparse.ArgumentParser):

@@ -75,7 +75,7 @@ def load(spec: str, overrides: Iterable[str] = ()) -> Loaded:
       UserError: The file, the variant or an override is not valid.
     """
     name, variant, fields = _split(spec)
-    config = plain(_get_config(name, variant))
+    config = _get_config(name, variant)
     if not isinstance(config, dict):
         raise UserError(f"--config {name!r}: get_config returned {config!r}, expected a ConfigDict")
     given = [*(f"--config.{field}" for field in fields), *overrides]
@@ -130,8 +130,14 @@ def load_sweep(spec: str) -> Any:
     Raises:
       UserError: The file is not valid.
     """
-    sweep = _run_file(_split(spec)[0]).get("sweep")
-    return None if sweep is None else plain(sweep())
+    name = _split(spec)[0]
+    sweep = _run_file(name).get("sweep")
+    try:
+        return None if sweep is None else plain(sweep())
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise config_error(_find(name), error) from error
 
 
 def complete(config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -217,14 +223,16 @@ def _run_file(name: str) -> dict[str, Any]:
 
 
 def _get_config(name: str, variant: str) -> Any:
+    """Return what `get_config` of a config file returns, as plain dicts and tuples."""
     module = _run_file(name)
     if "get_config" not in module:
         raise UserError(f"--config {name!r} has no function get_config")
-    variants = module.get("VARIANTS", ())
-    if variant and variants and variant not in variants:
-        raise UserError(f"--config {name!r} has no variant {variant!r}{nearest(variant, variants)}")
     try:
-        return module["get_config"](variant) if variant else module["get_config"]()
+        variants = tuple(module.get("VARIANTS", ()))
+        if variant and variants and variant not in variants:
+            hint = nearest(variant, variants)
+            raise UserError(f"--config {name!r} has no variant {variant!r}{hint}")
+        return plain(module["get_config"](variant) if variant else module["get_config"]())
     except UserError:
         raise
     except (Exception, SystemExit) as error:
@@ -291,5 +299,5 @@ def stored_config(run: str) -> dict[str, Any] | None:
         return None
     try:
         return json.loads((workdir / CONFIG).read_text())["experiment"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise not_a_run(workdir, repr(error)) from error

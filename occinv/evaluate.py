@@ -26,7 +26,7 @@ from occinv.parallel import make_mesh
 from occinv.paths import as_path
 from occinv.schema import UserError
 from occinv.train.lock import lock_workdir
-from occinv.train.records import read_records, record_file, write_record
+from occinv.train.records import check_record_file, record_file, write_record
 from occinv.train.workdir import TrainedRun, load_run, workdir_of
 
 
@@ -109,7 +109,7 @@ def evaluate_run(
     """Measure one run, as `evaluate` does."""
     run, folder = load_run(workdir), workdir_of(workdir)
     path = as_path(out) if out else record_file(folder, name)
-    read_records(path)  # a file of other content is an error before the measurement
+    check_record_file(path)
     objective = str(run.experiment.objective["name"])
     otherwise = "Wait until it ends, or write the record to another folder with --out."
     is_inside = path.resolve().is_relative_to(folder.resolve())

@@ -81,12 +81,14 @@ def check_processes(
     missing = [name for name, value in given.items() if value is None]
     if 0 < len(missing) < len(given):
         raise UserError(f"{' and '.join(missing)} missing; give all of {', '.join(given)}")
+    if num_processes is not None and num_processes < 1:
+        raise UserError(f"--num-processes {num_processes}, expected 1 or more")
     if num_processes is not None and not 0 <= (process_id or 0) < num_processes:
         raise UserError(f"--process-id {process_id}, expected 0 to {num_processes - 1}")
     if coordinator is None:
         return
     host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+    if not host or not port.isdecimal() or len(port) > 5 or not 0 < int(port) < 2**16:
         raise UserError(f"--coordinator {coordinator!r}, expected HOST:PORT")
     if process_id == 0:
         has_ipv6 = socket.has_dualstack_ipv6()

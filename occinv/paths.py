@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -25,13 +27,14 @@ def as_path(path: str | Path) -> Path:
       A pathlib.Path, or in a bucket a BucketPath, which has its methods.
 
     Raises:
-      UserError: The path has another scheme, it names no bucket, or gcsfs is not installed.
+      UserError: The path has another scheme, it names no bucket, gcsfs is not installed, or no file
+        can have this name.
     """
     text = re.sub("^gs:/+", BUCKET, str(path))
     if not in_bucket(text):
         if re.match(r"\w+://", text):
             raise UserError(f"{text!r} has an unknown scheme, expected a path or {BUCKET}BUCKET/…")
-        return Path(path).expanduser()
+        return _possible(path)
     if text == BUCKET:
         raise UserError(f"{text!r} names no bucket, expected {BUCKET}BUCKET/FOLDER")
     if importlib.util.find_spec("gcsfs") is None:
@@ -39,6 +42,22 @@ def as_path(path: str | Path) -> Path:
     from occinv.bucket import BucketPath
 
     return cast(Path, BucketPath(text))
+
+
+def _possible(path: str | Path) -> Path:
+    """Return a path that a file can have. Raise UserError for a loop of links or a long name."""
+    reason: object
+    try:
+        found = Path(path).expanduser()
+        os.stat(found)
+        return found
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENAMETOOLONG):
+            return found
+        reason = error.strerror
+    except (ValueError, RuntimeError) as error:  # NUL, or no such home folder
+        reason = str(error).rstrip(".")
+    raise UserError(f"{str(path)[:100]!r}: {reason}. Use another path.")
 
 
 def in_bucket(path: str | Path) -> bool:

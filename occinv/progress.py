@@ -28,7 +28,7 @@ class Progress:
     def __init__(self, total: float = 0.0, console: Console | None = None) -> None:
         self.console = console or Console()
         self._bars = Bars(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f} %"),
             TimeElapsedColumn(),
@@ -54,7 +54,7 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Print a line above the bars. It stays one line in a file or a pipe."""
-        self.console.print(line, highlight=False, soft_wrap=True)
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def done(self, cost: float) -> None:
         """Add `cost` to the completed part of all stages."""

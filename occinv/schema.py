@@ -16,7 +16,16 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from occinv.sections import FLOAT32, INT32, INT53, UnknownField, UserError, from_mapping, plain
+from occinv.sections import (
+    FLOAT32,
+    INT32,
+    INT53,
+    TINY32,
+    UnknownField,
+    UserError,
+    from_mapping,
+    plain,
+)
 from occinv.sections import find_class as find_class
 from occinv.sections import nearest as nearest
 from occinv.size import divides, shortest
@@ -33,8 +42,8 @@ Depth = Annotated[int, Ge(1), Le(1000)]
 Side = Annotated[int, Ge(1), Le(2**14)]
 Sizes = Side | tuple[Side, Side]
 NonNegative = Annotated[float, Ge(0), Le(FLOAT32)]
-Positive = Annotated[float, Gt(0), Le(FLOAT32)]
-Fraction = Annotated[float, Gt(0), Le(1)]
+Positive = Annotated[float, Gt(0), Ge(TINY32), Le(FLOAT32)]
+Fraction = Annotated[float, Gt(0), Ge(TINY32), Le(1)]
 Area = Annotated[float, Ge(1e-4), Le(1)]
 Rate = Annotated[float, Ge(0), Lt(1)]
 Probability = Annotated[float, Ge(0), Le(1)]
@@ -351,6 +360,8 @@ def resolve(config: Mapping[str, Any]) -> Experiment:
     except UnknownField as error:
         error.config = config
         raise
+    if "name" not in experiment.objective:
+        raise UserError("objective.name is missing; set it to a name that `occinv list` prints")
     data, train = experiment.data, experiment.train
     patch_size = experiment.encoder.patch_size
     if not divides(patch_size, data.image_size):

@@ -19,8 +19,8 @@ from annotated_types import Ge, Gt, Le, Lt
 
 T = TypeVar("T")
 
-# Numbers are at most what their dtypes hold, and never nan or infinite.
-INT32, INT53, FLOAT32 = LIMITS = 2**31, 2**53, 3e38  # not printed
+# Numbers are at most what their dtypes hold, never nan or infinite, and if positive, not 0 there.
+INT32, INT53, FLOAT32, TINY32 = LIMITS = 2**31, 2**53, 3e38, 1e-37  # not printed
 SIGNS = {Ge: (">=", "ge"), Gt: (">", "gt"), Le: ("<=", "le"), Lt: ("<", "lt")}
 
 BOUNDS = {
@@ -79,8 +79,8 @@ def find_class(registry: Mapping[str, str], name: str, base: type, kind: str) ->
     module, _, attribute = where.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{shown} cannot be imported: {error}") from error
+    except Exception as error:  # a module of one's own may raise anything
+        raise UserError(f"{shown} cannot be imported: {type(error).__name__}: {error}") from error
     if not (isinstance(found, type) and issubclass(found, base)):
         raise UserError(f"{shown} is not a subclass of {base.__name__}")
     return found
@@ -102,12 +102,12 @@ def from_mapping(cls: type[T], section: Any, path: str, **given: Any) -> T:
       UserError: An unknown or missing field, or a value of the wrong type or out of range.
     """
     if not isinstance(section, Mapping):
-        raise UserError(f"{path}={section!r}, expected {_section_text(cls, path)}")
+        raise UserError(f"{path or 'the config'}={section!r}, expected {_section_text(cls, path)}")
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init and f.name not in given}  # type: ignore[arg-type]
     every = typing.get_type_hints(cls, include_extras=True)
     hints = {name: every[name] for name in fields}
     dot = f"{path}." if path else ""
-    for name in section:
+    for name in map(str, section):
         if name not in fields:
             below = _paths_below(hints, name)
             hint = f" (did you mean {dot + below[0]!r}?)" if below else nearest(name, fields)
@@ -186,7 +186,10 @@ def _value(hint: Any, value: Any, path: str, field: dataclasses.Field[Any]) -> A
             elif isinstance(value, Mapping) and key in value:
                 path, field = f"{path}.{key}", dataclasses.field()
         if kind in BOUNDS:
-            expected = f"a number {BOUNDS[kind]} {first['msg'].split()[-1]}"
+            (limit,) = first["ctx"].values()
+            shown = f"{limit:g}" if isinstance(limit, float) else str(limit)
+            above = "> 0, at least" if limit == TINY32 else BOUNDS[kind]
+            expected = f"a number {above} {shown}"
         elif kind == "finite_number":
             expected = "a finite number"
         elif kind == "literal_error":

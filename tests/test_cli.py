@@ -88,6 +88,13 @@ MISTAKES = [
     ("mae", ["encoder.name=bas"], "'large' or 'huge' (did you mean 'base'?)"),
     ("mae", ["objective.name=mea"], "unknown objective.name='mea' (did you mean 'mae'?)"),
     ("mae", ["objective.name=nowhere:X"], "objective.name='nowhere:X' cannot be imported"),
+    ("mae", ["objective.name=..:x"], "objective.name='..:x' cannot be imported: TypeError"),
+    ("mae", ["objective={}"], "objective.name is missing"),
+    ("mae", ["objective.color={1:2}"], "unknown field 'objective.color.1'"),
+    ("mae", ["evals={'../../x':{}}"], "evals: the label '../../x' names a file, expected"),
+    ("mae", ["evals={'knn':{},'a:knn':{}}"], "evals: two labels end in 'knn'"),
+    ("mae", ["init_from=~nobody-here/x"], "'~nobody-here/x': Could not determine home directory"),
+    ("mae", [f"init_from={'a' * 300}"], "File name too long. Use another path"),
     ("mae", ["objective.name=json:dumps"], "objective.name='json:dumps' is not a subclass"),
     ("rmae", ["objective.t2=complemnt"], "objective.t2='complemnt', expected 'complement', 'indep"),
     (
@@ -119,6 +126,8 @@ MISTAKES = [
         )
         for ratio in ("-1", "1", "1.5", "-0.75")
     ),
+    ("mae", ["train.duration.epochs=1e30"], "steps, expected fewer than 2147483648"),
+    ("mae", ["optimizer.clip_norm=1e-300"], "=1e-300, expected a number > 0, at least 1e-37"),
     ("mae", ["objective.mask_ratio=0.9"], "mask ratio 0.9 leaves none of 4 patches visible"),
     ("mae", ["data.image_size=30"], "data.image_size=30 is not divisible by encoder.patch_size=8"),
     ("mae", ["train.batch_size=12"], "=12 is not divisible by the 8 devices; use 8 or 16"),
@@ -335,6 +344,12 @@ CONFIG = ["--config", str(CONFIGS / "mae.py:smoke")]
         (["reproduce", "quickstart", "--workdir", "W", "--rows", "mea"], "(did you mean 'mae'?)"),
         (["reproduce", "quickstart", "--workdir", "W", "--seeds", "0"], "--seeds 0, expected 1 or"),
         (["report", "W"], "W"),
+        (["report", "\x1b[31m"], r"'\x1b[31m' has a control code, a line break or a byte that"),
+        (["report", "W\udce9"], r"'W\udce9' has a control code, a line break or a byte that"),
+        (
+            ["report", "W", "--prefix\x1b[31m" + "x" * 9999],
+            "unknown argument '--prefix\\x1b[31mxxx",
+        ),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )

@@ -62,3 +62,12 @@ def test_a_log_has_one_line_for_each_logged_step() -> None:
         "mae: step 2/4, loss 0.250, 1200 images/s, 0:00:20 left",
         "mae: step 4/4, loss 0.250, 1200 images/s",
     ]
+
+
+def test_brackets_in_a_name_are_no_markup() -> None:
+    progress, out = show(is_terminal=True)
+    with progress:
+        progress.stage("run [/b]")
+        assert "run [/b]" in text_of(progress)
+        progress.say("saved [/b]")
+    assert "saved [/b]" in out.getvalue()

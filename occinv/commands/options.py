@@ -10,6 +10,7 @@ from occinv.config import list_configs
 from occinv.objectives import OBJECTIVES
 from occinv.paths import as_path
 from occinv.schema import Encoder
+from occinv.text import is_safe
 
 
 def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -36,14 +37,17 @@ def to_path(text: str) -> Path:
     """Return the path that an argument names. It may be in a bucket.
 
     Raises:
-      ArgumentTypeError: The text is empty, or there is no such home folder.
+      ArgumentTypeError: The text is empty or has control codes.
+      UserError: As `as_path`.
     """
     if not text:
         raise argparse.ArgumentTypeError("the path is empty, expected a file or a folder")
-    try:
-        return as_path(text)
-    except RuntimeError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
+    if not is_safe(text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} has a control code, a line break or a byte that is not UTF-8. Rename it, or "
+            "use another path"
+        )
+    return as_path(text)
 
 
 def choices() -> str:

@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from occinv.commands.allocator import keep_freed_memory
+from occinv.text import message
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,7 +64,7 @@ def fail(status: int, reason: object) -> int:
 
     A regular exit of one process would wait for the others, which wait for it.
     """
-    print(f"occinv: {reason}", file=sys.stderr, flush=True)
+    print(f"occinv: {message(str(reason))}", file=sys.stderr, flush=True)
     if is_one_of_several():
         sys.stdout.flush()
         if sys.modules["jax"].process_index() == 0:

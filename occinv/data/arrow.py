@@ -24,6 +24,10 @@ from occinv.text import printable
 VALIDATION = ("validation", "val", "valid", "test")  # the first that exists is used
 
 
+# What damaged files raise.
+DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+
+
 class ArrowSource(Source):
     """One saved `datasets.Dataset`. See occinv.data.source.Source.
 
@@ -37,14 +41,17 @@ class ArrowSource(Source):
     def __init__(self, folder: Path):
         self.name = f"arrow:{printable(str(folder))}"
         try:
-            features = json.loads((folder / "dataset_info.json").read_text())["features"]
-            state = json.loads((folder / "state.json").read_text())
-            self._files = [folder / file["filename"] for file in state["_data_files"]]
-            tables = [pa.ipc.open_stream(pa.memory_map(str(f))).read_all() for f in self._files]
-        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+            self._open(folder)
+        except (*DAMAGED, pa.ArrowException) as error:
             raise UserError(
                 f"{self.name} is not a data set of save_to_disk: {printable(str(error))}"
             ) from error
+
+    def _open(self, folder: Path) -> None:
+        features = json.loads((folder / "dataset_info.json").read_text())["features"]
+        state = json.loads((folder / "state.json").read_text())
+        self._files = [folder / file["filename"] for file in state["_data_files"]]
+        tables = [pa.ipc.open_stream(pa.memory_map(str(f))).read_all() for f in self._files]
         image = _column(features, "Image", "image")
         label = _column(features, "ClassLabel", "label")
         if image is None or not sum(table.num_rows for table in tables):
@@ -57,6 +64,12 @@ class ArrowSource(Source):
         if label is not None:
             numbers = [table.column(label).fill_null(-1).to_numpy() for table in tables]
             self.labels = np.concatenate(numbers).astype(np.int32)
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if low < -1 or high >= max(1, len(self.classes)):
+            raise UserError(
+                f"{self.name} has labels from {low} to {high}, expected 0 to "
+                f"{len(self.classes) - 1} for its {len(self.classes)} classes, or -1"
+            )
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -87,10 +100,10 @@ def open_arrow(path: str, *, train: bool) -> ArrowSource:
     """
     root = Path(path).expanduser()
     try:
-        splits = json.loads((root / "dataset_dict.json").read_text())["splits"]
+        splits = list(json.loads((root / "dataset_dict.json").read_text())["splits"])
     except FileNotFoundError:
         return ArrowSource(root)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except DAMAGED as error:
         raise UserError(
             f"{printable(str(root))}/dataset_dict.json is damaged: {error!r}"
         ) from error

@@ -95,9 +95,12 @@ def _by_name(source: Source) -> dict[str, list[int]]:
 
 def _read_lines(path: Path, field: str) -> list[str]:
     try:
-        text = path.expanduser().read_text(encoding="utf-8-sig")
+        found = path.expanduser()
+        if found.exists() and not found.is_file():
+            raise OSError("it is not a file")  # a device would never end
+        text = found.read_text(encoding="utf-8-sig")
         return [line.strip() for line in text.split("\n") if line.strip()]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: no such home folder
         raise UserError(f"{field}={str(path)!r} cannot be read: {error}") from error
 
 

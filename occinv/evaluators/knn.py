@@ -38,6 +38,10 @@ class Knn(FeatureEvaluator):
     neighbors: Count = option(20, "Number of neighbors.")
     temperature: Positive = option(0.07, "Temperature of the vote weights.")
 
+    def check(self, subject: Subject) -> None:
+        super().check(subject)
+        check_neighbors(self.neighbors, len(subject.training_images(self.source)))
+
     def measure(self, subject: Subject, images: Source) -> Result:
         known = self.training_images(subject, images)
         training, queries = (self.extract(subject, each) for each in (known, images))
@@ -75,12 +79,7 @@ def knn(
     """
     own = np.full(len(queries.labels), -1) if own is None else own
     excluded = bool((own >= 0).any())
-    count = len(training.labels) - excluded
-    if not 1 <= neighbors <= count:
-        raise UserError(
-            f"neighbors={neighbors}, expected 1 to {count}, the number of "
-            f"{'other ' * excluded}training images"
-        )
+    check_neighbors(neighbors, len(training.labels) - excluded, "other " * excluded)
     classes = int(max(training.labels.max(), queries.labels.max())) + 1
     hits = []
     for start in range(0, len(queries.labels), QUERIES):
@@ -94,6 +93,14 @@ def knn(
         better = (votes >= for_own).sum(1) - 1
         hits += [[(better < first) & (for_own[:, 0] > 0) for first in (1, 5)]]
     return np.concatenate([np.stack(each, 1) for each in hits])
+
+
+def check_neighbors(neighbors: int, count: int, which: str = "") -> None:
+    """Raise UserError unless `count` training images have so many neighbors."""
+    if not 1 <= neighbors <= count:
+        raise UserError(
+            f"neighbors={neighbors}, expected 1 to {count}, the number of {which}training images"
+        )
 
 
 def _nearest(

@@ -27,7 +27,7 @@ from occinv.evaluators.base import (
     token_of,
 )
 from occinv.evaluators.features import Labeled, extract, own_rows
-from occinv.evaluators.knn import Knn, knn
+from occinv.evaluators.knn import Knn, check_neighbors, knn
 from occinv.evaluators.occlusion import check_occlusion, put_rng
 from occinv.losses.classification import hits
 from occinv.losses.contrastive import unit
@@ -76,6 +76,8 @@ class OcclusionAccuracy(Evaluator):
         check_occlusion(subject.encoder, self.ratios, self.removed)
         if not self.removals:
             raise UserError(f"removals is empty, expected one or more of {', '.join(REMOVALS)}")
+        if not isinstance(subject.objective, Classification):
+            check_neighbors(self.neighbors, len(subject.training_images(self.source)))
 
     def measure(self, subject: Subject, images: Source) -> Result:
         token = token_of(subject.objective)

@@ -13,6 +13,7 @@ from typing import Any
 from occinv import schema
 from occinv.config import CONFIG, find_workdir
 from occinv.evaluators.base import Record
+from occinv.report.checks import without_control_codes
 from occinv.report.html import write_html
 from occinv.report.matrix import print_results
 from occinv.report.measured import Columns, curves_of, fill, floor_rows, records_of
@@ -120,7 +121,7 @@ def _make_folder_of(out: Path) -> None:
 
 
 def compare(folders: Sequence[Path]) -> Results:
-    """Collect the rows of several folders.
+    """Collect the rows of several folders. Control codes in their texts become spaces.
 
     Args:
       folders: Folders with `results.json`, which contribute all their rows, and workdirs of runs.
@@ -133,6 +134,10 @@ def compare(folders: Sequence[Path]) -> Results:
     Raises:
       UserError: No folder is given, or one of them contains neither.
     """
+    return without_control_codes(_compare(folders))
+
+
+def _compare(folders: Sequence[Path]) -> Results:
     names = unique_names(folders)
     if not names:
         raise UserError(f"no folder given. Give workdirs of runs or folders with {FILE}")
@@ -248,6 +253,11 @@ def _read_run(folder: Path, name: str) -> Run:
             "or the workdir of a run"
         )
     experiment, _ = read_config(folder)
+    try:
+        encoder_text(experiment)
+        read_axes(folder)
+    except UserError as error:
+        raise UserError(f"{folder / CONFIG}: {error}") from None
     stage = OBJECTIVE_STAGES.get(str(experiment.objective["name"]), "pretrain")
     pretrained = None
     if stage != "pretrain" and experiment.init_from is not None:

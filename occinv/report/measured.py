@@ -7,15 +7,17 @@ same protocol.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pydantic
 
-from occinv.data.identity import Images
+from occinv.data.identity import Images, unpack
 from occinv.evaluators import quoted_place
 from occinv.evaluators.base import Record
+from occinv.report.checks import is_valid
 from occinv.report.results import (
     KNN,
     OCCLUSION,
@@ -26,8 +28,9 @@ from occinv.report.results import (
     Column,
     Row,
 )
+from occinv.schema import UserError
 from occinv.train.records import FOLDER, read_records
-from occinv.train.workdir import read_result
+from occinv.train.workdir import RESULT, read_result
 
 
 class Quantity(NamedTuple):
@@ -52,18 +55,50 @@ QUANTITIES = {
 
 
 def records_of(workdir: Path, stage: str) -> list[Record]:
-    """Return every record of a run, with that of its last evaluation in training."""
-    found = [
-        record
-        for path in sorted((workdir / FOLDER).glob("*.json"))
-        for record in read_records(path)
-        if record.evaluator in QUANTITIES
-    ]
+    """Return every record of a run, with that of its last evaluation in training.
+
+    Raises:
+      UserError: A file is damaged.
+    """
+    found = []
+    for path in sorted((workdir / FOLDER).glob("*.json")):
+        for record in read_records(path):
+            if record.evaluator in QUANTITIES:
+                _check(record, path)
+                found.append(record)
     result = read_result(workdir)
-    if result is not None and "images" in result and "top1" in result["metrics"]:
+    if result is None or stage not in QUANTITIES:
+        return found
+    if "images" in result and "top1" in result["metrics"]:
         images, values = Images(**result["images"]), {"top1": result["metrics"]["top1"]}
-        found.append(Record(stage, str(workdir), stage, result["step"], images, {}, "", values, {}))
+        record = Record(stage, str(workdir), stage, result["step"], images, {}, "", values, {})
+        _check(record, workdir / RESULT)
+        found.append(record)
     return found
+
+
+def _check(record: Record, path: Path) -> None:
+    """Raise UserError unless a record holds what tables read from it: the file may be damaged."""
+    try:
+        for quantity in QUANTITIES[record.evaluator]:
+            value = record.values.get(quantity.value)
+            if value is not None and not is_valid(value, quantity.column):
+                raise ValueError(f"{quantity.value} is {value}")
+        if record.images.count < 1:
+            raise ValueError(f"there are {record.images.count} images")
+        if record.evaluator == "invariance":
+            row = Row("", "", cka={"pretrained": curves_of([record])})
+            for each in (row, *floor_rows([record])):
+                pydantic.TypeAdapter(Row).validate_python(asdict(each))  # types of its numbers
+        elif record.protocol.get("classifier") == "own":
+            unpack(next(iter(record.details["hits"].values()))[0])
+        elif isinstance(hits := record.details.get("hits"), str):
+            unpack(hits)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} has a damaged record of {record.evaluator} ({error!r}). Move the file away, "
+            "and measure again."
+        ) from None
 
 
 class Columns:

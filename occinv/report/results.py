@@ -8,11 +8,15 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
+
+from annotated_types import Ge, Le
 
 from occinv.evaluators import quoted_place
 from occinv.paths import as_path, in_bucket
+from occinv.report.checks import check_numbers
 from occinv.schema import UserError
+from occinv.train.disk import read_json
 
 FILE = "results.json"
 MISSING = "–"  # the text of a cell without a value
@@ -48,7 +52,7 @@ class Column:
     heading: str
     unit: str
     about: str = ""
-    decimals: int = 1
+    decimals: Annotated[int, Ge(0), Le(9)] = 1
 
 
 PSNR = Column("psnr", "PSNR dB", "dB", "reconstruction with the visible patches pasted")
@@ -139,6 +143,16 @@ class CkaCurves:
     by_seed: list[list[list[float]]] = field(default_factory=list)
     token: str = "class"
     floor: list[list[float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Raise ValueError unless every curve has R x L numbers."""
+        expected = [len(self.blocks)] * len(self.ratios)
+        curves = [self.values, *self.by_seed, *([self.floor] if self.floor else [])]
+        if not self.ratios or not self.blocks or any([*map(len, c)] != expected for c in curves):
+            raise ValueError(
+                f"CKA curves of another shape than {len(self.ratios)} ratios x "
+                f"{len(self.blocks)} blocks"
+            )
 
 
 class Cka(NamedTuple):
@@ -334,7 +348,7 @@ def load_results(folder: str | Path) -> Results:
     folder = as_path(folder)
     path = folder / FILE
     try:
-        results = pydantic.TypeAdapter(Results).validate_json(path.read_bytes())
+        results = pydantic.TypeAdapter(Results).validate_python(read_json(path))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist. Run `occinv reproduce` to write it.") from None
     except pydantic.ValidationError as error:
@@ -344,6 +358,10 @@ def load_results(folder: str | Path) -> Results:
             f"{path} is not a results file of this version: {place}: {first['msg']}. Run "
             "`occinv reproduce` again."
         ) from None
+    try:
+        check_numbers(results)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}. Run `occinv reproduce` again.") from None
     within = folder.resolve()
     for row in results.rows:
         for picture in (name for triple in row.reconstructions for name in triple.values()):

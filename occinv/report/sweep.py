@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from occinv.report import svg
 from occinv.report.figures import style_axes
@@ -219,11 +220,11 @@ def print_sweep(results: SweepResults, console: Console | None = None) -> None:
     console = console_of_width(console)
     table = Table(box=box.SIMPLE_HEAD)
     for heading in ("setting", f"mean {results.metric}", "95 % interval", "each seed"):
-        table.add_column(heading, overflow="fold")
+        table.add_column(Text(heading), overflow="fold")
     for each in results.settings:
         values = ", ".join(map(number_text, each.values))
         cells = number_text(each.mean), interval_text(each), each.error or values
-        table.add_row(each.name, *cells)
+        table.add_row(*map(Text, (each.name, *cells)))
     console.print(table)
     for line in results.conclusion:
         console.print(line, soft_wrap=True, highlight=False, markup=False)

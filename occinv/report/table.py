@@ -336,6 +336,6 @@ def print_invariance(records: Sequence[Record], console: Console | None = None) 
                 floor = f"{max(known[1:]):.3f}" if known[1:] else MISSING
                 cells += [f"{known[0]:.3f}", floor] if known else [MISSING, MISSING]
             name = token.replace("_", " ") + (" (trained)" if is_trained else "")
-            table.add_row(run, name, *cells)
+            table.add_row(Text(run), Text(name), *cells)
             run = ""
     console.print(table)

@@ -26,11 +26,10 @@ from occinv.report.read_run import (
     set_axes,
 )
 from occinv.report.results import ENCODERS, Results, Row, Settings
-from occinv.reproduce.run import FAILED, TableRun, Trial
+from occinv.reproduce.run import FAILED, TableRun, Trial, read_failure
 from occinv.reproduce.specs import COLUMNS, LINEAR, RowSpec
 from occinv.schema import Experiment
 from occinv.size import size_text
-from occinv.train.disk import read_json
 from occinv.train.records import read_records
 from occinv.train.workdir import METRICS, read_result
 from occinv.train.writers import read_scalars
@@ -111,7 +110,7 @@ def make_row(spec: RowSpec, run: TableRun) -> Row:
         seconds = stage.seconds or None
         setattr(row, name, read_stage(stage.workdir, stage.experiment, stage.command, seconds))
     if failed := [path for trial in trials if (path := trial.folder / FAILED).exists()]:
-        row.status, row.error = "failed", read_json(failed[0])["error"]
+        row.status, row.error = "failed", read_failure(failed[0])
     else:
         row.status = "done" if all(trial.is_done for trial in trials) else "running"
     row.values = read_values(trials)

@@ -13,6 +13,8 @@ from occinv.reproduce.methods import Method
 from occinv.reproduce.specs import RowSpec
 from occinv.schema import UserError, nearest
 
+MOST_SEEDS = 1000
+
 
 class Worker(NamedTuple):
     """Worker `number` (from 1) of `total` workers that share a workdir."""
@@ -24,6 +26,12 @@ class Worker(NamedTuple):
 ONLY_WORKER = Worker(1, 1)
 
 
+def check_seeds(seeds: int) -> None:
+    """Raise UserError unless so many seeds can be run."""
+    if not 1 <= seeds <= MOST_SEEDS:
+        raise UserError(f"--seeds {seeds}, expected 1 or more, up to {MOST_SEEDS}")
+
+
 def parse_jobs(words: Sequence[str] | None) -> Worker:
     """Parse `--jobs K of N`; None is the only worker.
 
@@ -32,7 +40,8 @@ def parse_jobs(words: Sequence[str] | None) -> Worker:
     """
     if words is None:
         return ONLY_WORKER
-    if len(words) != 3 or words[1] != "of" or not all(w.isdecimal() for w in words[::2]):
+    numbers = all(w.isdecimal() and len(w) < 10 for w in words[::2])
+    if len(words) != 3 or words[1] != "of" or not numbers:
         raise UserError(f"--jobs {' '.join(words)}, expected K of N, such as 2 of 4")
     worker = Worker(int(words[0]), int(words[2]))
     if not 1 <= worker.number <= worker.total:

@@ -23,6 +23,7 @@ from occinv.evaluators.psnr import Psnr
 from occinv.evaluators.reconstructions import Reconstructions
 from occinv.objectives.base import objective_of
 from occinv.reproduce.methods import Method
+from occinv.reproduce.options import check_seeds
 from occinv.reproduce.specs import LABEL_STAGES, SCALES, RowSpec, TableSpec
 from occinv.schema import UserError
 from occinv.train.disk import read_json
@@ -60,8 +61,7 @@ class TableRun:
     command: str = ""
 
     def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise UserError(f"--seeds {self.seeds}, expected 1 or more")
+        check_seeds(self.seeds)
         if not 0 < self.length < math.inf:
             raise UserError(f"--length {self.length}, expected a finite factor above 0")
 
@@ -103,7 +103,10 @@ class Stage:
     def seconds(self) -> float:
         """The training time so far, without the time that killed processes lost."""
         path = self.workdir / SECONDS
-        return read_json(path) if path.exists() else 0.0
+        seconds = read_json(path) if path.exists() else 0.0
+        if not isinstance(seconds, float | int):
+            raise UserError(f"{path} is damaged, expected a number. Move it away.")
+        return seconds
 
 
 # One evaluator for all trials: encoders of one shape share the floor of their invariance.
@@ -277,6 +280,18 @@ class Trial(Work):
     def cost(self) -> float:
         """The cost of all stages and evaluations."""
         return super().cost + EVALUATION_COST
+
+
+def read_failure(path: Path) -> str:
+    """Return why a run failed, from its FAILED.
+
+    Raises:
+      UserError: The file is damaged.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or "error" not in content:
+        raise UserError(f"{path} is damaged: it has no error. Move it away.")
+    return str(content["error"])
 
 
 def load_experiment(config: str, overrides: tuple[str, ...] = ()) -> schema.Experiment:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,18 +22,19 @@ from occinv.evaluators.base import make_evaluator
 from occinv.report.compare import OBJECTIVE_STAGES
 from occinv.report.read_run import last_loss
 from occinv.report.sweep import FILE, Measured, SweepResults, choose_metric, print_sweep, write_page
-from occinv.reproduce.options import ONLY_WORKER, Worker
-from occinv.reproduce.run import FAILED, Measurement, Stage, Work, load_experiment
+from occinv.reproduce.options import ONLY_WORKER, Worker, check_seeds
+from occinv.reproduce.run import FAILED, Measurement, Stage, Work, load_experiment, read_failure
 from occinv.reproduce.run_table import Written, run_all
 from occinv.schema import UserError
 from occinv.train.check import check_config, read_evals
-from occinv.train.disk import read_json, write_json
+from occinv.train.disk import write_json
 from occinv.train.lock import locked
 from occinv.train.records import FOLDER, read_records, record_file
 from occinv.train.workdir import read_result
 
 Setting = dict[str, Any]  # values by the path of a field
 
+MOST_SETTINGS = 10_000
 LONGEST_NAME = 180  # bytes, of the 255 that file systems allow
 
 
@@ -60,8 +62,7 @@ class Sweep:
     command: str = ""
 
     def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise UserError(f"--seeds {self.seeds}, expected 1 or more")
+        check_seeds(self.seeds)
         for name, count in Counter(self.names).items():
             if count > 1:
                 raise UserError(f"the sweep has the setting {name} {count} times; give each once")
@@ -189,7 +190,7 @@ def collect(sweep: Sweep, runs: Sequence[SweepRun]) -> SweepResults:
                 setting,
                 [found[run.folder].get(metric) for run in own],
                 own[0].stage.command,
-                read_json(failed[0])["error"] if failed else None,
+                read_failure(failed[0]) if failed else None,
             )
         )
     return SweepResults(
@@ -262,11 +263,13 @@ def product(fields: Mapping[str, Any]) -> list[Setting]:
     """Return every combination of the values of fields; the last field changes fastest.
 
     Raises:
-      UserError: A field has no list of values.
+      UserError: A field has no list of values, or there are too many combinations.
     """
     for path, values in fields.items():
         if not isinstance(values, list | tuple) or not values:
             raise UserError(f"sweep: {path}={values!r}, expected a list of one or more values")
+    if (count := math.prod(map(len, fields.values()))) > MOST_SETTINGS:
+        raise UserError(f"sweep: {count} settings, expected up to {MOST_SETTINGS}; leave some out")
     return [dict(zip(fields, one, strict=True)) for one in itertools.product(*fields.values())]
 
 
@@ -281,9 +284,11 @@ def check_setting(setting: Setting) -> Setting:
       UserError: It sets the seed, or a value is not a Python literal.
     """
     for path, value in setting.items():
+        if not isinstance(path, str):
+            raise UserError(f"sweep: {path!r}={value!r}, expected the path of a field")
         if path == "seed":
             raise UserError(f"sweep: seed={value!r}; leave it out and give --seeds N")
-        if parse(repr(value)) != value:
+        if repr(parse(repr(value))) != repr(value):  # an array has no single truth value
             raise UserError(f"sweep: {path}={value!r}, expected a Python literal such as 0.5")
     return setting
 

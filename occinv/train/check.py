@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import NamedTuple
 
 from occinv import schema
@@ -81,8 +82,16 @@ def read_evals(experiment: Experiment) -> list[Planned]:
     Raises:
       UserError: An unknown evaluator or option, or a value out of range.
     """
-    found = []
+    found, files = [], set()
     for label, section in experiment.evals.items():
+        if not re.fullmatch(r"[\w-][\w.:-]{,99}(?<!:)", label):
+            raise UserError(
+                f"evals: the label {label[:200]!r} names a file, expected 1 to 100 letters, digits,"
+                " _ or -, such as knn"
+            )
+        if (file := label.rpartition(":")[2]) in files:
+            raise UserError(f"evals: two labels end in {file!r}, expected different ones")
+        files.add(file)
         options, path = dict(section), f"evals.{label}"
         name = str(options.pop("name", label))
         timing = {"every": options.pop("every", None)}

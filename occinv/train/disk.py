@@ -25,6 +25,10 @@ REMEDIES = {
     "EROFS": "Make the disk writable",
     "EACCES": "Get permission to write there",
     "EPERM": "Get permission to write there",
+    "EIO": "Check the disk",
+    "EISDIR": "Move the folder away",
+    "EEXIST": "Move the file away",
+    "ENOTDIR": "Move the file away",
 }
 
 
@@ -46,16 +50,20 @@ def write_bytes(path: Path, content: bytes) -> None:
     if in_bucket(path):
         path.write_bytes(content)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with naming(path), partial.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if isinstance(error, FileNotFoundError):  # /proc, for example, takes no new file
+            reason = os.strerror(errno.EACCES)
+            raise PermissionError(errno.EACCES, reason, str(path)) from error
         raise
 
 
@@ -77,24 +85,51 @@ def write_json(path: Path, content: Any, *, indent: int | None = 1) -> None:
     write_text(path, text + "\n")
 
 
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a file.
+
+    Raises:
+      FileNotFoundError: The file does not exist.
+      UserError: The file cannot be read.
+    """
+    try:
+        if not in_bucket(path) and path.exists() and not path.is_file():
+            raise OSError("it is not a file")  # a pipe would never end
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read: {error.strerror or error}. Move it away, or repair it."
+        ) from None
+
+
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file.
 
     Raises:
       FileNotFoundError: The file does not exist.
-      UserError: The file is empty, damaged or cannot be read.
+      UserError: The file is empty, damaged or cannot be read, or has a number that is not finite.
     """
+    content = read_bytes(path)
     try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
-    try:
-        return json.loads(content)
+        return json.loads(content, parse_float=_number, parse_constant=_number, parse_int=_integer)
     except (ValueError, RecursionError) as error:
         why = "is empty" if not content.strip(b"\0 \r\n\t") else f"is not JSON ({error})"
         raise UserError(f"{path} {why}. Restore it from a copy, or move it away.") from None
+
+
+def _number(text: str) -> float:
+    """Return a number of JSON. Python also reads NaN, and larger numbers than a float holds."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:20]} is not a finite number")
+    return number
+
+
+def _integer(text: str) -> int:
+    _number(text)
+    return int(text)
 
 
 def _finite(content: Any) -> Any:
@@ -114,7 +149,7 @@ def disk_problem(error: BaseException) -> str | None:
     for each in _chain(error):
         text, name = str(each), None
         if isinstance(each, OSError) and each.errno is not None:
-            name, path = errno.errorcode.get(each.errno), each.filename
+            name, path = errno.errorcode.get(each.errno), each.filename2 or each.filename
         else:
             # The wording of TensorStore, with which Orbax writes arrays.
             found = re.search(r"os_error_code='(\d+)'", text)

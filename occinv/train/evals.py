@@ -16,7 +16,7 @@ from occinv import parallel
 from occinv.evaluators.base import Evaluator, Subject, run_evaluator
 from occinv.train.check import read_evals
 from occinv.train.prepare import Run
-from occinv.train.records import read_records, record_file, write_record
+from occinv.train.records import check_record_file, record_file, write_record
 from occinv.train.step import TrainState, join_state
 from occinv.train.writers import Writer
 
@@ -46,7 +46,7 @@ class Evals:
             subject = self._subject({})
             evaluator.check(subject)
             subject.open(evaluator.source, evaluator.num_images)
-            read_records(record_file(workdir, label))
+            check_record_file(record_file(workdir, label))
             self.entries.append(Entry(label, name, evaluator, run.every(interval)))
 
     def _subject(self, params: dict) -> Subject:

@@ -51,6 +51,8 @@ class Lock:
         self._descriptor: int | None = None
         if jax.process_index() == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists() and not path.is_file():
+                raise OSError(errno.EINVAL, f"{path.name} is not a file")
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
 
     def take(self, *, wait: bool = False) -> bool:
@@ -68,8 +70,9 @@ class Lock:
             raise UserError(
                 f"cannot lock {self.path}: {error.strerror}. Use a file system with locks."
             ) from error
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, f"{describe_this()}\n".encode(errors="replace"), 0)
+        with naming(self.path):
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, f"{describe_this()}\n".encode(errors="replace"), 0)
         return True
 
     def holder(self) -> str:

@@ -16,6 +16,7 @@ from occinv.evaluators.base import Record, Result
 from occinv.evaluators.pictures import save_pictures
 from occinv.schema import UserError
 from occinv.train.disk import read_json, write_json
+from occinv.train.workdir import check_folder
 
 FOLDER = "evaluate"
 PICTURE = 128  # pixels a side of a picture in a grid, about
@@ -24,6 +25,12 @@ PICTURE = 128  # pixels a side of a picture in a grid, about
 def record_file(workdir: Path, name: str) -> Path:
     """Return the file of the records of an evaluator: a name of `EVALUATORS`, or module:Class."""
     return workdir / FOLDER / f"{name.rpartition(':')[2]}.json"
+
+
+def check_record_file(path: Path) -> None:
+    """Raise UserError, before a measurement, if its record cannot be added to a file."""
+    check_folder(path.parent)
+    read_records(path)
 
 
 def write_record(path: Path, record: Record, result: Result) -> Path | None:

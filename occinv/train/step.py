@@ -24,6 +24,7 @@ from occinv.objectives import forward
 from occinv.objectives.base import FROZEN, Objective, ParamGroup, Setting, make_objective
 from occinv.rng import image_rngs
 from occinv.schema import Encoder, Experiment, Train, UserError
+from occinv.sections import INT32
 from occinv.size import Size, sides
 from occinv.train.accumulation import grad_cache, mean_of_parts
 from occinv.train.monitors import gradient_noise, layer_norms
@@ -164,6 +165,10 @@ def lengths_of(experiment: Experiment, epoch: int) -> Lengths:
         raise UserError(
             f"train.duration={train.duration} is less than one step of {train.batch_size} images "
             f"over {epoch} images of data; use a longer duration or a smaller batch"
+        )
+    if steps >= INT32:  # the counter of the optimizer
+        raise UserError(
+            f"train.duration={train.duration} is {steps:.3g} steps, expected fewer than {INT32}"
         )
     end = steps
     if train.stop_after is not None:

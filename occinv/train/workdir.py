@@ -103,7 +103,7 @@ class Stored(NamedTuple):
 
 def check_folder(workdir: Path) -> None:
     """Raise UserError if `workdir` cannot be a folder."""
-    shown = f"--workdir {str(workdir)[:100]!r}"
+    shown = repr(str(workdir)[:100])
     if in_bucket(workdir):
         return _check_bucket(shown, bucket_of(workdir))
     for path in (workdir, *workdir.parents):
@@ -135,8 +135,14 @@ def _check_bucket(shown: str, bucket: Path) -> None:
 def check_free(workdir: Path, experiment: schema.Experiment, classes: tuple[str, ...]) -> None:
     """Raise UserError if `workdir` cannot be a folder, or holds the run of another experiment."""
     check_folder(workdir)
+    check_folder(workdir / CHECKPOINTS)
     if (workdir / CONFIG).exists():
         check_same(workdir, experiment, classes)
+    elif any(path.name.isdecimal() for path in (workdir / CHECKPOINTS).glob("*")):
+        raise UserError(
+            f"{workdir} holds checkpoints of a run, but no {CONFIG}. Restore it from a copy, or "
+            "use another --workdir."
+        )
 
 
 def claim(
@@ -206,7 +212,7 @@ def read_config(workdir: Path) -> Stored:
         return Stored(experiment, tuple(map(str, stored["classes"])), _identity(stored))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise not_a_run(workdir, repr(error)) from None
 
 
@@ -225,7 +231,7 @@ def read_result(workdir: Path) -> dict[str, Any] | None:
         metrics = {n: math.nan if value is None else float(value) for n, value in metrics.items()}
         if "images" in result:
             Images(**result["images"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{path} is not the result of a run: {error!r}. Move it away.") from None
     ours = read_config(workdir).identity
     if result.get("run") != (ours and ours.run):

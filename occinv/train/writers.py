@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from occinv.train.disk import naming, write_bytes, write_text
+from occinv.train.disk import naming, read_bytes, write_bytes, write_text
 
 EVENTS = "events.out.tfevents.*"
 SHOWN = 30  # seconds until an event is in the file, for a TensorBoard that watches the run
@@ -161,12 +161,17 @@ class TensorBoardWriter(Writer):
 
 
 def _cut_events(path: Path, last: int) -> None:
-    """Remove the events of later steps than `last` from an event file, and an incomplete event."""
+    """Remove the events of later steps than `last` from an event file, and broken events."""
+    from google.protobuf.message import DecodeError
     from tensorboardX.proto.event_pb2 import Event
 
     kept, content = [], path.read_bytes()
     for record, payload in event_records(content):
-        event = Event.FromString(payload)
+        try:
+            event = Event.FromString(payload)
+        except DecodeError:
+            log.warning("%s: dropped an event, which is broken", path)
+            continue
         if event.step <= last or event.HasField("session_log"):
             kept.append(record)
     if len(shorter := b"".join(kept)) < len(content):
@@ -223,25 +228,25 @@ def read_scalars(path: Path) -> list[dict[str, Any]]:
 
     Raises:
       FileNotFoundError: The file does not exist.
+      UserError: The file cannot be read.
     """
     lines = []
-    texts = path.read_bytes().split(b"\n")
+    texts = read_bytes(path).split(b"\n")
     for number, text in enumerate(texts, start=1):
         try:
             if number == len(texts):  # the text after the last newline is an incomplete line
                 raise ValueError
             lines.append(_read_line(text))
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             if text or number < len(texts):
                 log.warning("%s: dropped line %d, which is broken: %r", path, number, text[:60])
     return lines
 
 
 def _read_line(text: bytes) -> dict[str, Any]:
-    line = {
-        name: value if isinstance(value, int) else float(value)
-        for name, value in json.loads(text).items()
-    }
+    content = json.loads(text)
+    floats = {name: float(value) for name, value in content.items()}
+    line = {name: v if isinstance(v, int) else floats[name] for name, v in content.items()}
     return {**line, "step": int(line["step"])}
 
 

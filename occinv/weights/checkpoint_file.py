@@ -57,7 +57,8 @@ def read_checkpoint(path: Path) -> Contents:
             raise UserError(f"the folder {path} has no {names}. {EXPECTED}")
         path = inside[0]
     if not path.is_file():
-        raise UserError(f"{path} does not exist. {EXPECTED}")
+        what = "is not a file" if path.exists() else "does not exist"
+        raise UserError(f"{path} {what}. {EXPECTED}")
     try:
         tree, metadata = (_read_parts if path.name.endswith(INDEX) else _read)(path)
         metadata = {name: metadata[name] for name in METADATA if name in metadata}
@@ -112,7 +113,9 @@ def _read_parts(path: Path) -> Contents:
 
 def _read_zip(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
+        names, size = archive.namelist(), sum(info.file_size for info in archive.infolist())
+        if size > max(2**30, 100 * path.stat().st_size):  # weights hardly compress
+            raise UserError(f"the file unpacks to {size / 2**30:.3g} GiB. {EXPECTED}")
         if entry := next((name for name in names if f"/{name}".endswith("/data.pkl")), None):
             return torch_file.read_zip(archive, entry)
     if not names or not all(name.endswith(".npy") for name in names):

@@ -17,6 +17,7 @@ from occinv.paths import in_bucket
 from occinv.schema import UserError
 from occinv.size import stored_text
 from occinv.train import workdir
+from occinv.train.disk import naming
 from occinv.weights import Target, big_vision_names
 from occinv.weights.export_huggingface import huggingface_model, write_folder
 from occinv.weights.import_report import grouped
@@ -83,15 +84,16 @@ def export_weights(path: str | Path, target: Target, file: Path) -> str:
     file.absolute().parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
-        if target == "timm":
-            metadata = {name: str(getattr(encoder, name)) for name in METADATA}
-            metadata |= {name: stored_text(getattr(encoder, name)) for name in SIZES}
-            partial.write_bytes(save(arrays, {"format": "pt"} | metadata))
-        elif target == "huggingface":
-            write_folder(partial, arrays, model)
-        else:
-            with partial.open("wb") as stream:
-                np.savez(stream, **arrays)  # type: ignore[arg-type]
+        with naming(file):
+            if target == "timm":
+                metadata = {name: str(getattr(encoder, name)) for name in METADATA}
+                metadata |= {name: stored_text(getattr(encoder, name)) for name in SIZES}
+                partial.write_bytes(save(arrays, {"format": "pt"} | metadata))
+            elif target == "huggingface":
+                write_folder(partial, arrays, model)
+            else:
+                with partial.open("wb") as stream:
+                    np.savez(stream, **arrays)  # type: ignore[arg-type]
         os.replace(partial, file)
     finally:
         if partial.is_dir():

@@ -52,11 +52,14 @@ def torch_layout(kernel: np.ndarray) -> np.ndarray:
 
 
 def as_float32(value: np.ndarray, key: str, report: ImportReport) -> np.ndarray:
-    """Return `value` as float32. Raises UserError unless it has finite real numbers only."""
-    if value.dtype.kind not in "fiub" and value.dtype != jnp.bfloat16:
-        raise UserError(f"{key} has dtype {value.dtype}. Expected real numbers.")
+    """Return `value` as float32. Raises UserError unless it has finite float numbers only."""
+    if value.dtype.kind != "f" and value.dtype != jnp.bfloat16:
+        raise UserError(
+            f"{key} has dtype {value.dtype}. Expected float numbers: quantized weights cannot be "
+            "imported."
+        )
     note = f"{value.dtype} arrays are converted to float32"
-    if value.dtype != np.float32 and value.dtype.kind not in "iub" and note not in report.notes:
+    if value.dtype != np.float32 and note not in report.notes:
         report.notes.append(note)
     with np.errstate(over="ignore"):  # an overflow is infinite
         value = value.astype(np.float32, copy=False)

@@ -102,6 +102,17 @@ def test_data_sets_that_cannot_be_opened(pets):
     save(folder / "text", [], [], (0,), {"text": FEATURES["text"]})
     with pytest.raises(UserError, match=r"text has no image, expected a column of datasets.Image"):
         open_source(f"arrow:{folder}/text", train=True)
+    for features in (5, {"img": FEATURES["img"], "label": {"names": 3, "_type": "ClassLabel"}}):
+        odd = folder / f"odd {len(str(features))}"
+        save(odd, [b""], [0], (1,), features)
+        with pytest.raises(UserError, match=r"odd .* is not a data set of save_to_disk"):
+            open_source(f"arrow:{odd}", train=True)
+    save(folder / "labels", [b"", b""], [0, 2], (2,))
+    with pytest.raises(UserError, match=r"has labels from 0 to 2, expected 0 to 1 for its 2"):
+        open_source(f"arrow:{folder}/labels", train=True)
+    (folder / "dataset_dict.json").write_text("[" * 10**5)
+    with pytest.raises(UserError, match=r"dataset_dict.json is damaged"):
+        open_source(f"arrow:{folder}", train=True)
     (folder / "dataset_dict.json").write_text("[]")
     with pytest.raises(UserError, match=r"dataset_dict.json is damaged"):
         open_source(f"arrow:{folder}", train=True)

@@ -167,6 +167,7 @@ def test_the_hundred_classes_of_imagenet100(tmp_path):
         ),
         ("imagenet10", r"no class 'imagenet10' \(did you mean 'imagenet100'"),
         ("missing.txt", "data.classes='missing.txt' cannot be read: .*No such file"),
+        ("~nobody-here/x.txt", "cannot be read: Could not determine home directory"),
     ],
 )
 def test_classes_that_there_are_not(animals, wanted, message):

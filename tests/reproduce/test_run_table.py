@@ -355,6 +355,7 @@ def test_no_stage_starts_after_a_stop_at_the_last_step(
         (["0", "of", "2"], "--jobs 0 of 2, expected 1 to 2"),
         (["1", "in", "2"], "--jobs 1 in 2, expected K of N"),
         (["a", "of", "2"], "--jobs a of 2, expected K of N"),
+        (["1", "of", "9" * 5000], "expected K of N"),
     ],
 )
 def test_jobs_that_are_refused(words: list[str], said: str) -> None:

@@ -93,6 +93,9 @@ def test_set_is_a_factor_of_the_product() -> None:
         ([3], [], r"sweep\(\) has 3, expected a dict"),
         ({"seed": [0, 1]}, [], "leave it out and give --seeds N"),
         ([{"a": object}], [], "expected a Python literal"),
+        ([{"a": np.arange(2)}], [], "expected a Python literal"),
+        ({1: [2]}, [], "sweep: 1=2, expected the path of a field"),
+        (None, [f"{name}={'1,' * 100}2" for name in "abc"], "1030301 settings, expected up to"),
     ],
 )
 def test_settings_that_are_refused(swept: Any, given: list[str], said: str) -> None:

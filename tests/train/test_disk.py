@@ -85,6 +85,13 @@ def test_the_command_line_prints_the_line(monkeypatch, capsys) -> None:
     )
 
 
+def test_a_place_without_new_files_is_named() -> None:
+    for path in (Path("/proc/file.json"), Path("/proc/folder/file.json")):
+        with pytest.raises(PermissionError) as caught:
+            write_json(path, 1)
+        assert f"cannot write: {path}: Permission denied. Get" in str(disk_problem(caught.value))
+
+
 def test_an_error_without_a_file_gets_its_name(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     with pytest.raises(OSError, match="full") as caught, disk.naming(path):

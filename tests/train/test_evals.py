@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,7 @@ def test_the_time_of_evaluators_is_not_that_of_training(
         ("mae", ["evals.near={'name': 'kn'}"], "unknown evaluator 'kn' (did you mean 'knn'?)"),
         ("mae", ["evals.knn={'neighbours': 3}"], "unknown field 'evals.knn.neighbours'"),
         ("mae", ["evals.knn={'neighbors': 0}"], "evals.knn.neighbors=0, expected a number >= 1"),
+        ("mae", ["evals.knn={'neighbors': 99}"], "neighbors=99, expected 1 to "),
         ("mae", ["evals.knn={'every': {'hours': 1}}"], "unknown field 'evals.knn.every.hours'"),
         ("mae", ["evals.knn={'every': {}}"], "evals.knn.every has no length"),
         ("mae", ["evals.knn={'source': 'digts'}"], "did you mean 'digits'"),
@@ -237,6 +239,10 @@ def test_a_file_of_other_content_is_an_error_before_the_first_step(
     (tmp_path / "evaluate").mkdir()
     (tmp_path / "evaluate" / "knn.json").write_text('{"models": []}')
     with pytest.raises(UserError, match=r"knn.json has no records of this version"):
+        run(arguments, tmp_path, KNN)
+    shutil.rmtree(tmp_path / "evaluate")
+    (tmp_path / "evaluate").touch()
+    with pytest.raises(UserError, match=r"evaluate is a file, expected a folder"):
         run(arguments, tmp_path, KNN)
     assert [path.name for path in tmp_path.iterdir()] == ["evaluate"]
 

@@ -57,6 +57,15 @@ def test_a_dead_holder_leaves_no_lock(tmp_path: Path) -> None:
         pass
 
 
+def test_a_pipe_is_no_lock(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / LOCK)
+    with (
+        pytest.raises(UserError, match="cannot be written: lock is not a file"),
+        lock_workdir(tmp_path, OTHERWISE),
+    ):
+        pass
+
+
 @pytest.mark.parametrize("replaced", [True, False])
 def test_a_workdir_that_is_deleted_ends_the_run(tmp_path: Path, replaced: bool) -> None:
     workdir = tmp_path / "run"

@@ -149,6 +149,14 @@ def test_processes_that_differ_do_not_begin(arguments: list[str], tmp_path: Path
             ["--coordinator", "localhost:1", "--num-processes", "2", "--process-id", "2"],
             "--process-id 2, expected 0 to 1",
         ),
+        (
+            ["--coordinator", "localhost:1", "--num-processes", "0", "--process-id", "0"],
+            "--num-processes 0, expected 1 or more",
+        ),
+        (
+            ["--coordinator", "h:" + "1" * 5000, "--num-processes", "2", "--process-id", "1"],
+            "expected HOST:PORT",
+        ),
     ],
 )
 def test_processes_that_cannot_be(

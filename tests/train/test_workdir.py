@@ -32,6 +32,17 @@ def test_a_run_of_a_version_that_had_fewer_fields_goes_on(tmp_path: Path) -> Non
         workdir.claim(tmp_path, experiment("--config.data.rand_augment=True"), ("a", "b"))
 
 
+def test_checkpoints_without_a_config_are_refused(tmp_path: Path) -> None:
+    (tmp_path / workdir.CHECKPOINTS / "8").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"holds checkpoints of a run, but no config\.json"):
+        workdir.claim(tmp_path, experiment(), ())
+    shutil.rmtree(tmp_path / workdir.CHECKPOINTS)
+    (tmp_path / workdir.CHECKPOINTS).touch()
+    with pytest.raises(UserError, match="checkpoints is a file, expected a folder"):
+        workdir.claim(tmp_path, experiment(), ())
+    assert not (tmp_path / workdir.CONFIG).exists()
+
+
 def test_what_has_no_influence_may_change(tmp_path: Path) -> None:
     workdir.claim(tmp_path, experiment(), ("a", "b"))
     workdir.claim(tmp_path, experiment("--config.data.num_threads=1"), ("a", "b"))
@@ -85,6 +96,7 @@ def test_the_result_of_another_run_is_not_believed(tmp_path: Path) -> None:
         b"\xff\xfe",
         b'{"step": 3, "metrics": {"loss": "x"}}',
         b'{"step": 3, "metrics": {}, "images": {"x": 1}}',
+        b'{"step": Infinity, "metrics": {}}',
     ],
 )
 @pytest.mark.parametrize("name", [workdir.CONFIG, workdir.RESULT])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import time
 
 import jax.numpy as jnp
@@ -112,6 +113,8 @@ def test_not_finite_survives_a_resume(path):
         b"\xff",
         b'{"step": 1, "loss": "high"}',
         b'{"step": 1, "loss": [1]}',
+        b'{"step": Infinity}',
+        b'{"step": 1, "loss": 1' + b"0" * 400 + b"}",
     ],
 )
 def test_a_broken_line_is_dropped_aloud(path, broken, caplog):
@@ -186,7 +189,8 @@ def test_tensorboard_keeps_what_was_flushed_and_no_step_twice(tmp_path):
     killed.flush()
     assert steps_of(tmp_path) == list(range(1, 31))
     (path,) = tmp_path.iterdir()
-    path.write_bytes(path.read_bytes()[:-3])  # cut within the last event
+    broken = struct.pack("<QI", 4, 0) + b"\xff" * 8
+    path.write_bytes(path.read_bytes()[:-3] + broken)  # cut within the last event
     for resumed in (20, 0):  # within a second, so the names of the files must differ
         writer = TensorBoardWriter(tmp_path, resume_step=resumed)
         writer.write_scalars(resumed + 1, {"loss": 1.0})
