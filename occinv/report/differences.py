@@ -22,7 +22,8 @@ class Difference(NamedTuple):
       value: In points (percent) or in the column's unit; 0 if it is printed as 0.0.
       comparison: The difference with its interval and p-value; None if the noise is unknown.
       evidence: The interval and the test in words.
-      needed: How many seeds or images would decide it, in words; empty if unknown.
+      needed: How many seeds or images would show the difference, in words; empty if unknown, and
+        for equality.
       means: The compared values of both rows.
     """
 
@@ -101,6 +102,7 @@ def _over_seeds(
     evidence = f"{wins}, {interval_text(test)} over seeds"
     if relation == "equal":
         test = statistics.equivalence_over_seeds(ours, theirs, within, pooled=noise)
+        return Difference(value, test, evidence, "")
     count = statistics.needed_seeds(gaps)
     return Difference(value, test, evidence, f"{count} seeds" if count else "")
 
@@ -122,6 +124,7 @@ def _over_images(
         evidence = f"{interval_text(test)} over {len(first)} images, McNemar's test"
         if relation == "equal":
             test = in_points(statistics.equivalence_over_images(first, second, within / 100))
+            return Difference(value, test, evidence, "")
         number = statistics.needed_images(first, second)
         return Difference(value, test, evidence, f"{number} images" if number else "")
     count = results.settings.get("num_test")
