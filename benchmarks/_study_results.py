@@ -5,9 +5,12 @@
 It writes study-1.png and so on, one for each conclusion, and study-cka.png.
 """
 
+import copy
 import dataclasses
 import sys
 from pathlib import Path
+
+import numpy as np
 
 from occinv.report import figures
 from occinv.report.claims import claims
@@ -16,6 +19,8 @@ from occinv.report.results import ENCODERS, Results, load_results
 from occinv.report.table import cka_text, value_text
 
 DPI = 110
+QUICKSTART = ("random", "mae", "rmae", "cmae")
+GROUPS = ((0, 1, 2), (3, 4, 5), (6, 7, 8), (9, 0, 3), (1, 4, 7))
 
 
 def print_conclusion(results: Results, conclusion: str) -> None:
@@ -36,6 +41,26 @@ def print_conclusion(results: Results, conclusion: str) -> None:
         print(f"- {found.claim}: **{found.verdict}**. {found.details[0].partition(': ')[2]}")
 
 
+def print_groups(results: Results) -> None:
+    """Print what the quickstart would find with each of five groups of three seeds."""
+    print("\n## Three seeds\n")
+    for seeds in GROUPS:
+        few = copy.deepcopy(results)
+        few.claims, few.rows = [], [r for r in few.rows if r.key in QUICKSTART or r.is_floor]
+        for row in few.rows:
+            row.hits = {}
+            values = {key: v for key, v in row.values.items() if not row.is_floor}
+            row.values |= {key: [v[seed] for seed in seeds] for key, v in values.items() if v}
+            for encoder, curves in row.cka.items():
+                if curves is not None and not row.is_floor:
+                    chosen = [curves.by_seed[seed] for seed in seeds]
+                    mean = np.mean(chosen, 0).tolist()
+                    row.cka[encoder] = dataclasses.replace(curves, by_seed=chosen, values=mean)
+        print(f"- {seeds}:")
+        for (key, than, column, _), p_value in adjusted_p_values(few).items():
+            print(f"  - {key} and {than}, {column}: p = {p_value:.3f}")
+
+
 def main(source: str, target: str) -> None:
     """Write the figures and print the tables."""
     results = load_results(source)
@@ -53,6 +78,7 @@ def main(source: str, target: str) -> None:
         if "CKA" in finding.claim or "tested" in finding.claim:
             print(f"\n{finding.claim}: **{finding.verdict}**.\n")
             print(*(f"- {detail}" for detail in finding.details), sep="\n")
+    print_groups(results)
     for name, figure in drawn.items():
         if figure is not None:
             figure.savefig(Path(target) / f"{name}.png", dpi=DPI)

@@ -271,10 +271,11 @@ def accuracies(results: Results) -> Figure | None:
     Returns:
       The figure; None if no accuracy of ours exists.
     """
-    rows = results.rows
-    columns = [c for c in results.columns if c.unit == "%" and any(r.seed_values(c) for r in rows)]
+    shown = [c for c in results.columns if c.unit == "%"]
+    columns = [c for c in shown if any(row.seed_values(c) for row in results.rows)]
     if not columns:
         return None
+    rows = [r for r in results.rows if not r.is_floor or any(r.seed_values(c) for c in columns)]
     panels = [(c, ours) for c in columns for ours in (True, False) if ours or results.has_paper(c)]
     figure = Figure(
         figsize=(3.0 + 8.3 * min(1.0, len(panels) / 4), 0.8 + 0.3 * len(rows)), layout="constrained"
