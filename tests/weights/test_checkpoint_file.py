@@ -286,6 +286,14 @@ def test_bad_files(tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "nowhere")
 
 
+def test_a_small_file_that_unpacks_to_gigabytes_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.npy", bytes(100))
+        archive.infolist()[0].file_size = 2**31  # as its directory says
+    assert "unpacks to 2 GiB" in refusal(path)
+
+
 def test_a_checkpoint_in_parts(tmp_path: Path) -> None:
     """transformers writes large checkpoints so, with an index."""
     arrays = {"a": NUMBERS, "b": NUMBERS[3:5], "c": NUMBERS[:1]}

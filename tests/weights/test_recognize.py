@@ -15,6 +15,7 @@ from occinv.weights.checkpoint_file import Contents
 from occinv.weights.grids import moco_sincos
 from occinv.weights.import_report import ImportReport
 from occinv.weights.import_vit import ViTOptions, read_vit
+from occinv.weights.pytorch_names import as_float32
 
 Arrays = dict[str, np.ndarray]
 
@@ -147,6 +148,13 @@ def test_a_hint_never_names_the_given_origin() -> None:
 
 def q_like() -> np.ndarray:
     return np.ones((2, 2), np.float32)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int64", "bool", "complex64"])
+def test_weights_that_are_not_floats_are_refused(dtype: str) -> None:
+    """Integers are quantized weights, whose scales are elsewhere."""
+    with pytest.raises(UserError, match=f"weight has dtype {dtype}. Expected float numbers"):
+        as_float32(np.ones(3, dtype), "weight", ImportReport())
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
