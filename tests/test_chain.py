@@ -118,7 +118,7 @@ def test_reproduced(
     assert random["values"]["psnr"] == []
     assert mae["values"]["psnr"][0] > mae["values"]["psnr_removed"][0] > 0
     assert mae["cka"]["pretrained"]["blocks"] == mae["cka"]["finetuned"]["blocks"]
-    assert mae["paper"] == {"finetune": 83.1, "psnr": 22.2}
+    assert mae["paper"] == {}  # a few steps compare with nothing
     assert mae["reconstructions"]
     for triple in mae["reconstructions"]:
         for path in triple.values():

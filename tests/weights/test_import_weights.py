@@ -412,7 +412,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
         (tmp_path / "cut", run, "damaged"),
         (tmp_path / "code", run, "contains code: posix.system"),
         (tmp_path / "nowhere", run, "does not exist"),
-        (tmp_path / "full", run, "has no model.safetensors or pytorch_model.bin"),
+        (tmp_path / "full", run, "has no model.safetensors, pytorch_model.bin, "),
         (good, run, "--heads"),
         (good, tmp_path / "full", "is not empty. Expected a new folder"),
         (good, tmp_path / "text", "is a file, expected a folder"),
