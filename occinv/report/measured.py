@@ -224,7 +224,7 @@ def floor_rows(records: Iterable[Record]) -> list[Row]:
         for kind, names in kinds.items():
             if not (members := [floor[name] for name in names if name in floor]):
                 continue
-            # The highest, as everywhere: a floor that some untrained encoder exceeds is none.
+            # The highest value, as in every floor: no untrained encoder exceeds it.
             values = np.array([member["cka"][token] for member in members], float).max(0)
             title = f"{kind} encoder" + (f", {token} token" if len(of_token) > 1 else "")
             row = Row(title, f"{kind.lower()}_{token}", is_floor=True)

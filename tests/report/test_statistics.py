@@ -203,8 +203,8 @@ def test_pooled_noise_finds_more_and_invents_little(deviation):
     values[:, 5] += 5
 
     def found(first, second):
-        tests = [(paired_t(x[first], x[second], pooled=pooled_noise(x)),) for x in values]
-        return np.mean([test.p_value < 0.01 for (test,) in tests])
+        tests = (paired_t(x[first], x[second], pooled=pooled_noise(x)) for x in values)
+        return np.mean([test.p_value < 0.01 for test in tests])
 
     assert found(0, 1) < (0.012 if deviation == 1 else 0.03)
     own = np.mean([paired_t(x[5], x[4]).p_value < 0.01 for x in values])
