@@ -86,6 +86,11 @@ def find_class(registry: Mapping[str, str], name: str, base: type, kind: str) ->
     return found
 
 
+@functools.cache
+def _type_hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls, include_extras=True)
+
+
 def from_mapping(cls: type[T], section: Any, path: str, **given: Any) -> T:
     """Build the dataclass `cls` from the mapping `section` found at `path` of a config.
 
@@ -104,7 +109,7 @@ def from_mapping(cls: type[T], section: Any, path: str, **given: Any) -> T:
     if not isinstance(section, Mapping):
         raise UserError(f"{path or 'the config'}={section!r}, expected {_section_text(cls, path)}")
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init and f.name not in given}  # type: ignore[arg-type]
-    every = typing.get_type_hints(cls, include_extras=True)
+    every = _type_hints(cls)  # type: ignore[arg-type]
     hints = {name: every[name] for name in fields}
     dot = f"{path}." if path else ""
     for name in map(str, section):

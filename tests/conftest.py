@@ -4,6 +4,7 @@ Subprocesses that a test starts inherit it. There is no compilation cache on dis
 entries in place, so that a killed process (and the tests kill some) leaves a cut one behind.
 """
 
+import gc
 import os
 import signal
 import sys
@@ -32,6 +33,14 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 ).strip()
 os.environ["MPLBACKEND"] = "Agg"
+
+# Each test process keeps to one core: XLA starts threads for each of the eight devices, and those
+# of several test processes on the same cores wait for each other.
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")  # gw0, gw1 and so on
+if WORKER and hasattr(os, "sched_setaffinity"):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(WORKER.removeprefix("gw")) % len(cores)]})
+gc.set_threshold(100_000)  # tracing makes many objects that live long
 
 # A shell that starts the tests in the background, or `nohup`, leaves signals ignored, and a run
 # respects that; the tests send them.

@@ -62,8 +62,8 @@ def test_features_of_whole_images_are_those_of_the_module(section: dict) -> None
     assert features.dtype == blocks.dtype == np.float32
     assert features.shape == (2, 1 + N, WIDTH)
     assert blocks.shape == (DEPTH, 2, 1 + N, WIDTH)
-    np.testing.assert_allclose(features, expected.tokens, atol=1e-5)
-    np.testing.assert_allclose(blocks, expected.blocks, atol=1e-5)
+    np.testing.assert_allclose(features, expected.tokens, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(blocks, expected.blocks, rtol=1e-5, atol=1e-5)
 
 
 def test_floats_and_bytes_are_the_same_images(encoder: LoadedEncoder) -> None:
@@ -91,8 +91,8 @@ def test_each_image_has_its_own_visible_patches(encoder: LoadedEncoder) -> None:
         tokens, levels = np.asarray(alone.tokens)[0], np.asarray(alone.blocks)[:, 0]
         if encoder.encoder.mask_token:
             tokens, levels = tokens[rows], levels[:, rows]
-        np.testing.assert_allclose(features[row, rows], tokens, atol=1e-5)
-        np.testing.assert_allclose(blocks[:, row, rows], levels, atol=1e-5)
+        np.testing.assert_allclose(features[row, rows], tokens, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(blocks[:, row, rows], levels, rtol=1e-5, atol=1e-5)
         hidden = np.flatnonzero(~np.insert(seen, 0, True))
         assert not features[row, hidden].any()
         assert not blocks[:, row, hidden].any()
@@ -210,10 +210,10 @@ def test_batches_are_the_same_as_all_at_once_and_compile_once(
     monkeypatch.setattr(occinv.encoder, "_encode", encode)
     found = encoder.features(given_images(), batch_size=3)
     assert programs == {(3, None)}
-    np.testing.assert_allclose(found, whole, atol=1e-5)
+    np.testing.assert_allclose(found, whole, rtol=1e-5, atol=1e-5)
     found = encoder.features(given_images(), visible, batch_size=3)
     assert programs == {(3, None), (3, 4), (3, 8)}
-    np.testing.assert_allclose(found, occluded, atol=1e-5)
+    np.testing.assert_allclose(found, occluded, rtol=1e-5, atol=1e-5)
 
 
 def test_an_iterator_is_read_batch_by_batch(encoder: LoadedEncoder) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, PartitionSpec
 
 from occinv import parallel, schema
-from occinv.models.pallas_attention import Tiling, fused_attention, tiling
+
+if TYPE_CHECKING:  # importing Pallas takes a while, and most platforms do without
+    from occinv.models.pallas_attention import Tiling
 
 XAVIER = nn.initializers.xavier_uniform()  # the official MAE initializes every layer with it
 FUSED = {"tpu": "pallas", "gpu": "cudnn"}  # by platform
@@ -120,6 +122,8 @@ def _tiling(
     products: jax.Array, heads: int, bias: jax.Array | None, mesh: Mesh | None
 ) -> Tiling | None:
     """Return the work of the kernel on each device."""
+    from occinv.models.pallas_attention import tiling
+
     batch, count, channels = products.shape
     batch //= mesh.size if mesh is not None else 1
     leading = None if bias is None else min(bias.shape[0], batch)
@@ -138,6 +142,8 @@ def _pallas(
     interpret: bool,
 ) -> jax.Array:
     bias = None if bias is None else bias.swapaxes(2, 3)
+    from occinv.models.pallas_attention import fused_attention
+
     return fused_attention(products, offset, bias, heads, plan, interpret)
 
 

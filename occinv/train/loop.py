@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import math
@@ -175,9 +176,10 @@ def train_claimed(
         done = int(state.step)
         writer = make_writer(workdir, done, run.assembly.experiment)
         try:
-            describe(run, state, writer, done)
-            state = split_state(run.assembly, state)
-            program = trace_step(run.assembly, state)
+            split = functools.partial(split_state, run.assembly)
+            program = trace_step(run.assembly, jax.eval_shape(split, state))
+            describe(run, state, program, writer, done)
+            state = split(state)
             step, metrics = run_steps(
                 run, state, program, checkpoints, writer, stop, watch, evals, profiler, lock
             )
@@ -213,6 +215,7 @@ def start_or_resume(run: Run, checkpoints: Checkpoints) -> TrainState:
     """Return the state of the newest good checkpoint, or of step 0, sharded over the mesh."""
     assembly = run.assembly
 
+    @jax.jit  # so that it is traced once, for the shapes and for the program
     def init(seed: jax.Array, pretrained: Any) -> TrainState:
         return init_state(assembly.objective, assembly.optimizer, seed, pretrained)
 
@@ -361,12 +364,12 @@ def make_writer(workdir: Path, done: int, experiment: Experiment) -> Writer:
     return MultiWriter(writers)
 
 
-def describe(run: Run, state: TrainState, writer: Writer, done: int) -> None:
+def describe(run: Run, state: TrainState, program: Any, writer: Writer, done: int) -> None:
     """Log parameter counts, FLOPs, data and devices; write config and parameters to TensorBoard."""
     assembly = run.assembly
     experiment = assembly.experiment
     sizes = {name: parameter_overview.count_parameters(part) for name, part in state.params.items()}
-    flops = model_flops(assembly, state)
+    flops = model_flops(assembly, state, program)
     log.info(
         "%s: %s; %.3g GFLOP an image and step in matrix products; %s; steps %d to %d of %d images "
         "on %d %s device(s); compiling",

@@ -7,6 +7,7 @@ devices in place of a slice.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import json
 from pathlib import Path
@@ -29,7 +30,7 @@ from occinv.train.checkpoints import Checkpoints
 from occinv.train.flops import model_flops, traced_flops
 from occinv.train.loop import start_or_resume
 from occinv.train.prepare import prepare
-from occinv.train.step import assemble, init_state, trace_step
+from occinv.train.step import assemble, init_state, split_state, trace_step
 
 SLICE = Slice("v5e:2x4", CHIPS["v5e"], jax.devices())
 NOWHERE = Path("no/such/folder")  # a plan opens no data
@@ -127,7 +128,8 @@ def test_model_flops_do_not_count_recomputation() -> None:
     for fields in (deep, (*deep, "train.remat=True"), (*deep, "train.accumulate=2")):
         run = assemble(experiment("mae", *fields), parallel.make_mesh(), 2, 24)
         state = jax.eval_shape(lambda run=run: init_state(run.objective, run.optimizer, 0))
-        counts.add(model_flops(run, state))
+        split = jax.eval_shape(functools.partial(split_state, run), state)
+        counts.add(model_flops(run, state, trace_step(run, split)))
         again = traced_flops(trace_step(run, state).jaxpr.jaxpr) / 16 - max(counts)
         assert 0 < again < 0.5 * max(counts)
     assert len(counts) == 1
