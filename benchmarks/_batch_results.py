@@ -1,0 +1,39 @@
+"""Write docs/results.md's figure of the table of batch sizes, and print its tables.
+
+    python benchmarks/_batch_results.py runs/batch/batch docs
+
+It writes batch.png. The tables have the rows at equal epochs.
+"""
+
+import sys
+from pathlib import Path
+
+from occinv.report import batch_size
+from occinv.report.findings import adjusted_p_values, batch_findings
+from occinv.report.results import load_results
+
+DPI = 110
+SHOWN = ("FT %", "k-NN %", "CKA (floor)", "Loss", "Non-finite, spikes, dips", "Images/s")
+
+
+def main(source: str, target: str) -> None:
+    """Write the figure and print the tables."""
+    results = load_results(source)
+    (_, _, *sizes), *lines = batch_size.batch_cells(results)
+    for name in SHOWN:
+        place = list(batch_size.BATCH_LINES).index(name)
+        print(f"\n| {name} |", *(f"{size} |" for size in sizes))
+        print("| --- |", *("---: |" for _ in sizes))
+        for objective, _, *cells in lines:
+            values = (cell.split("\n")[place] if cell else "" for cell in cells)
+            print(f"| {objective.splitlines()[0]} |", *(f"{value} |" for value in values))
+    for finding in batch_findings(results, adjusted_p_values(results)):
+        print(f"\n{finding.claim}.\n")
+        print(*(f"- {detail}" for detail in finding.details), sep="\n")
+    figure = batch_size.by_batch_size(results)
+    if figure is not None:
+        figure.savefig(Path(target) / "batch.png", dpi=DPI)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
