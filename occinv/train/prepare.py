@@ -98,6 +98,10 @@ def prepare(experiment: Experiment) -> Run:
         resize_ratio=data.resize_ratio,
     )
 
+    def read_run(workdir: str) -> tuple[Experiment, Any]:
+        run = files.load_run(workdir)
+        return run.experiment, run.params
+
     def images() -> Iterator[np.ndarray]:
         """Yield the images of one epoch, all of them on every process."""
         alone = dataclasses.replace(spec, process_index=0, process_count=1, rand_augment=False)
@@ -122,7 +126,7 @@ def prepare(experiment: Experiment) -> Run:
         pretrained=pretrained,
         start=start,
         obtain={
-            name: part.obtain(lambda workdir: files.load_run(workdir).params, images)
+            name: part.obtain(read_run, images)
             for name, part in objective.state.items()
             if isinstance(part, Obtained)
         },

@@ -166,7 +166,8 @@ def test_ids_of_an_image_shrunk_as_pillow_shrinks(w: dict[str, np.ndarray], impo
     coarse = rng.integers(0, 256, (6, 9, 9, 3), dtype=np.uint8)
     images = np.stack([np.asarray(Image.fromarray(x).resize((32, 32), 2)) for x in coarse])
     tokenizer = make_tokenizer({**SECTION, "start": str(imported)}, 32, 32 // SIDE)
-    params = tokenizer.obtain(lambda path: workdir.load_run(path).params, lambda: iter(()))()
+    run = workdir.load_run(imported)
+    params = tokenizer.obtain(lambda _: (run.experiment, run.params), lambda: iter(()))()
     found = jax.jit(tokenizer.ids)(params, images / np.float32(255))
     assert found.shape == (6, SIDE**2) and found.dtype == np.int32
     expected = []

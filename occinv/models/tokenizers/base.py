@@ -18,7 +18,7 @@ from occinv.schema import UserError, nearest
 from occinv.size import Grid, Size, grid_of
 
 Params = dict[str, Any]
-Read = Callable[[str], Params]  # from the workdir of another run to its parameters
+Read = Callable[[str], tuple[schema.Experiment, Params]]  # from the workdir of another run
 Images = Callable[[], Iterator[np.ndarray]]  # the training images, in batches uint8 [B, H, W, C]
 
 
@@ -87,7 +87,7 @@ class PretrainedTokenizer(Tokenizer):
                 "objective.tokenizer.start is missing; give the workdir of a tokenizer, or "
                 "--config.objective.tokenizer.name=kmeans"
             )
-        found = read(self.start)
+        experiment, found = read(self.start)
         params = {name: found[name] for name in self.components if name in found}
         theirs, ours = (jax.tree.map(lambda x: x.shape, tree) for tree in (params, self.shapes()))
         if theirs != ours:
@@ -96,7 +96,11 @@ class PretrainedTokenizer(Tokenizer):
                 f"than those of {sorted(ours)} here; set objective.tokenizer.* to the values of "
                 "that run"
             )
+        self.check_run(experiment)
         return lambda: params
+
+    def check_run(self, experiment: schema.Experiment) -> None:
+        """Raise UserError if the run differs in what the shapes of parameters do not show."""
 
 
 def make_tokenizer(

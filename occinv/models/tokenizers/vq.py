@@ -16,6 +16,9 @@ from occinv.models.tokenizers.base import Params, PretrainedTokenizer
 from occinv.models.vit import ViT, make_vit
 from occinv.schema import Count, UserError, Width
 
+# Fields of a ViT that decide its output but no shape of its parameters.
+WITHOUT_SHAPES = ("heads", "gelu", "pixel_range", "class_token")
+
 
 class Quantized(NamedTuple):
     """Tokens and their nearest codes, as vectors of length 1.
@@ -83,6 +86,23 @@ class VQ(PretrainedTokenizer):
             name: jax.eval_shape(module.init, jax.random.key(0), example)["params"]
             for name, (module, example) in modules.items()
         }
+
+    def check_run(self, experiment: schema.Experiment) -> None:
+        theirs = make_vit(
+            experiment.encoder, experiment.data.image_size, channels=experiment.data.channels
+        )
+        ours, _ = self.modules
+        differ = [
+            f"{name}={getattr(ours, name)!r} ({getattr(theirs, name)!r} there)"
+            for name in ("image_size", "patch_size", "channels", *WITHOUT_SHAPES)
+            if getattr(ours, name) != getattr(theirs, name)
+        ]
+        if differ:
+            raise UserError(
+                f"objective.tokenizer.encoder differs from the run in {self.start!r}: "
+                f"{', '.join(differ)}; set objective.tokenizer.encoder, and data.image_size and "
+                "data.channels, to the values of that run"
+            )
 
     def ids(self, params: Params, pixels: jax.Array) -> jax.Array:
         encoder, quantizer = self.modules

@@ -217,6 +217,8 @@ def test_a_run_that_resumes_uses_the_means_of_its_checkpoint(
         ({"start": "nowhere"}, "nowhere is not the workdir of a run"),
         ({"num_ids": 9}, "with other shapes than those of ['encoder', 'quantizer'] here"),
         ({"name": "dalle", "encoder": None, "code_width": None}, "of ['dalle'] here; set"),
+        ({"encoder": {**TOKENIZER["encoder"], "heads": 4}}, "heads=4 (2 there)"),
+        ({"encoder": {**TOKENIZER["encoder"], "gelu": "tanh"}}, "gelu='tanh' ('erf' there)"),
         ({"encoder": {"patch_size": 4}}, "encoder.patch_size=4, expected 8: a patch has one id"),
     ],
 )
@@ -229,6 +231,13 @@ def test_mistakes_before_anything_is_written(
         train(beit(images, f"objective.tokenizer={section}"), tmp_path / "run")
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_another_grid_of_as_many_patches_is_refused(trained: Path) -> None:
+    run = workdir.load_run(trained)
+    tokenizer = make_tokenizer({**TOKENIZER, "start": "there"}, (8, 32), 8)
+    with pytest.raises(UserError, match=r"in 'there': image_size=\(8, 32\) \(16 there\); set"):
+        tokenizer.obtain(lambda _: (run.experiment, run.params), lambda: iter(()))
 
 
 def test_parameters_can_be_initialized_without_the_tokenizers_run() -> None:
