@@ -63,6 +63,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def free_programs() -> Iterator[None]:
+    """Each compiled program has many memory maps, of which Linux allows a process 65,530."""
+    yield
+    import jax  # after the environment is set
+
+    jax.clear_caches()
+    gc.collect()
+
+
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The runs of a module share their compiled programs, which is safe as nothing kills them."""
