@@ -2,18 +2,20 @@
 
     python benchmarks/_batch_results.py runs/batch/batch docs
 
-It writes batch.png. The tables have the rows at equal epochs.
+It writes batch.png. The tables have the rows at equal epochs. The last lines compare C-MAE by its
+negatives with MAE, at the smallest batch size.
 """
 
 import sys
 from pathlib import Path
 
 from occinv.report import batch_size
+from occinv.report.differences import difference, sentence
 from occinv.report.findings import adjusted_p_values, batch_findings
 from occinv.report.results import load_results
 
 DPI = 110
-SHOWN = ("FT %", "k-NN %", "CKA (floor)", "Loss", "Non-finite, spikes, dips", "Images/s")
+SHOWN = ("FT %", "k-NN %", "CKA (floor)", "Loss", "Non-finite, spikes, dips")
 
 
 def main(source: str, target: str) -> None:
@@ -30,6 +32,16 @@ def main(source: str, target: str) -> None:
     for finding in batch_findings(results, adjusted_p_values(results)):
         print(f"\n{finding.claim}.\n")
         print(*(f"- {detail}" for detail in finding.details), sep="\n")
+    column = results.column("finetune")
+    assert column is not None
+    rows = {row.key: row for row in results.rows}
+    mae = rows[f"mae_batch{sizes[0]}"]
+    print("\nC-MAE by its negatives:\n")
+    for objective in ("cmae", "cmae_image", "cmae_batch"):
+        row = rows[f"{objective}_batch{sizes[0]}"]
+        found = difference(results, row, mae, column)
+        assert found is not None
+        print(f"- {sentence(row, mae, column, found, None)}")
     figure = batch_size.by_batch_size(results)
     if figure is not None:
         figure.savefig(Path(target) / "batch.png", dpi=DPI)

@@ -62,8 +62,8 @@ def test_features_of_whole_images_are_those_of_the_module(section: dict) -> None
     assert features.dtype == blocks.dtype == np.float32
     assert features.shape == (2, 1 + N, WIDTH)
     assert blocks.shape == (DEPTH, 2, 1 + N, WIDTH)
-    np.testing.assert_allclose(features, expected.tokens, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(blocks, expected.blocks, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(features, expected.tokens, atol=1e-4)
+    np.testing.assert_allclose(blocks, expected.blocks, atol=1e-4)
 
 
 def test_floats_and_bytes_are_the_same_images(encoder: LoadedEncoder) -> None:
@@ -91,8 +91,8 @@ def test_each_image_has_its_own_visible_patches(encoder: LoadedEncoder) -> None:
         tokens, levels = np.asarray(alone.tokens)[0], np.asarray(alone.blocks)[:, 0]
         if encoder.encoder.mask_token:
             tokens, levels = tokens[rows], levels[:, rows]
-        np.testing.assert_allclose(features[row, rows], tokens, rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(blocks[:, row, rows], levels, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(features[row, rows], tokens, atol=1e-4)
+        np.testing.assert_allclose(blocks[:, row, rows], levels, atol=1e-4)
         hidden = np.flatnonzero(~np.insert(seen, 0, True))
         assert not features[row, hidden].any()
         assert not blocks[:, row, hidden].any()
@@ -164,7 +164,7 @@ def test_layers_are_counted_from_1_and_from_the_end(encoder: LoadedEncoder) -> N
     image = images(2).image
     every = encoder.intermediate(image)
     chosen = encoder.intermediate(image, layers=[-1, 1])
-    np.testing.assert_allclose(chosen, every[[DEPTH - 1, 0]], atol=1e-6)
+    np.testing.assert_allclose(chosen, every[[DEPTH - 1, 0]], atol=1e-5)
     for layer in (0, DEPTH + 1, -DEPTH - 1):
         with pytest.raises(ValueError, match=f"layer {layer}, expected 1 to {DEPTH}"):
             encoder.intermediate(image, layers=[layer])
@@ -181,9 +181,9 @@ def test_attention_is_that_of_the_evaluator(encoder: LoadedEncoder) -> None:
     image = images(5).image
     expected = class_attention(encoder.encoder, encoder.params, image / np.float32(255))
     assert expected.shape == (DEPTH, 5, 2, N)
-    np.testing.assert_allclose(encoder.attention(image), expected[-1], atol=1e-6)
+    np.testing.assert_allclose(encoder.attention(image), expected[-1], atol=1e-5)
     found = encoder.attention(iter(image), 1, batch_size=2)
-    np.testing.assert_allclose(found, expected[0], atol=1e-6)
+    np.testing.assert_allclose(found, expected[0], atol=1e-5)
 
 
 # Batches.
@@ -210,10 +210,10 @@ def test_batches_are_the_same_as_all_at_once_and_compile_once(
     monkeypatch.setattr(occinv.encoder, "_encode", encode)
     found = encoder.features(given_images(), batch_size=3)
     assert programs == {(3, None)}
-    np.testing.assert_allclose(found, whole, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found, whole, atol=1e-4)
     found = encoder.features(given_images(), visible, batch_size=3)
     assert programs == {(3, None), (3, 4), (3, 8)}
-    np.testing.assert_allclose(found, occluded, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found, occluded, atol=1e-4)
 
 
 def test_an_iterator_is_read_batch_by_batch(encoder: LoadedEncoder) -> None:

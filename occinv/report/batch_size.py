@@ -12,7 +12,7 @@ from occinv.report.figures import MARKERS, add_legend, style_axes
 from occinv.report.results import MISSING, Results, Row, mean_and_std
 from occinv.report.statistics import ALPHA
 from occinv.report.svg import COLORS
-from occinv.report.table import value_text
+from occinv.report.table import cka_text, three_decimals, value_text
 
 PANELS = ("finetune", "knn", "speed")  # the columns that the figure shows
 DECIDES = "finetune"  # the column that decides where an objective stops gaining
@@ -123,12 +123,14 @@ def by_batch_size(results: Results) -> Figure | None:
                 *(mean_and_std(row.seed_values(column)) for row in known), strict=True
             )
             place = objectives.index(line.objective)
-            labeled[f"{line.objective}, {line.budget}"] = axes.errorbar(
+            budget = f", {line.budget}" if len(budgets) > 1 else ""
+            labeled[line.objective + budget] = axes.errorbar(
                 [row.batch_size or 0 for row in known],
                 means,
                 yerr=[deviation or 0 for deviation in deviations],
                 color=COLORS[place % len(COLORS)],
-                marker=MARKERS[place % len(MARKERS)],
+                marker=MARKERS[(place + place // len(COLORS)) % len(MARKERS)],
+                fillstyle="full" if place < len(COLORS) else "none",
                 linestyle=("-", "--")[budgets.index(line.budget) % 2],
                 linewidth=1.4,
                 markersize=4,
@@ -161,8 +163,8 @@ def cell(results: Results, row: Row) -> list[str]:
     """The numbers of a row in the order of `BATCH_LINES`."""
     texts = {column.key: value_text(row, column) for column in results.columns}
     cka = row.last_block_cka("pretrained")
-    floor = "" if cka is None or cka.floor is None else f" ({cka.floor:.3f})"
-    texts["cka"] = MISSING if cka is None else f"{cka.value:.3f}{floor}"
+    floor = "" if cka is None or cka.floor is None else f" ({three_decimals(cka.floor)})"
+    texts["cka"] = cka_text(row, "pretrained") + floor
     counts = (texts.get(key, MISSING) for key in ("nonfinite", "spikes", "dips"))
     texts["unstable"] = ", ".join(c if "±" in c else c.removesuffix(".0") for c in counts)
     if row.status == "failed":

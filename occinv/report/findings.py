@@ -235,11 +235,11 @@ def cka_finding(results: Results, encoder: str, adjusted: dict[Pair, float]) -> 
     for row, cka in known:
         side = side_text(cka.value - reference.value, 3)
         text = f"{row.name}: {three_decimals(cka.value)} ({cka.token} token), "
-        text += f"{side} {reference.value:.3f}"
+        text += f"{side} {three_decimals(reference.value)}"
         is_above = side.endswith("above")
         if cka.floor is not None:
             beside = side_text(cka.value - cka.floor, 3)
-            text += f", {beside} the floor of {cka.floor:.3f}"
+            text += f", {beside} the floor of {three_decimals(cka.floor)}"
             is_above = is_above and beside.endswith("above")
         p_value = adjusted.get((row.key, first.key, encoder, "above"))
         if (both := cka_by_seed(results, row, encoder)) is not None and p_value is not None:
@@ -259,7 +259,8 @@ def cka_finding(results: Results, encoder: str, adjusted: dict[Pair, float]) -> 
         if seeds > 1
         else "Each value is one measurement, so its noise is unknown."
     )
-    claim += f" ({reference.value:.3f}) in {above} of {len(known)} rows, significantly in {clearly}"
+    claim += f" ({three_decimals(reference.value)}) in {above} of {len(known)} rows"
+    claim += f", significantly in {clearly}"
     verdict = _verdict(clearly, len(rows))
     return Finding(claim, "inconclusive" if above and not clearly else verdict, details)
 

@@ -333,8 +333,8 @@ def print_invariance(records: Sequence[Record], console: Console | None = None) 
                     for curves in (details, *details["floor"].values())
                     if token in curves[measure]
                 ]
-                floor = f"{max(known[1:]):.3f}" if known[1:] else MISSING
-                cells += [f"{known[0]:.3f}", floor] if known else [MISSING, MISSING]
+                floor = three_decimals(max(known[1:])) if known[1:] else MISSING
+                cells += [three_decimals(known[0]), floor] if known else [MISSING, MISSING]
             name = token.replace("_", " ") + (" (trained)" if is_trained else "")
             table.add_row(Text(run), Text(name), *cells)
             run = ""

@@ -75,16 +75,16 @@ def _cudnn_flops(equation: Any) -> int:
     return products * 2 * prod(query) * key[2 if is_heads_first else 1]
 
 
-def model_flops(run: Assembly, state: Any, traced: Any) -> float:
+def model_flops(run: Assembly, state: Any, traced: Any = None) -> float:
     """Count FLOPs an image in the matrix products of a step, forward and backward, each once.
 
     Recomputation to save memory does not count; it does in `traced_flops` of the step. `traced` is
-    the step by `trace_step`. It is counted if it recomputes nothing. Otherwise the step is traced
-    once more, for `state` (arrays or shapes), without recomputation.
+    the step by `trace_step`, if it is known. It is counted if it recomputes nothing. Otherwise the
+    step is traced once more, for `state` (arrays or shapes), without recomputation.
     """
     train = run.experiment.train
     is_plain = not (recomputes(train, run.mesh) or train.accumulate > 1 or train.monitors)
-    if is_split(run) and is_plain:  # its blocks are not a loop, which recomputes
+    if traced is not None and is_split(run) and is_plain:  # its blocks are not a loop, which recomputes
         return traced_flops(traced.jaxpr.jaxpr) / train.batch_size
     setting = run.objective.setting
     encoder = setting.encoder.clone(layout=Layout(unroll=sys.maxsize))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from typing import Any
 
@@ -83,6 +84,18 @@ def test_the_matrix_has_a_line_for_each_curve() -> None:
     ]
     assert second.startswith("51.0")
     assert third == ""
+
+
+def test_every_objective_has_its_own_line() -> None:
+    names = [f"method {number}" for number in range(12)]
+    rows = [batch_row(name, 16, [EPOCHS], (0.5, 0.6)) for name in names]
+    figure = by_batch_size(dataclasses.replace(results(), rows=rows))
+    assert figure is not None
+    lines = [bars.lines[0] for bars in figure.axes[0].containers]
+    found = {(x.get_color(), x.get_marker(), x.get_fillstyle()) for x in lines}
+    assert len(found) == len(lines) == len(names)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == names  # there is one budget
 
 
 def test_the_page_shows_the_figure() -> None:
