@@ -84,7 +84,7 @@ def model_flops(run: Assembly, state: Any, traced: Any = None) -> float:
     """
     train = run.experiment.train
     is_plain = not (recomputes(train, run.mesh) or train.accumulate > 1 or train.monitors)
-    if traced is not None and is_split(run) and is_plain:  # its blocks are not a loop, which recomputes
+    if traced is not None and is_split(run) and is_plain:  # a loop of blocks would recompute
         return traced_flops(traced.jaxpr.jaxpr) / train.batch_size
     setting = run.objective.setting
     encoder = setting.encoder.clone(layout=Layout(unroll=sys.maxsize))
