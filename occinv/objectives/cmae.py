@@ -142,6 +142,11 @@ class CMAE(Objective):
                 "share no patch to compare; use objective.tokens='mean' or 'class', "
                 "objective.t2='identity', or objective.predictor='queries'"
             )
+        if self.similarity == "byol" and self.negatives != "position":
+            raise schema.UserError(
+                f"objective.negatives={self.negatives!r} with objective.similarity='byol', which "
+                "has no negatives; set objective.similarity='infonce', or leave negatives out"
+            )
         has_one_token = self.tokens in ("class", "mean")
         if self.similarity == "infonce" and self.negatives == "image" and has_one_token:
             raise schema.UserError(
@@ -172,6 +177,8 @@ class CMAE(Objective):
     @property
     def axes(self) -> Axes:
         measure = f"{self.tokens} " + {"infonce": "InfoNCE", "byol": "BYOL"}[self.similarity]
+        if self.negatives != "position":
+            measure += f", negatives of the {self.negatives}"
         t1 = describe(self.mask_ratio, self.cutmix, self.color)
         t2 = {
             "complement": t1.replace(f"{self.mask_ratio:.0%} removed", "the complement"),

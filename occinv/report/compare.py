@@ -367,13 +367,18 @@ def _row_of_seeds(runs: Sequence[Run], columns: Columns) -> Row:
 
 
 def config_notes(runs: Sequence[Run]) -> list[str]:
-    """A sentence for each config field in which runs differ, apart from the objective's own."""
+    """A sentence for each config field in which runs differ.
+
+    The fields of objectives count only if all runs have the same one.
+    """
     first, *others = (_without_seed(run.experiment) for run in runs)
+    is_one = len({run.experiment.objective["name"] for run in runs}) == 1
+    hidden = ("evals.",) if is_one else ("objective.", "evals.")
     differing = {
         field
         for other in others
         for field, _, _ in differences(first, other)
-        if not field.startswith(("objective.", "evals."))
+        if not field.startswith(hidden)
     }
     notes = []
     for field in sorted(differing):

@@ -138,7 +138,8 @@ def save_cka(records: Sequence[Record], path: Path) -> Path:
     """Draw the CKA of records of the evaluator invariance as a PNG, one panel for each."""
     rows = [
         Row(
-            name=Path(record.workdir).name,
+            name=Path(record.workdir).name
+            + (", mask token" if record.protocol.get("removed") == "mask_token" else ""),
             key=str(number),
             pretrain=StageRecord(),
             cka={"pretrained": curves_of([record])},
@@ -171,7 +172,7 @@ def cka_by_ratio(results: Results) -> Figure | None:
     labeled: dict[str, Artist] = {}
     for axes, encoder in zip(panels, encoders, strict=True):
         ylabel = "CKA at the last block" if axes is panels[0] else ""
-        style_axes(axes, f"{ENCODERS[encoder]} encoders", "patches dropped (%)", ylabel)
+        style_axes(axes, f"{ENCODERS[encoder]} encoders", "patches removed (%)", ylabel)
         axes.set_ylim(low, 1 + 0.02 * (1 - low))
         labeled |= _plot_floors(axes, results, encoder)
         for row in results.rows:
@@ -368,7 +369,7 @@ def _color_bar(figure: Figure, panels: list[Axes], ratios: list[float], ramp: np
     bar = figure.colorbar(scale, ax=panels, ticks=range(len(ratios)), pad=0.01, **shape)
     bar.ax.set_yticklabels([percent(ratio) for ratio in ratios])
     bar.ax.tick_params(labelsize=8, colors=FAINT, length=0, which="both")
-    bar.set_label("patches dropped", fontsize=8, color=FAINT)
+    bar.set_label("patches removed", fontsize=8, color=FAINT)
     bar.outline.set_visible(False)
 
 

@@ -69,6 +69,10 @@ def test_defaults_are_those_of_the_paper() -> None:
         ({"name": "cmae", **QUERIES, "head_out": 18}, "head_out=18 with objective.predictor"),
         ({"name": "cmae", "tokens": "class", "negatives": "image"}, "has no negatives"),
         ({"name": "cmae", "tokens": "mean", "negatives": "image"}, "has no negatives"),
+        (
+            {"name": "cmae", "similarity": "byol", "negatives": "batch"},
+            "objective.negatives='batch' with objective.similarity='byol', which has no negatives",
+        ),
         ({"name": "cmae", "contrast_group": 3}, "a divisor of train.batch_size=1"),
         ({"name": "mocov3", "contrast_group": 3}, "a divisor of train.batch_size=1"),
         ({"name": "cmae", "color": {"hues": 0.1}}, "(did you mean 'hue'?)"),

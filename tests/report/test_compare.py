@@ -295,6 +295,18 @@ def test_differing_config_fields_are_listed(mae, tmp_path):
     )
 
 
+def test_runs_of_one_objective_list_its_fields(mae, tmp_path):
+    runs = [
+        run(tmp_path / n, {"name": "cmae", "negatives": n}, None) for n in ("position", "image")
+    ]
+    results = compare(runs)
+    assert "Different objective.negatives: position position, image image." in results.notes
+    assert [row.measure for row in results.rows[:2]] == [
+        *("patch InfoNCE", "patch InfoNCE, negatives of the image")
+    ]
+    assert not any("objective" in note for note in compare([mae, *runs]).notes)
+
+
 def test_a_fine_tuned_run_has_the_axes_of_its_pretraining(supervised, finetuned):
     results = compare([supervised, finetuned])
     first, second = results.rows[:2]
