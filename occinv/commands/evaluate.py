@@ -99,7 +99,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
 
         print_invariance(records)
         path = options.out or record_file(workdir_of(workdirs[0]), name)
-        if options.out is None and options.removed == "mask_token":
+        if options.out is None and records[0].protocol["removed"] == "mask_token":
             path = path.with_stem(f"{name}_mask_token")  # beside the figure of dropped patches
         console.print(save_cka(records, path.with_suffix(".png")), soft_wrap=True)
     return 0
