@@ -316,6 +316,25 @@ def test_options_of_the_command_are_options_of_the_function(runs: tuple[Path, Pa
     assert found.record.making == record.making and found.record.values == record.values
 
 
+def test_the_figure_of_mask_tokens_does_not_replace_that_of_drops(
+    runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"ratios": (0.5,), "untrained": 0, "batch_size": 16, "num_images": 16}
+    (found,) = evaluate("invariance", [runs[0]], out=tmp_path / "cka.json", **options)
+    folder = runs[0] / "evaluate"
+    folder.mkdir(exist_ok=True)
+    for removed, name in (("drop", "invariance"), ("mask_token", "invariance_mask_token")):
+        record = dataclasses.replace(
+            found.record, protocol={**found.record.protocol, "removed": removed}
+        )
+        made = found._replace(record=record)
+        monkeypatch.setattr("occinv.evaluate.evaluate_run", lambda *_, made=made: made)
+        (folder / f"{name}.png").unlink(missing_ok=True)
+        before = set(folder.glob("*.png"))
+        assert main(["evaluate", "invariance", "--workdir", str(runs[0])]) == 0
+        assert set(folder.glob("*.png")) - before == {folder / f"{name}.png"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

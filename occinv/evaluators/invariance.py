@@ -145,7 +145,7 @@ class Invariance(Evaluator):
             for extreme in (min, max)
         )
         ranges = "; ".join(
-            f"{name} {values[name]:.3f} (floor {lowest[name]:.3f} to {highest[name]:.3f})"
+            f"{name} {values[name]:z.3f} (floor {lowest[name]:z.3f} to {highest[name]:z.3f})"
             for name in MEASURES
         )
         text = (

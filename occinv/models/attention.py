@@ -141,9 +141,9 @@ def _pallas(
     plan: Tiling,
     interpret: bool,
 ) -> jax.Array:
-    bias = None if bias is None else bias.swapaxes(2, 3)
     from occinv.models.pallas_attention import fused_attention
 
+    bias = None if bias is None else bias.swapaxes(2, 3)
     return fused_attention(products, offset, bias, heads, plan, interpret)
 
 

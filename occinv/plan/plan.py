@@ -212,7 +212,7 @@ def make_plan(experiment: Experiment, slice_: Slice, num_classes: int, num_image
         dtype=str(run.objective.setting.dtype),
         steps=run.steps,
         parameters=sum(x.size for x in jax.tree.leaves(state.params)),
-        flops_per_image=round(model_flops(run, state, traced)),
+        flops_per_image=round(model_flops(run, state)),
         state=sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)),
         needed=0,
         available=chip.available,

@@ -73,7 +73,7 @@ def cka_text(row: Row, encoder: str) -> str:
 
 def three_decimals(value: float) -> str:
     """`0.123`, or `−0.123`; never `−0.000`."""
-    return f"{round(value, 3) + 0.0:.3f}".replace("-", "−")
+    return f"{value:z.3f}".replace("-", "−")
 
 
 def signed(value: float) -> str:

@@ -215,7 +215,7 @@ def start_or_resume(run: Run, checkpoints: Checkpoints) -> TrainState:
     """Return the state of the newest good checkpoint, or of step 0, sharded over the mesh."""
     assembly = run.assembly
 
-    @jax.jit  # so that it is traced once, for the shapes and for the program
+    @jax.jit  # so that the shapes and the program share one trace
     def init(seed: jax.Array, pretrained: Any) -> TrainState:
         return init_state(assembly.objective, assembly.optimizer, seed, pretrained)
 

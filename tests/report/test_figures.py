@@ -1,7 +1,5 @@
 """Figures have the panels, lines, scales and colors that their captions promise."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
@@ -265,7 +263,10 @@ def test_the_cka_of_single_runs_is_white_and_names_no_encoder(results, tmp_path,
     monkeypatch.setattr(
         figures, "cka_by_block", lambda *a, **k: drawn.append(draw(*a, **k)) or drawn[-1]
     )
-    path = figures.save_cka([Record(*made)], tmp_path / "cka.png")
+    record = Record(*made)
+    masked = replace(record, protocol={"removed": "mask_token"})
+    path = figures.save_cka([record, masked], tmp_path / "cka.png")
+    assert [a.get_title("left") for a in drawn[0].axes[:2]] == ["ft", "ft, mask token"]
     assert drawn[0].axes[0].get_ylabel() == "CKA"
     with Image.open(path) as picture:
         assert picture.convert("RGBA").getpixel((0, 0)) == (255, 255, 255, 255)

@@ -17,7 +17,7 @@ from occinv.models.vit import ViT, make_vit
 from occinv.schema import Count, UserError, Width
 
 # Fields of a ViT that decide its output but no shape of its parameters.
-WITHOUT_SHAPES = ("heads", "gelu", "pixel_range", "class_token")
+WITHOUT_SHAPES = ("heads", "gelu", "pixel_range")
 
 
 class Quantized(NamedTuple):
