@@ -8,8 +8,6 @@ import json
 import os
 import re
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax.traverse_util import unflatten_dict
+from forked import Forked
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
@@ -144,23 +143,15 @@ def tiny(config: str, images: Path, *fields: str) -> list[str]:
     return [*spec, *overrides(*common, *ENCODER, *own, *fields)]
 
 
-def start(arguments: Sequence[str], *, devices: int = 1, **variables: str) -> subprocess.Popen[str]:
+def start(arguments: Sequence[str], *, devices: int = 1, **variables: str) -> Forked:
     """`python -m occinv …` on so many devices, compiling fast rather than well."""
     count = "--xla_force_host_platform_device_count="
     flags = re.sub(rf"{count}\d+", f"{count}{devices}", os.environ["XLA_FLAGS"])  # of conftest.py
     environment = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "occinv", *arguments],
-        env=environment | {"XLA_FLAGS": flags} | variables,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return Forked(arguments, environment | {"XLA_FLAGS": flags} | variables)
 
 
-def start_several(
-    count: int, arguments: Sequence[str], **variables: str
-) -> list[subprocess.Popen[str]]:
+def start_several(count: int, arguments: Sequence[str], **variables: str) -> list[Forked]:
     """`python -m occinv …` as so many processes that work together, of one device each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from forked import Forked
 from tiny_runs import ENCODER, HEADS, make_images, start, start_several
 
 from occinv.cli import main
@@ -58,7 +58,7 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     ]
 
 
-def ended(process: subprocess.Popen[str]) -> str:
+def ended(process: Forked) -> str:
     """Wait for a process to succeed, and return its output."""
     shown, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
@@ -88,7 +88,7 @@ def whole(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+def wait_for(path: Path, process: Forked) -> None:
     for _ in range(2400):
         if path.exists():
             return

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,6 +23,7 @@ sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
 
+from forked import Forked  # noqa: E402
 from tiny_runs import (  # noqa: E402
     assert_same_end,
     losses,
@@ -44,7 +44,7 @@ FIELDS = (
 )  # fmt: skip
 
 
-def begin(spec: str, images: Path, workdir: Path, cache: Path) -> list[subprocess.Popen[str]]:
+def begin(spec: str, images: Path, workdir: Path, cache: Path) -> list[Forked]:
     """Start a run: `OBJECTIVE[,FIELD=VALUE...]`, or `N:OBJECTIVE...` on N processes."""
     count, _, name = spec.rpartition(":")
     name, *fields = name.split(",")
@@ -60,14 +60,14 @@ def begin(spec: str, images: Path, workdir: Path, cache: Path) -> list[subproces
     return [start(command, **variables)]
 
 
-def end(processes: list[subprocess.Popen[str]]) -> None:
+def end(processes: list[Forked]) -> None:
     """Wait for a run, which must succeed."""
     for process in processes:
         _, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors
 
 
-def kill(processes: list[subprocess.Popen[str]], workdir: Path, draw: random.Random) -> bool:
+def kill(processes: list[Forked], workdir: Path, draw: random.Random) -> bool:
     """Kill a run at a random moment; return whether a save was under way."""
     deadline = time.monotonic() + 300
     first = newest(workdir)

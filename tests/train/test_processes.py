@@ -6,12 +6,12 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import Forked
 from tiny_runs import losses, make_images, overrides, run, start, start_several, toy_config
 
 from occinv import parallel
@@ -37,19 +37,19 @@ def long_losses(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) 
     return losses(workdir)
 
 
-def begin(count: int, arguments: list[str], workdir: Path, *fields: str) -> list[subprocess.Popen]:
+def begin(count: int, arguments: list[str], workdir: Path, *fields: str) -> list[Forked]:
     """`occinv train` on so many processes of one device each."""
     command = ["train", *arguments, *overrides(*fields), "--workdir", str(workdir)]
     return start_several(count, command)
 
 
-def ended(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
+def ended(processes: list[Forked]) -> list[tuple[int, str, str]]:
     """(status, output, errors) of each, in order."""
     shown = [process.communicate(timeout=200) for process in processes]
     return [(p.returncode, *texts) for p, texts in zip(processes, shown, strict=True)]
 
 
-def wait_for(path: Path, processes: list[subprocess.Popen]) -> None:
+def wait_for(path: Path, processes: list[Forked]) -> None:
     for _ in range(3000):
         if path.exists():
             return
