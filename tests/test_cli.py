@@ -65,6 +65,7 @@ MISTAKES = [
     ("mae", ["mask_ratio=0.5"], "'mask_ratio' (did you mean 'objective.mask_ratio'?)"),
     ("mae", ["train.mask_ration=0.5"], "(did you mean 'objective.mask_ratio'?)"),
     ("mae", ["optimizer.nam=lamb"], "'optimizer.nam' (did you mean 'optimizer.name'?)"),
+    ("mae", ["optimizer.lr=1"], "(did you mean 'optimizer.base_lr' or 'optimizer.min_lr'?)"),
     ("mae", ["objective.batch_size=8"], "(did you mean 'train.batch_size'?)"),
     ("dino", ["mask_ratio=0.5"], "unknown field 'mask_ratio' (expected one of: data, encoder"),
     ("mae", ["objective.mask_ration=0.5"], "'objective.mask_ration' (did you mean 'mask_ratio'?)"),

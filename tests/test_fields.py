@@ -150,6 +150,12 @@ def test_fields_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert expected in capsys.readouterr().out
 
 
+def test_the_fields_of_a_section() -> None:
+    found = [field.path for field in find_fields("optimizer")]
+    assert found == [field.path for field in find_fields("") if "optimizer." in field.path]
+    assert "optimizer.base_lr" in found
+
+
 def test_a_config_is_checked_without_its_data(tmp_path: Path) -> None:
     assert main(["config", "mae", f"--config.data.source=folder:{tmp_path / 'nowhere'}"]) == 0
 

@@ -30,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("config", nargs="?", metavar="CONFIG[:VARIANT][,FIELD=VALUE...]",
         help="Print this config of occinv or file, completed and checked.")
     add("--fields", nargs="?", const="", metavar="NAME",
-        help="Print every field of a config, or those of an objective, evaluator or tokenizer.")
+        help="Print every field of a config, or those of a section such as optimizer, or of an "
+        "objective, evaluator or tokenizer.")
     # fmt: on
     add_overrides(parser)
 
@@ -55,9 +56,11 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def find_fields(name: str) -> Iterator[Field]:
-    """Yield the fields of a config, or of the objective, evaluator or tokenizer called `name`."""
-    if not name:
-        yield from fields_of(Experiment)
+    """Yield the fields of a config, or of the section, objective, evaluator or tokenizer `name`."""
+    every = list(fields_of(Experiment))
+    section = [field for field in every if field.path.startswith(f"{name}.")]
+    if not name or section:
+        yield from section or every
         return
     from occinv.evaluators import EVALUATORS
     from occinv.models.tokenizers import TOKENIZERS
@@ -70,7 +73,8 @@ def find_fields(name: str) -> Iterator[Field]:
     }
     paths = [path for path, registry in registries.items() if name in registry]
     if not paths and ":" not in name:
-        known = {**OBJECTIVES, **EVALUATORS, **TOKENIZERS}
+        sections = {field.path.partition(".")[0] for field in every if "." in field.path}
+        known = sections | {*OBJECTIVES, *EVALUATORS, *TOKENIZERS}
         raise UserError(f"--fields {name!r} is not known{nearest(name, known)}")
     for path in paths or ["objective"]:
         cls: type = schema.find_class(registries[path], name, object, "--fields ")
@@ -82,9 +86,9 @@ def find_fields(name: str) -> Iterator[Field]:
 def explain(error: UnknownField) -> str:
     """Return the error of an unknown field, with the path of the nearest field of any section.
 
-    A field of exactly this name comes first, then a similar one of the same section. The fields of
-    the objective belong to the sections if the whole config is known. Else only a
-    field of exactly this name is suggested.
+    A field of exactly this name comes first, then those of the same section that have it as a word,
+    such as `base_lr` for `lr`, then a similar one. The fields of the objective belong to the
+    sections if the whole config is known. Else no similar one is suggested.
     """
     name = error.path.rpartition(".")[2]
     every = _paths(error.config)
@@ -92,6 +96,8 @@ def explain(error: UnknownField) -> str:
     cutoff = 0.8 if error.config else 1.0
     section = error.path.rpartition(".")[0]
     own = {path.rpartition(".")[2]: path for path in every if path.rpartition(".")[0] == section}
+    if name not in paths and (longer := [own[key] for key in own if name in key.split("_")]):
+        return f"unknown field {error.path!r} (did you mean {' or '.join(map(repr, longer))}?)"
     for fields, least in ((paths, 1.0), (own, cutoff), (paths, cutoff)):
         if near := difflib.get_close_matches(name, fields, n=1, cutoff=least):
             return f"unknown field {error.path!r} (did you mean {fields[near[0]]!r}?)"

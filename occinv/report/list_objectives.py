@@ -23,8 +23,9 @@ def objectives_by_config() -> dict[str, tuple[str, Objective]]:
 
 
 def print_objectives(console: Console | None = None) -> None:
-    """Print two lines for each config: objective, file and paper; T1, T2, target and M."""
+    """Print two lines for each config: objective, config and paper; T1, T2, target and M."""
     console = console or Console()
+    console.print(f"[dim]{'Objective':15} {'Config':15} Paper[/]", highlight=False)
     for config, (name, objective) in objectives_by_config().items():
         axes = objective.axes
         words = " · ".join(f"[dim]{title}[/] {getattr(axes, key)}" for key, title in AXES.items())

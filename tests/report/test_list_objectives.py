@@ -39,5 +39,6 @@ def test_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         for n in ("mae", "beit", "cae", "finetune", "linear")
     ]
     assert places == sorted(places)  # as in OBJECTIVES
+    assert lines[0].split() == ["Objective", "Config", "Paper"]
     assert main(["list"]) == 0
     assert " beit  " in capsys.readouterr().out
