@@ -96,8 +96,8 @@ def verdict_of(results: Results, curve: Curve, p_values: dict) -> tuple[str, lis
 def by_batch_size(results: Results) -> Figure | None:
     """Draw each quantity of `PANELS` by batch size: a line for each objective.
 
-    Lines are solid at equal epochs, and dashed at equal steps. Bars are standard deviations over
-    seeds. None if the results are not a table of batch sizes, or have no number yet.
+    Each budget has its row of panels. Bars are standard deviations over seeds. None if the results
+    are not a table of batch sizes, or have no number yet.
     """
     lines = curves(results)
     columns = [
@@ -107,38 +107,39 @@ def by_batch_size(results: Results) -> Figure | None:
     ]
     if not lines or not columns:
         return None
-    figure = Figure(figsize=(3.0 * len(columns) + 2.3, 3.4), layout="constrained")
-    panels = figure.subplots(1, len(columns), squeeze=False)[0]
     objectives = list(dict.fromkeys(line.objective for line in lines))
     budgets = list(dict.fromkeys(line.budget for line in lines))
+    sizes = sorted({row.batch_size for line in lines for row in line.rows if row.batch_size})
+    shape = len(budgets), len(columns)
+    figure = Figure(
+        figsize=(3.0 * len(columns) + 2.3, 0.4 + 3.0 * len(budgets)), layout="constrained"
+    )
     labeled = {}
-    for axes, column in zip(panels, columns, strict=True):
-        style_axes(axes, column.heading, "batch size")
-        axes.set_xscale("log", base=2)
-        for line in lines:
-            known = [row for row in line.rows if row.seed_values(column)]
-            if not known:
-                continue
-            means, deviations = zip(
-                *(mean_and_std(row.seed_values(column)) for row in known), strict=True
-            )
-            place = objectives.index(line.objective)
-            budget = f", {line.budget}" if len(budgets) > 1 else ""
-            labeled[line.objective + budget] = axes.errorbar(
-                [row.batch_size or 0 for row in known],
-                means,
-                yerr=[deviation or 0 for deviation in deviations],
-                color=COLORS[place % len(COLORS)],
-                marker=MARKERS[(place + place // len(COLORS)) % len(MARKERS)],
-                fillstyle="full" if place < len(COLORS) else "none",
-                linestyle=("-", "--")[budgets.index(line.budget) % 2],
-                linewidth=1.4,
-                markersize=4,
-                capsize=2,
-            )
-        sizes = sorted({row.batch_size for line in lines for row in line.rows if row.batch_size})
-        axes.set_xticks(sizes, [str(size) for size in sizes])
-        axes.minorticks_off()
+    for panels, budget in zip(figure.subplots(*shape, squeeze=False), budgets, strict=True):
+        for axes, column in zip(panels, columns, strict=True):
+            style_axes(axes, f"{column.heading}, {budget}", "batch size")
+            axes.set_xscale("log", base=2)
+            for line in lines:
+                known = [row for row in line.rows if row.seed_values(column)]
+                if line.budget != budget or not known:
+                    continue
+                means, deviations = zip(
+                    *(mean_and_std(row.seed_values(column)) for row in known), strict=True
+                )
+                place = objectives.index(line.objective)
+                labeled[line.objective] = axes.errorbar(
+                    [row.batch_size or 0 for row in known],
+                    means,
+                    yerr=[deviation or 0 for deviation in deviations],
+                    color=COLORS[place % len(COLORS)],
+                    marker=MARKERS[(place + place // len(COLORS)) % len(MARKERS)],
+                    fillstyle="full" if place < len(COLORS) else "none",
+                    linewidth=1.4,
+                    markersize=4,
+                    capsize=2,
+                )
+            axes.set_xticks(sizes, [str(size) for size in sizes])
+            axes.minorticks_off()
     add_legend(figure, labeled)
     return figure
 

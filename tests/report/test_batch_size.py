@@ -102,14 +102,16 @@ def test_the_page_shows_the_figure() -> None:
     figure = by_batch_size(results())
     assert figure is not None
     axes = figure.axes[0]
-    assert [axes.get_title("left") for axes in figure.axes] == ["FT %", "Images/s"]
+    titles = [f"{name}, {budget}" for budget in (EPOCHS, STEPS) for name in ("FT %", "Images/s")]
+    assert [axes.get_title("left") for axes in figure.axes] == titles
+    assert [len(axes.containers) for axes in figure.axes] == [2, 2, 1, 1]
     assert [text.get_text() for text in axes.get_xticklabels()] == ["16", "64", "256", "1024"]
     page = render(results(), ".")
-    assert "Solid: equal epochs" in page
+    assert "Accuracy and speed by batch size" in page
     assert "one panel per" not in page.partition("<h2>Training")[0]
     other = Results("table1", results().columns, [row("MAE", 0.5)])
     assert by_batch_size(other) is None
-    assert "Solid: equal epochs" not in render(other, ".")
+    assert "Accuracy and speed by batch size" not in render(other, ".")
 
 
 def log(**values: Any) -> list[dict[str, Any]]:
