@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -367,25 +368,31 @@ def _row_of_seeds(runs: Sequence[Run], columns: Columns) -> Row:
 
 
 def config_notes(runs: Sequence[Run]) -> list[str]:
-    """A sentence for each config field in which runs differ.
+    """A sentence for each config field in which runs differ, or the pretrainings of their encoders.
 
-    The fields of objectives count only if all runs have the same one.
+    The fields of objectives count only if all runs, or all pretrainings, have the same one.
     """
-    first, *others = (_without_seed(run.experiment) for run in runs)
-    is_one = len({run.experiment.objective["name"] for run in runs}) == 1
+    own = {run.name: run.experiment for run in runs}
+    before = {run.name: read_config(run.pretrained)[0] for run in runs if run.pretrained}
+    return _differing_fields(own) + _differing_fields(before, " of the pretraining")
+
+
+def _differing_fields(experiments: Mapping[str, schema.Experiment], of: str = "") -> list[str]:
+    configs = {name: _without_seed(experiment) for name, experiment in experiments.items()}
+    is_one = len({config["objective"]["name"] for config in configs.values()}) == 1
     hidden = ("evals.",) if is_one else ("objective.", "evals.")
     differing = {
         field
-        for other in others
+        for first, other in itertools.pairwise(configs.values())
         for field, _, _ in differences(first, other)
         if not field.startswith(hidden)
     }
     notes = []
     for field in sorted(differing):
-        values = {run.name: _field(_without_seed(run.experiment), field.split(".")) for run in runs}
+        values = {name: _field(config, field.split(".")) for name, config in configs.items()}
         if len(set(map(str, values.values()))) > 1:
             each = ", ".join(f"{name} {value}" for name, value in values.items())
-            notes.append(f"Different {field}: {each}.")
+            notes.append(f"Different {field}{of}: {each}.")
     return notes
 
 

@@ -307,6 +307,18 @@ def test_runs_of_one_objective_list_its_fields(mae, tmp_path):
     assert not any("objective" in note for note in compare([mae, *runs]).notes)
 
 
+def test_fine_tuned_runs_list_the_fields_of_their_pretrainings(tmp_path):
+    tuned = []
+    for name, temperature in (("cool", 0.1), ("warm", 0.3)):
+        objective = {"name": "cmae", "temperature": temperature}
+        before = run(tmp_path / name / "before", objective, None)
+        tuned.append(
+            run(tmp_path / name, {"name": "classification"}, {"top1": 0.5}, init_from=str(before))
+        )
+    notes = compare(tuned).notes
+    assert notes == ["Different objective.temperature of the pretraining: cool 0.1, warm 0.3."]
+
+
 def test_a_fine_tuned_run_has_the_axes_of_its_pretraining(supervised, finetuned):
     results = compare([supervised, finetuned])
     first, second = results.rows[:2]
