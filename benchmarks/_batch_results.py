@@ -2,10 +2,11 @@
 
     python benchmarks/_batch_results.py runs/batch/batch docs
 
-It writes batch.png. The tables have the rows at equal epochs. The last lines compare C-MAE by its
-negatives with MAE and with each other, at the smallest batch size.
+It writes batch.png. Each table has the rows at equal epochs or those at equal steps. The last lines
+compare C-MAE by its negatives with MAE and with each other, at the smallest batch size.
 """
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -21,14 +22,16 @@ SHOWN = ("FT %", "k-NN %", "CKA (floor)", "Loss", "Non-finite, spikes, dips")
 def main(source: str, target: str) -> None:
     """Write the figure and print the tables."""
     results = load_results(source)
-    (_, _, *sizes), *lines = batch_size.batch_cells(results)
-    for name in SHOWN:
+    curves = batch_size.curves(results)
+    sizes = sorted({row.batch_size for curve in curves for row in curve.rows})
+    for name, budget in itertools.product(SHOWN, dict.fromkeys(curve.budget for curve in curves)):
         place = list(batch_size.BATCH_LINES).index(name)
-        print(f"\n| {name} |", *(f"{size} |" for size in sizes))
+        print(f"\n| {name}, {budget} |", *(f"{size} |" for size in sizes))
         print("| --- |", *("---: |" for _ in sizes))
-        for objective, _, *cells in lines:
-            values = (cell.split("\n")[place] if cell else "" for cell in cells)
-            print(f"| {objective.splitlines()[0]} |", *(f"{value} |" for value in values))
+        for curve in curves:
+            if curve.budget == budget:
+                found = {row.batch_size: batch_size.cell(results, row)[place] for row in curve.rows}
+                print(f"| {curve.objective} |", *(f"{found.get(size, '')} |" for size in sizes))
     for finding in batch_findings(results, adjusted_p_values(results)):
         print(f"\n{finding.claim}.\n")
         print(*(f"- {detail}" for detail in finding.details), sep="\n")
