@@ -28,7 +28,7 @@ from occinv.objectives.ema import EMA
 from occinv.train import workdir as files
 from occinv.train.checkpoints import Checkpoints
 from occinv.train.loop import Outcome, train
-from occinv.train.writers import event_records
+from occinv.train.writers import event_records, read_scalars
 from occinv.transforms.view import View, whole
 
 TESTS = Path(__file__).resolve().parent
@@ -187,6 +187,11 @@ def losses(workdir: Path) -> dict[int, float]:
     steps = [line["step"] for line in lines if "loss" in line]
     assert steps == sorted(set(steps))
     return {line["step"]: float(line["loss"]) for line in lines if "loss" in line}
+
+
+def steps_of(workdir: Path) -> list[int]:
+    """The step of every line of the log."""
+    return [line["step"] for line in read_scalars(workdir / files.METRICS)]
 
 
 def tensorboard(workdir: Path) -> dict[int, float]:

@@ -10,11 +10,8 @@ import contextlib
 import json
 import logging
 import math
-import os
-import random
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import jax
@@ -28,10 +25,9 @@ from tiny_runs import (
     losses,
     overrides,
     run,
-    start,
     state_of,
+    steps_of,
     tensorboard,
-    tiny,
     toy_config,
 )
 
@@ -43,7 +39,6 @@ from occinv.train import workdir as files
 from occinv.train.checkpoints import Checkpoints
 from occinv.train.disk import RunFailed
 from occinv.train.lock import LOCK
-from occinv.train.loop import NonFinite
 from occinv.train.writers import read_scalars
 
 pytestmark = pytest.mark.usefixtures("compiled")  # runs of one shape compile once
@@ -255,10 +250,6 @@ def test_the_first_line_is_written_once(arguments: list[str], whole: Path, tmp_p
     assert tensorboard(tmp_path) == losses(whole)
 
 
-def steps_of(workdir: Path) -> list[int]:
-    return [line["step"] for line in read_scalars(workdir / files.METRICS)]
-
-
 @pytest.mark.parametrize("step", [3, 8])
 def test_a_workdir_that_is_deleted_ends_the_run(
     step: int, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -370,60 +361,6 @@ def test_a_run_starts_from_the_encoder_of_another(
     assert (ours["head"]["kernel"] != theirs["head"]["kernel"]).all()
 
 
-@pytest.mark.parametrize("often", [True, False])
-def test_a_loss_that_is_no_number_stops(
-    often: bool, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Whether it is logged at each step or noticed at the next checkpoint or end."""
-    fields = overrides("objective.nan_steps=(3, -1)")
-    fields += overrides(f"train.log_every.steps={1 if often else 50}")
-    command = ["train", *arguments, "--workdir", str(tmp_path), *fields]
-    assert cli.main(command) == 1
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("occinv: loss or gradient not finite in 1 of ")
-    assert "the first was step 3" in said
-    assert said.endswith("the last good checkpoint is 2")
-    assert files.load_run(tmp_path).step == 2
-    assert not (tmp_path / files.RESULT).exists()
-    assert cli.main(command) == 1  # and again, from step 2
-
-
-def test_a_loss_that_is_no_number_before_any_checkpoint(
-    arguments: list[str], tmp_path: Path
-) -> None:
-    with pytest.raises(NonFinite, match=r"first was step 1; no checkpoint was saved"):
-        run(arguments, tmp_path, "objective.nan_steps=(1, -1)")
-
-
-def test_a_validation_loss_that_is_no_number_is_no_result(
-    arguments: list[str], tmp_path: Path
-) -> None:
-    with pytest.raises(NonFinite, match="the validation loss is nan after step 8"):
-        run(arguments, tmp_path, "objective.nan_steps=(8, -1)", "train.max_nonfinite=100")
-    assert not (tmp_path / files.RESULT).exists()
-
-
-def test_steps_that_are_no_number_may_be_skipped(
-    arguments: list[str], whole: Path, tmp_path: Path
-) -> None:
-    bad = "objective.nan_steps=(5, 6)"
-    outcome = run(arguments, tmp_path / "two", bad, "train.max_nonfinite=2")
-    assert outcome.step == 8
-    state = state_of(tmp_path / "two")
-    assert next(v for k, v in state.items() if "['nonfinite']" in k) == 2
-    assert next(v for k, v in state.items() if "['first_nonfinite']" in k) == 5
-    assert all(np.isfinite(value).all() for value in state.values())
-    ours, undisturbed = losses(tmp_path / "two"), losses(whole)
-    assert [step for step, loss in ours.items() if np.isnan(loss)] == [5, 6]
-    assert [ours[step] for step in range(1, 5)] == [undisturbed[step] for step in range(1, 5)]
-    with Checkpoints(tmp_path / "two" / files.CHECKPOINTS, read_only=True) as checkpoints:
-        before, after = (checkpoints.restore_params(step)[1] for step in (4, 6))
-    jax.tree.map(np.testing.assert_array_equal, before, after)
-
-    with pytest.raises(NonFinite, match=r"in 2 of 6 steps .*max_nonfinite=1.* was step 5"):
-        run(arguments, tmp_path / "one", bad, "train.max_nonfinite=1")
-
-
 def test_a_run_without_validation_images_says_so_once(
     images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -433,53 +370,6 @@ def test_a_run_without_validation_images_says_so_once(
     assert caplog.text.count("has no validation images") == 1
     result = files.read_result(tmp_path / "run")
     assert (result["step"], result["metrics"], "images" in result) == (8, {}, False)
-
-
-def test_a_run_that_explodes_stops(arguments: list[str], tmp_path: Path) -> None:
-    with pytest.raises(NonFinite, match=r"the last good checkpoint is 2"):
-        run(arguments, tmp_path, "optimizer.base_lr=1e30", "optimizer.warmup.steps=2")
-
-
-def test_killed_processes_end_as_one_that_was_not(images: Path, tmp_path: Path) -> None:
-    """SIGKILL at random moments of C-MAE, which saves at every step, so often while it saves."""
-    flat = images / "train" / "dark"  # no validation part: nothing to evaluate, less to compile
-    fields = ("train.duration.steps=16", "train.checkpoint_every.steps=1")
-    command = ["train", *tiny("cmae", flat), *overrides(*fields), "--workdir"]
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
-    reference = start(
-        [*command, str(tmp_path / "whole")],
-        **cache,
-        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
-    )
-    _, said = reference.communicate()
-    assert reference.returncode == 0, said
-    draw = random.Random(0)
-    killed = tmp_path / "killed"
-    for step in (2, 9):
-        # They read what the first has compiled and write nothing that a kill could cut short.
-        process = start(
-            [*command, str(killed)], **cache, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="1e9"
-        )
-        deadline = time.monotonic() + 120
-        while f'"step": {step},' not in _text(killed / files.METRICS):
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        time.sleep(draw.uniform(0, 0.4))
-        os.kill(process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        process.communicate()
-    last = start([*command, str(killed)], **cache, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="1e9")
-    _, said = last.communicate()
-    assert last.returncode == 0, said
-    assert "continuing after step" in said
-    assert_same_end(killed, tmp_path / "whole")
-    assert steps_of(killed) == steps_of(tmp_path / "whole")
-    assert tensorboard(killed) == tensorboard(tmp_path / "whole") == losses(tmp_path / "whole")
-
-
-def _text(path: Path) -> str:
-    return path.read_text() if path.exists() else ""
 
 
 def test_a_run_that_stops_early_is_the_start_of_a_longer_one(
