@@ -2,8 +2,9 @@
 
     python benchmarks/_batch_results.py runs/batch/batch docs
 
-It writes batch.png. Each table has the rows at equal epochs or those at equal steps. The last lines
-compare C-MAE by its negatives with MAE and with each other, at the smallest batch size.
+It writes batch.png. Each table has the rows at equal epochs or those at equal steps. If the table has
+C-MAE by its negatives, the last lines compare it with MAE and with each other, at the smallest batch
+size.
 """
 
 import itertools
@@ -38,15 +39,14 @@ def main(source: str, target: str) -> None:
     column = results.column("finetune")
     assert column is not None
     rows = {row.key: row for row in results.rows}
-    print("\nC-MAE by its negatives:\n")
-    for name, other in (
-        *((name, "mae") for name in ("cmae", "cmae_image", "cmae_batch")),
-        *((name, "cmae") for name in ("cmae_image", "cmae_batch")),
-    ):
-        row, than = (rows[f"{key}_batch{sizes[0]}"] for key in (name, other))
+    pairs = [(name, "mae") for name in ("cmae", "cmae_image", "cmae_batch")]
+    for name, other in (*pairs, ("cmae_image", "cmae"), ("cmae_batch", "cmae")):
+        row, than = (rows.get(f"{key}_batch{sizes[0]}") for key in (name, other))
+        if row is None or than is None:
+            continue
         found = difference(results, row, than, column)
         assert found is not None
-        print(f"- {sentence(row, than, column, found, None)}")
+        print(f"\n- {sentence(row, than, column, found, None)}")
     figure = batch_size.by_batch_size(results)
     if figure is not None:
         figure.savefig(Path(target) / "batch.png", dpi=DPI)
