@@ -2,12 +2,10 @@
 
     python benchmarks/_batch_results.py runs/batch/batch docs
 
-It writes batch.png. Each table has the rows at equal epochs or those at equal steps. If the table has
-C-MAE by its negatives, the last lines compare it with MAE and with each other, at the smallest batch
-size.
+It writes batch.png. The tables have the rows at equal epochs, then those at equal steps. The last
+lines compare C-MAE by its negatives with MAE and with each other, at the smallest batch size.
 """
 
-import itertools
 import sys
 from pathlib import Path
 
@@ -25,23 +23,27 @@ def main(source: str, target: str) -> None:
     results = load_results(source)
     curves = batch_size.curves(results)
     sizes = sorted({row.batch_size for curve in curves for row in curve.rows})
-    for name, budget in itertools.product(SHOWN, dict.fromkeys(curve.budget for curve in curves)):
+    rows = {(r.curve, r.batch_size, budget): r for r in results.rows for budget in r.budgets}
+    budgets = list(dict.fromkeys(budget for _, _, budget in rows))
+    columns = {(sizes[0], budgets[0]): str(sizes[0])}  # the smallest is in each budget
+    columns |= {(size, b): f"{size}, {b}" for b in budgets for size in sizes[1:]}
+    for name in SHOWN:
         place = list(batch_size.BATCH_LINES).index(name)
-        print(f"\n| {name}, {budget} |", *(f"{size} |" for size in sizes))
-        print("| --- |", *("---: |" for _ in sizes))
-        for curve in curves:
-            if curve.budget == budget:
-                found = {row.batch_size: batch_size.cell(results, row)[place] for row in curve.rows}
-                print(f"| {curve.objective} |", *(f"{found.get(size, '')} |" for size in sizes))
+        print(f"\n| {name} |", *(f"{heading} |" for heading in columns.values()))
+        print("| --- |", *("---: |" for _ in columns))
+        for objective in dict.fromkeys(curve.objective for curve in curves):
+            found = (rows.get((objective, *column)) for column in columns)
+            cells = (batch_size.cell(results, row)[place] if row else "" for row in found)
+            print(f"| {objective} |", *(f"{cell} |" for cell in cells))
     for finding in batch_findings(results, adjusted_p_values(results)):
         print(f"\n{finding.claim}.\n")
         print(*(f"- {detail}" for detail in finding.details), sep="\n")
     column = results.column("finetune")
     assert column is not None
-    rows = {row.key: row for row in results.rows}
+    by_key = {row.key: row for row in results.rows}
     pairs = [(name, "mae") for name in ("cmae", "cmae_image", "cmae_batch")]
     for name, other in (*pairs, ("cmae_image", "cmae"), ("cmae_batch", "cmae")):
-        row, than = (rows.get(f"{key}_batch{sizes[0]}") for key in (name, other))
+        row, than = (by_key.get(f"{key}_batch{sizes[0]}") for key in (name, other))
         if row is None or than is None:
             continue
         found = difference(results, row, than, column)
