@@ -14,7 +14,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 from rich.console import Console
@@ -83,7 +83,7 @@ def run_all(
     worker: Worker = ONLY_WORKER,
     console: Console | None = None,
 ) -> int:
-    """Run the trials that no other worker holds, and report after each.
+    """Run the trials that no other worker holds, and report after each that ran.
 
     Args:
       trials: The trials of all workers.
@@ -119,10 +119,11 @@ def run_all(
                 busy = []
                 for trial in left:
                     number = trials.index(trial) + 1
-                    if take_trial(trial, progress, f"run {number} of {len(trials)}"):
-                        write_report(False)
-                    else:
-                        busy.append(trial)
+                    match take_trial(trial, progress, f"run {number} of {len(trials)}"):
+                        case "ran":
+                            write_report(False)
+                        case "busy":
+                            busy.append(trial)
                 if len(busy) == len(left):
                     names = ", ".join(map(str, busy))
                     progress.say(f"other workers hold the last runs: {names}")
@@ -152,11 +153,11 @@ def write_report(run: TableRun, is_last: bool) -> Written:
     return Written(is_done, run.folder / "report.html")
 
 
-def take_trial(trial: Work, progress: Progress, place: str) -> bool:
+def take_trial(trial: Work, progress: Progress, place: str) -> Literal["was done", "ran", "busy"]:
     """Run a trial unless it is done or another worker holds it. Print `place` and its name first.
 
     Returns:
-      False if another worker holds it.
+      Whether it was done before, ran now, or is busy: another worker holds it.
 
     Raises:
       Stopped: A signal stopped it.
@@ -167,12 +168,13 @@ def take_trial(trial: Work, progress: Progress, place: str) -> bool:
         for stage in trial.stages.values():
             check_same(stage.workdir, stage.experiment)
         progress.done(trial.cost)
-        return True
+        return "was done"
     with locked(trial.folder / ".lock") as is_ours:
-        if is_ours:
-            progress.say(f"{place}: {trial}")
-            run_trial(trial, progress)
-        return is_ours
+        if not is_ours:
+            return "busy"
+        progress.say(f"{place}: {trial}")
+        run_trial(trial, progress)
+        return "ran"
 
 
 def run_trial(trial: Work, progress: Progress) -> None:

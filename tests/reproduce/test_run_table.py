@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ from occinv.reproduce import run_table
 from occinv.reproduce.collect import read_values
 from occinv.reproduce.options import Worker, parse_added_row, parse_jobs
 from occinv.reproduce.run import TableRun, Trial
-from occinv.reproduce.run_table import Stopped, reproduce, run_trial, take_trial
+from occinv.reproduce.run_table import Stopped, Written, reproduce, run_all, run_trial, take_trial
 from occinv.reproduce.tables import make_table
 from occinv.schema import UserError
 from occinv.train.disk import write_json
@@ -326,9 +327,23 @@ def test_progress_counts_every_stage_once(tmp_path: Path, monkeypatch: pytest.Mo
         if missing:
             (trial.stages[missing].workdir / RESULT).unlink(missing_ok=True)
         with Progress(total=trial.cost) as progress:
-            assert take_trial(trial, progress, "run 1 of 1")
+            took = take_trial(trial, progress, "run 1 of 1")
+            assert took == ("ran" if missing else "was done")
             (everything,) = progress._bars.tasks
             assert everything.completed == pytest.approx(trial.cost)
+
+
+def test_trials_that_were_done_cost_no_report(tmp_path: Path) -> None:
+    """The results of a hundred finished runs take seconds to read, each time."""
+    trials: list[Any] = [SimpleNamespace(is_done=True, stages={}, cost=1.0) for _ in range(3)]
+    reports: list[bool] = []
+
+    def write_report(is_last: bool) -> Written:
+        reports.append(is_last)
+        return Written(True, tmp_path / "report.html")
+
+    assert run_all(trials, tmp_path, write_report) == 0
+    assert reports == [True]
 
 
 def test_no_stage_starts_after_a_stop_at_the_last_step(
