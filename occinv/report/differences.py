@@ -22,8 +22,8 @@ class Difference(NamedTuple):
       value: In points (percent) or in the column's unit; 0 if it is printed as 0.0.
       comparison: The difference with its interval and p-value; None if the noise is unknown.
       evidence: The interval and the test in words.
-      needed: How many seeds or images would show the difference, in words; empty if unknown, and
-        for equality.
+      needed: How many seeds or images would show the difference if it were the only comparison, in
+        words; empty if unknown, and for equality.
       means: The compared values of both rows.
     """
 
@@ -103,7 +103,7 @@ def _over_seeds(
     if relation == "equal":
         test = statistics.equivalence_over_seeds(ours, theirs, within, pooled=noise)
         return Difference(value, test, evidence, "")
-    count = statistics.needed_seeds(gaps)
+    count = statistics.needed_seeds(gaps, pooled=noise)
     return Difference(value, test, evidence, f"{count} seeds" if count else "")
 
 
@@ -169,7 +169,8 @@ def sentence(row: Row, other: Row, column: Column, found: Difference, p_value: f
         if p_value >= ALPHA:
             text += ": not significant"
             if found.needed:
-                text += f". A true difference of this size would need about {found.needed}"
+                text += ". Without the adjustment, a true difference of this size would need about "
+                text += found.needed
     return text + "."
 
 

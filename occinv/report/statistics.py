@@ -251,7 +251,10 @@ def holm(p_values: npt.ArrayLike) -> np.ndarray:
 
 
 def needed_seeds(
-    differences: npt.ArrayLike, power: float = POWER, alpha: float = ALPHA
+    differences: npt.ArrayLike,
+    power: float = POWER,
+    alpha: float = ALPHA,
+    pooled: Noise | None = None,
 ) -> int | None:
     """Return the number of seeds at which `paired_t` finds the observed mean difference.
 
@@ -260,13 +263,15 @@ def needed_seeds(
 
     Args:
       differences: [k] floats, the differences seed by seed; k >= 2.
-      power: The probability of a p-value below `alpha`.
+      power: The probability of a p-value below `alpha`, not adjusted for other comparisons.
+      pooled: As in `paired_t`: the larger noise counts.
 
     Returns:
       The smallest number of seeds; None if the mean difference is 0.
     """
-    mean, error, freedom = _mean_over_seeds(differences, np.zeros_like(differences))
-    effect = _ratio(abs(mean), error * math.sqrt(freedom + 1))
+    seeds = np.size(differences)
+    mean, error, _ = _mean_over_seeds(differences, np.zeros(seeds), pooled)
+    effect = _ratio(abs(mean), error * math.sqrt(seeds))
     if effect in (0, math.inf):
         return 2 if effect else None
 

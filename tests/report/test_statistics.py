@@ -12,6 +12,7 @@ import pytest
 from scipy import stats
 
 from occinv.report.statistics import (
+    Noise,
     PairedCounts,
     equivalence_over_images,
     equivalence_over_seeds,
@@ -348,6 +349,15 @@ def test_needed_seeds_have_the_power():
     draws = np.random.default_rng(0).normal(observed.mean(), observed.std(ddof=1), size)
     power = np.mean(stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05)
     assert 0.79 < power < 0.83
+
+
+def test_needed_seeds_have_the_noise_of_the_test():
+    """Three differences that happen to be alike do not show that three seeds are enough."""
+    alike, noise = [1.0, 1.1, 0.9], Noise(1.0, 8)  # the standard error of the mean of three
+    assert needed_seeds(alike) < 5
+    assert needed_seeds(alike, pooled=noise) == needed_seeds([1 - 3**0.5, 1.0, 1 + 3**0.5]) > 20
+    wide = [1.0, 5.0, -3.0]
+    assert needed_seeds(wide, pooled=noise) == needed_seeds(wide)
 
 
 def test_needed_seeds_of_extreme_differences():
