@@ -55,11 +55,6 @@ for number, default in (
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """Two test processes for each core, because many tests wait for the processes they started."""
-    return 2 * len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--fidelity-table",
