@@ -214,7 +214,7 @@ class Optimizer:
     Attributes:
       name: The optimizer. muon is for the matrices of transformer blocks; other parameters then
         have AdamW.
-      base_lr: The peak learning rate for 256 images a step.
+      base_lr: The peak learning rate for 256 images a step, or with scale `none` for any number.
       scale: The peak at another batch_size: base_lr times batch_size / 256 (`linear`), its square
         root (`sqrt`), or base_lr alone (`none`).
       min_lr: The learning rate at the end of the run.

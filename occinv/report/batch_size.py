@@ -114,8 +114,9 @@ def by_batch_size(results: Results) -> Figure | None:
     figure = Figure(
         figsize=(3.0 * len(columns) + 2.3, 0.4 + 3.0 * len(budgets)), layout="constrained"
     )
+    panels_of_budgets = figure.subplots(*shape, squeeze=False, sharey="col")
     labeled = {}
-    for panels, budget in zip(figure.subplots(*shape, squeeze=False), budgets, strict=True):
+    for panels, budget in zip(panels_of_budgets, budgets, strict=True):
         for axes, column in zip(panels, columns, strict=True):
             style_axes(axes, f"{column.heading}, {budget}", "batch size")
             axes.set_xscale("log", base=2)
@@ -134,6 +135,7 @@ def by_batch_size(results: Results) -> Figure | None:
                     color=COLORS[place % len(COLORS)],
                     marker=MARKERS[(place + place // len(COLORS)) % len(MARKERS)],
                     fillstyle="full" if place < len(COLORS) else "none",
+                    linestyle="-" if place < len(COLORS) else "--",
                     linewidth=1.4,
                     markersize=4,
                     capsize=2,
