@@ -1,12 +1,14 @@
 """Write docs/results.md's figure of the table of batch sizes, and print its tables.
 
-    python benchmarks/_batch_results.py runs/batch/batch docs
+    python benchmarks/_batch_results.py runs/batch/batch docs [OTHER ...]
 
 It writes batch.png. The tables have the rows at equal epochs, then those at equal steps. The last
-lines compare C-MAE by its negatives with MAE and with each other, at the smallest batch size.
+lines compare C-MAE by its negatives with MAE and with each other, at the smallest batch size. Then
+each row of a table OTHER is compared with the same row of the first, by the noise of these two.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from occinv.report import batch_size
@@ -18,11 +20,11 @@ DPI = 110
 SHOWN = ("FT %", "k-NN %", "CKA (floor)", "Loss", "Non-finite, spikes, dips")
 
 
-def main(source: str, target: str) -> None:
+def main(source: str, target: str, *others: str) -> None:
     """Write the figure and print the tables."""
     results = load_results(source)
     curves = batch_size.curves(results)
-    sizes = sorted({row.batch_size for curve in curves for row in curve.rows})
+    sizes = batch_size.batch_sizes(curves)
     rows = {(r.curve, r.batch_size, budget): r for r in results.rows for budget in r.budgets}
     budgets = list(dict.fromkeys(budget for _, _, budget in rows))
     columns = {(sizes[0], budgets[0]): str(sizes[0])}  # the smallest is in each budget
@@ -49,6 +51,13 @@ def main(source: str, target: str) -> None:
         found = difference(results, row, than, column)
         assert found is not None
         print(f"\n- {sentence(row, than, column, found, None)}")
+    for other in others:
+        print(f"\n{other}\n")
+        for row in load_results(other).rows:
+            if (than := by_key.get(row.key)) and row.seed_values(column):
+                found = difference(replace(results, rows=[row, than]), row, than, column)
+                assert found is not None
+                print(f"- {sentence(row, than, column, found, None)}")
     figure = batch_size.by_batch_size(results)
     if figure is not None:
         figure.savefig(Path(target) / "batch.png", dpi=DPI)

@@ -1,7 +1,7 @@
-"""`python -m occinv …` as a fork of a process that has already imported what it needs.
+"""`python -m occinv …` as a fork of a process that has already imported JAX and occinv.
 
-Its imports are most of the time of a short run. The process behaves as one from `subprocess.Popen`:
-it has its own environment, folder, output and status, and takes signals.
+The imports are most of the time of a short run. The process behaves like one of `subprocess.Popen`:
+it has its own environment, working folder, output and exit status, and receives signals.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import atexit
 import multiprocessing
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ class Forked:
         self._process = FORKS.Process(
             target=run_command,
             args=(list(arguments), dict(environment), os.getcwd(), self._folder),
+            daemon=True,  # it ends with the tests, even if one of them failed and left it alone
         )
         self._process.start()
         self.pid = self._process.pid
@@ -55,18 +55,11 @@ class Forked:
         return self._texts
 
     def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
-
-    def terminate(self) -> None:
-        self.send_signal(signal.SIGTERM)
-
-    def send_signal(self, number: int) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, number)
+        self._process.kill()
 
 
 def run_command(arguments: list[str], environment: dict[str, str], cwd: str, folder: Path) -> None:
-    """What the fork does."""
+    """Run `occinv` in the fork, with its output in two files of `folder`."""
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         file = os.open(folder / name, os.O_WRONLY | os.O_CREAT)
         os.dup2(file, descriptor)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from matplotlib.figure import Figure
@@ -48,6 +48,11 @@ def curves(results: Results) -> list[Curve]:
         for (budget, objective), rows in found.items()
         if len(rows) > 1 or budget == rows[0].budgets[0]
     ]
+
+
+def batch_sizes(lines: Sequence[Curve]) -> list[int]:
+    """The batch sizes of all curves, in increasing order."""
+    return sorted({row.batch_size for line in lines for row in line.rows if row.batch_size})
 
 
 def steps_of(curve: Curve) -> Iterator[tuple[Row, Row]]:
@@ -109,7 +114,7 @@ def by_batch_size(results: Results) -> Figure | None:
         return None
     objectives = list(dict.fromkeys(line.objective for line in lines))
     budgets = list(dict.fromkeys(line.budget for line in lines))
-    sizes = sorted({row.batch_size for line in lines for row in line.rows if row.batch_size})
+    sizes = batch_sizes(lines)
     shape = len(budgets), len(columns)
     figure = Figure(
         figsize=(3.0 * len(columns) + 2.3, 0.4 + 3.0 * len(budgets)), layout="constrained"
@@ -149,7 +154,7 @@ def by_batch_size(results: Results) -> Figure | None:
 def batch_cells(results: Results) -> list[list[str]]:
     """The matrix as text: a heading, then one line for each curve, with `BATCH_LINES` in a cell."""
     lines = curves(results)
-    sizes = sorted({row.batch_size for line in lines for row in line.rows if row.batch_size})
+    sizes = batch_sizes(lines)
     found = [["Objective", "", *map(str, sizes)]]
     names = "\n".join(BATCH_LINES)
     budget = None

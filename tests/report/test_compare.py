@@ -3,131 +3,22 @@
 from __future__ import annotations
 
 import json
-import math
-import os
-import re
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from example_run import example
-from PIL import Image
+from example_workdirs import CURVES, invariance, record, run, write
 
 from occinv import schema
 from occinv.cli import main
 from occinv.data.identity import pack, unpack
-from occinv.evaluators.reconstructions import Triple
 from occinv.report.compare import compare, report
 from occinv.report.findings import cka_finding, findings
-from occinv.report.matrix import print_results
 from occinv.report.read_run import read_stage, unique_names
-from occinv.report.results import CkaCurves, Claim, Column
+from occinv.report.results import CkaCurves, Column
 from occinv.schema import UserError
-
-CURVES = {"ratios": [0.75], "blocks": [1, 2]}
-LINES = (
-    {"step": 0, "time": 1.0, "parameters": 1234},
-    {"step": 10, "time": 2.0, "loss": 0.5, "learning_rate": 0.1},
-    {"step": 20, "time": 3.0, "eval/loss": 0.4, "eval/top1": 0.75},
-)
-
-
-def write(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(content) if is_dataclass(content) else content))
-
-
-def run(
-    workdir: Path, objective: dict[str, Any], metrics: dict[str, float] | None, **fields: Any
-) -> Path:
-    """Write the files of a run that reports read. Without `metrics` it is not finished."""
-    experiment = {
-        "objective": objective,
-        "data": {"source": "digits", "image_size": 16},
-        "encoder": {"name": "micro", "patch_size": 8},
-        "train": {"duration": {"epochs": 3.0}},
-        **fields,
-    }
-    write(workdir / "config.json", {"experiment": experiment, "classes": ["a", "b"]})
-    (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
-    if metrics is not None:
-        images = {"name": "digits (test)", "count": 3, "digest": "d", "split": "validation"}
-        result = {"step": 20, "metrics": metrics, "images": images}
-        write(workdir / "result.json", result)
-    return workdir
-
-
-def record(evaluator: str, values: dict[str, float], **changes: Any) -> dict[str, Any]:
-    """A record as `occinv evaluate` writes it."""
-    images = {"name": "digits (test)", "count": 3, "digest": "d", "split": "validation"}
-    return {
-        "evaluator": evaluator,
-        "workdir": "w",
-        "objective": "mae",
-        "step": 20,
-        "images": images | changes.pop("images", {}),
-        "protocol": changes.pop("protocol", {}),
-        "code": "0",
-        "values": values,
-        "details": changes.pop("details", {}),
-    }
-
-
-def invariance(
-    last: float, floor: float = 0.1, token: str = "class", **changes: Any
-) -> dict[str, Any]:
-    """A record of CKA `last` at the last block, and `floor` of an untrained encoder."""
-
-    def curves(value: float) -> dict[str, Any]:
-        found = {measure: {token: [[1.0, value]]} for measure in ("cka", "retrieval", "cosine")}
-        return {**CURVES, **found}
-
-    floors = {"untrained 0": curves(floor), "blind": curves(0.0)}
-    details = curves(last) | {"token": token, "floor": floors}
-    return record("invariance", {"retrieval": last}, details=details, **changes)
-
-
-@pytest.fixture
-def mae(tmp_path) -> Path:
-    workdir = run(tmp_path / "mae", {"name": "mae"}, {"loss": 0.4})
-    evaluated = workdir / "evaluate"
-    write(evaluated / "psnr.json", [record("psnr", {"whole": 20.5, "removed": 17.5})])
-    write(evaluated / "knn.json", [record("knn", {"top1": 0.61, "top5": 0.9})])
-    write(evaluated / "invariance.json", [invariance(0.9)])
-    (evaluated / "reconstructions").mkdir()
-    for number in range(11):
-        for kind in Triple._fields:
-            Image.new("RGB", (2, 2)).save(evaluated / "reconstructions" / f"{number}_{kind}.png")
-    return workdir
-
-
-@pytest.fixture
-def supervised(tmp_path) -> Path:
-    workdir = run(tmp_path / "supervised", {"name": "classification"}, {"loss": 1, "top1": 0.8})
-    write(workdir / "evaluate" / "invariance.json", [invariance(0.6, token="mean")])
-    return workdir
-
-
-@pytest.fixture
-def finetuned(tmp_path, mae) -> Path:
-    start = str(mae / "checkpoints" / "20")
-    objective = {"name": "classification"}
-    return run(tmp_path / "finetuned", objective, {"loss": 1, "top1": 0.9}, init_from=start)
-
-
-@pytest.fixture
-def reproduced(tmp_path, results) -> Path:
-    """A folder with results.json, whose second row has pictures."""
-    folder = tmp_path / "quick"
-    kinds = dict.fromkeys(Triple._fields, "p/0.png")
-    results.rows[1].reconstructions = [kinds]
-    results.claims = [Claim("t", "mae", "r-mae†")]
-    (folder / "p").mkdir(parents=True)
-    Image.new("RGB", (2, 2)).save(folder / "p" / "0.png")
-    write(folder / "results.json", results)
-    return folder
 
 
 def test_a_run_is_described_from_its_workdir(mae):
@@ -504,79 +395,3 @@ def test_other_folders_are_refused(tmp_path, mae):
     write(tmp_path / "hf" / "config.json", {"hidden_size": 3})
     with pytest.raises(UserError, match=r"hf/config\.json is not the config of a run"):
         compare([tmp_path / "hf"])
-
-
-def test_the_class_of_a_foreign_run_is_not_imported(tmp_path, monkeypatch):
-    (tmp_path / "foreign.py").write_text("raise SystemExit('imported')")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    workdir = run(tmp_path / "run", {"name": "foreign:Objective"}, {"loss": 0.4})
-    (row,) = compare([workdir]).rows
-    assert (row.t1, row.measure) == ("unknown", "unknown")
-    config = json.loads((workdir / "config.json").read_text())
-    config["axes"] = {"t1": "noise", "t2": "noise", "target": "average", "measure": "L2"}
-    write(workdir / "config.json", config)
-    (row,) = compare([workdir]).rows
-    assert (row.t1, row.measure) == ("noise", "L2")
-
-
-HUGE = 10**400
-
-
-@pytest.mark.parametrize(
-    ("file", "place", "value", "said"),
-    [
-        ("quick/results.json", ("seconds",), HUGE, "not a finite number"),
-        ("quick/results.json", ("seconds",), math.nan, "NaN is not a finite number"),
-        ("quick/results.json", ("settings", "num_test"), 0, "settings.num_test is 0"),
-        ("quick/results.json", ("rows", 0, "values", "finetune", 0), 1.5, "FT % of .* is 1.5"),
-        ("quick/results.json", ("rows", 0, "hits", "finetune"), ["3:zz"], "is damaged"),
-        ("quick/results.json", ("rows", 1, "cka", "pretrained", "values"), [[]], "another shape"),
-        ("mae/config.json", ("experiment", "objective"), {}, "objective.name is missing"),
-        ("mae/config.json", ("experiment",), "x", "the config='x', expected"),
-        ("mae/config.json", ("experiment", "encoder", "width"), 7, "config.json: .*7"),
-        ("mae/evaluate/knn.json", (0, "values", "top1"), 2, "damaged record of knn"),
-        ("mae/evaluate/knn.json", (0, "images", "count"), 0, "damaged record of knn"),
-        ("mae/evaluate/knn.json", (0, "details"), {"hits": "x"}, "damaged record of knn"),
-        ("mae/evaluate/invariance.json", (0, "details"), {}, "damaged record of invariance"),
-        ("mae/evaluate/invariance.json", (0, "details", "blocks"), [1], "another shape"),
-        ("mae/evaluate/invariance.json", (0, "details", "ratios"), "x", "record of invariance"),
-    ],
-)
-def test_a_damaged_file_is_named(tmp_path, mae, reproduced, file, place, value, said, capsys):
-    path = tmp_path / file
-    content = json.loads(path.read_text())
-    inner = content
-    for name in place[:-1]:
-        inner = inner[name]
-    inner[place[-1]] = value
-    path.write_text(json.dumps(content))
-    assert main(["report", "--markdown", str(tmp_path / file.split("/")[0])]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert path.name in line and re.search(said, line)
-
-
-@pytest.mark.parametrize("name", ["results.json", "metrics.jsonl"])
-def test_a_folder_in_place_of_a_file_is_named(tmp_path, mae, reproduced, name):
-    path = (reproduced if name == "results.json" else mae) / name
-    path.unlink()
-    path.mkdir()
-    with pytest.raises(UserError, match=rf"{name} cannot be read: it is not a file"):
-        compare([path.parent])
-
-
-def test_a_pipe_is_no_file(mae):
-    path = mae / "result.json"
-    path.unlink()
-    os.mkfifo(path)
-    with pytest.raises(UserError, match=r"result\.json cannot be read: it is not a file"):
-        compare([mae])
-
-
-def test_control_codes_of_a_foreign_folder_are_not_printed(reproduced, capsys):
-    path = reproduced / "results.json"
-    content = json.loads(path.read_text())
-    content["title"] = content["rows"][0]["name"] = "a\x1b[31m\nb"
-    path.write_text(json.dumps(content))
-    assert main(["report", "--markdown", str(reproduced)]) == 0
-    print_results(compare([reproduced]))
-    assert "\x1b" not in (out := capsys.readouterr().out) and "| a [31m b |" in out
