@@ -159,10 +159,10 @@ def test_several_seeds_are_compared_seed_by_seed():
 def test_the_needed_seeds_are_those_of_the_test_without_its_adjustment():
     """Two rows that happen to differ alike in three seeds once "would need about 2 seeds"."""
     results = run(0.5, 0.6, 0.5)
-    for row, values in zip(
+    for each, values in zip(
         results.rows, ([0.50, 0.60, 0.70], [0.52, 0.62, 0.72], [0.50, 0.90, 0.10]), strict=True
     ):
-        row.values["finetune"] = values
+        each.values["finetune"] = values
     found = difference(results, results.rows[1], results.rows[0], COLUMNS[0])
     assert found.comparison.p_value > 0.05
     assert int(found.needed.removesuffix(" seeds")) > 100
