@@ -19,46 +19,55 @@ from occinv.reproduce.study import study_table
 from occinv.train.disk import read_json
 from occinv.train.workdir import RESULT
 
+RATE = "optimizer.base_lr"
 LAMBDA, MOMENTUM = "objective.constraint_weight", "objective.momentum"
-RATES = {  # base_lr by scale and stage
+VALUES = {  # by scale, then by stage or field
     "quickstart": {
         "pretrain": (0.004, 0.008, 0.016, 0.032),
         "finetune": (0.002, 0.004, 0.008, 0.016, 0.032),
+        LAMBDA: (0.1, 1.0, 10.0),
+        MOMENTUM: (0.9, 0.98, 0.996),
     },
-    "small": {"pretrain": (0.001, 0.002, 0.004, 0.008), "finetune": (0.001, 0.002, 0.004, 0.008)},
+    "small": {
+        "pretrain": (0.004, 0.008, 0.016),
+        "finetune": (0.002, 0.004, 0.008),
+        LAMBDA: (0.1, 1.0, 10.0),
+        MOMENTUM: (0.98, 0.996),
+    },
 }
 START = {
     "quickstart": {"pretrain": 0.016, "finetune": 0.008},
-    "small": {"pretrain": 0.004, "finetune": 0.004},
+    "small": {"pretrain": 0.008, "finetune": 0.004},
 }
 TUNED = (  # R-MAE and C-MAE are fine-tuned as MAE is
-    *((method, "pretrain") for method in (MAE, RMAE, CMAE)),
-    *((method, "finetune") for method in (RANDOM, MAE)),
+    *((method, "pretrain", RATE, "pretrain") for method in (MAE, RMAE, CMAE)),
+    *((method, "finetune", RATE, "finetune") for method in (RANDOM, MAE)),
+    (RMAE, "pretrain", LAMBDA, LAMBDA),
+    (CMAE, "pretrain", MOMENTUM, MOMENTUM),
 )
+CONFIGURED = {LAMBDA: 1.0, MOMENTUM: 0.996}
 
 
 def settings(scale: str) -> dict[str, tuple[Method, dict[str, tuple[str, ...]]]]:
-    """The settings by name: a method, and overrides by stage."""
-    found = [
-        (method, stage, "optimizer.base_lr", value)
-        for method, stage in TUNED
-        for value in RATES[scale][stage]
-    ]
-    found += [(RMAE, "pretrain", LAMBDA, value) for value in (0.1, 1.0, 10.0)]
-    found += [(CMAE, "pretrain", MOMENTUM, value) for value in (0.9, 0.98, 0.996)]
+    """The settings by name: a method, and overrides by stage, equal if the settings are."""
     named = {}
-    for method, stage, field, value in found:
-        override = f"{field}={value:g}"
-        start = {key: (f"optimizer.base_lr={rate:g}",) for key, rate in START[scale].items()}
-        start[stage] = (*start[stage], override)
-        named[f"{method.key}, {stage}: {override}"] = method, start
+    for method, stage, field, values in TUNED:
+        for value in VALUES[scale][values]:
+            fields = {key: {RATE: rate} for key, rate in START[scale].items()}
+            if value != CONFIGURED.get(field):
+                fields[stage][field] = value
+            overrides = {
+                key: tuple(f"{name}={number:g}" for name, number in set_.items())
+                for key, set_ in fields.items()
+            }
+            named[f"{method.key}, {stage}: {field}={value:g}"] = method, overrides
     return named
 
 
 def main() -> None:
     """Run what is missing and print the table."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--scale", choices=RATES, default="quickstart")
+    parser.add_argument("--scale", choices=VALUES, default="quickstart")
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--length", type=float, default=1.0)
     parser.add_argument("--seeds", default="100,101")
@@ -67,7 +76,8 @@ def main() -> None:
     table = dataclasses.replace(study_table(options.scale), columns=("finetune",), cka=())
     trials: dict[str, list[Trial]] = {}
     for name, (method, overrides) in settings(options.scale).items():
-        folder = options.workdir / re.sub(r"\W+", "_", name)
+        changed = "_".join(f"{stage}_{'_'.join(words)}" for stage, words in overrides.items())
+        folder = options.workdir / re.sub(r"[^\w.]+", "_", f"{method.key}_{changed}")
         run = TableRun(table, (), folder, options.scale, length=options.length, overrides=overrides)
         trials[name] = [Trial(method, seed, run) for seed in seeds]
 

@@ -12,9 +12,14 @@ FEW = 100  # images
 DATA = "data.source=folder:runs/study/images"
 # The number of training images, and their pixels a side: the noise images are as many and as large.
 SIZES = {"smoke": "1442x16", "quickstart": "1442x16", "small": "8000x64", "paper": "1281167x224"}
-# A ViT of 4 blocks × 96 with 64 patches, for every stage.
-ENCODER = tuple(
-    f"encoder.{field}" for field in ("name=micro", "width=96", "depth=4", "heads=3", "patch_size=8")
+# A ViT of 4 blocks × 96 with 36 patches, for every stage.
+SMALL = (
+    "data.image_size=48",
+    "encoder.name=micro",
+    "encoder.width=96",
+    "encoder.depth=4",
+    "encoder.heads=3",
+    "encoder.patch_size=8",
 )
 MARGIN = 1.0  # points
 
@@ -95,6 +100,6 @@ def study_table(scale: str) -> TableSpec:
         columns=("finetune", "retrieval", "occlusion"),
         cka=BOTH,
         claims=tuple(claims),
-        overrides=(DATA, *ENCODER) if is_small else (),
+        overrides=(DATA, *SMALL) if is_small else (),
         subfolder="study" if is_small else "",
     )
