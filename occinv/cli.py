@@ -10,6 +10,7 @@ import argparse
 import importlib
 import logging
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -49,7 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.overrides is None or not word.startswith(options.overrides):
                 raise UserError(_unknown(word, options))
         options.arguments = arguments
-        return options.run(options, rest)
+        status: int = options.run(options, rest)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        from occinv.progress import discard_output
+
+        discard_output()
+        return 128 + signal.SIGPIPE
     except UnknownField as error:
         from occinv.commands.config import explain  # here, because most runs do without
 

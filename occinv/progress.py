@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -11,6 +13,19 @@ from rich.progress import Progress as Bars
 
 Watch = Callable[[int, int, dict[str, float] | None], None]
 STARTING = "opening data and compiling"
+
+
+def discard_output() -> None:
+    """Send what is printed from now on nowhere, because the reader of standard output is gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class LastingConsole(Console):
+    """A console that outlives the reader of its output, such as `head`: the run goes on."""
+
+    def on_broken_pipe(self) -> None:
+        """Discard what is printed from now on. The base class exits."""
+        discard_output()
 
 
 class Progress:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
+from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from occinv.progress import Progress
@@ -71,3 +75,38 @@ def test_brackets_in_a_name_are_no_markup() -> None:
         assert "run [/b]" in text_of(progress)
         progress.say("saved [/b]")
     assert "saved [/b]" in out.getvalue()
+
+
+def test_a_run_goes_on_when_nobody_reads_its_output(tmp_path: Path) -> None:
+    end = tmp_path / "end"
+    code = f"""
+from pathlib import Path
+from occinv.progress import LastingConsole, Progress
+with Progress(console=LastingConsole()) as progress:
+    input()
+    for step in range(3):
+        progress.say(str(step))
+    print("done", flush=True)
+    Path({str(end)!r}).touch()
+"""
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.close()  # type: ignore[union-attr]
+        process.stdout = None
+        _, errors = process.communicate("\n")
+    assert (process.returncode, errors) == (0, "")
+    assert end.exists()
+
+
+@pytest.mark.parametrize("command", [["config", "mae"], ["list"]])
+def test_a_command_ends_silently_when_nobody_reads_its_output(command: list[str]) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "occinv", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.close()  # type: ignore[union-attr]
+        process.stdout = None
+        _, errors = process.communicate()
+    assert process.returncode in (1, 141)  # 1: rich's, for tables
+    assert errors == b""

@@ -36,15 +36,16 @@ def join(options: argparse.Namespace) -> Console:
     """Join the other processes if the options ask for it; set the allocator and the cache.
 
     Returns:
-      A console, which prints in process 0 only. The other processes log warnings only.
+      A console, which prints in process 0 only. The other processes log warnings only. The run goes
+      on if nobody reads its output any more.
     """
     keep_freed_memory()
     import jax
-    from rich.console import Console
 
     from occinv import parallel
     from occinv.commands.compilation_cache import use_compilation_cache
     from occinv.commands.stderr_filter import filter_stderr
+    from occinv.progress import LastingConsole
 
     cluster = options.coordinator, options.num_processes, options.process_id
     if options.distributed or cluster != (None, None, None):
@@ -54,9 +55,9 @@ def join(options: argparse.Namespace) -> Console:
     use_compilation_cache()
     if jax.process_index() == 0:
         # Paths and errors may contain brackets, which are not markup.
-        return Console(highlight=False, markup=False, emoji=False)
+        return LastingConsole(highlight=False, markup=False, emoji=False)
     logging.getLogger("occinv").setLevel(logging.WARNING)
-    return Console(quiet=True)
+    return LastingConsole(quiet=True)
 
 
 def fail(status: int, reason: object) -> int:
