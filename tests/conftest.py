@@ -29,6 +29,7 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_force_host_platform_device_count=8",
         "--xla_llvm_disable_expensive_passes=true",
         "--xla_backend_optimization_level=0",
+        "--xla_cpu_parallel_codegen_split_count=1",
         *FUSED_LOOPS,
     ]
 ).strip()
@@ -69,6 +70,9 @@ def free_programs() -> Iterator[None]:
     yield
     import jax  # after the environment is set
 
+    from occinv.train import shared
+
+    shared.forget()
     jax.clear_caches()
     gc.collect()
 

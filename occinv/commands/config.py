@@ -51,6 +51,9 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         if path.partition(".")[0] != section:
             section = path.partition(".")[0]
             print()
+        if path == "optimizer.base_lr":
+            peak = experiment.optimizer.peak(experiment.train.batch_size)
+            meaning += f" In this run: {peak:.3g}."
         print(f"{path} = {value!r}".ljust(43), f"# {loaded.origin(path):13} {meaning}")
     return 0
 

@@ -13,9 +13,10 @@ import numpy as np
 from occinv import parallel
 from occinv.data.batch import Batch
 from occinv.objectives import forward
-from occinv.objectives.base import Reconstructs
+from occinv.objectives.base import Objective, Reconstructs
 from occinv.rng import image_rngs
 from occinv.train.prepare import Run
+from occinv.train.shared import shared
 from occinv.train.step import TrainState, join_state
 from occinv.transforms.view import unit_range
 
@@ -30,14 +31,7 @@ def make_evaluation(run: Run) -> Callable[[TrainState], dict[str, float]]:
     """
     mesh = run.assembly.mesh
     objective = forward.for_evaluation(run.assembly.objective)
-
-    def averages(state: TrainState, batch: Batch, number: jax.Array) -> Any:
-        params, own = parallel.gather(mesh, (state.params, state.objective_state))
-        # Every evaluation uses the same masks, so that results are comparable.
-        rng = image_rngs(jax.random.key(0), number, batch.label.shape[0])
-        return forward.evaluate(objective, params, own, batch, rng, state.step)
-
-    compiled = jax.jit(averages, out_shardings=parallel.replicated(mesh))
+    compiled = _averages(objective, mesh)
 
     def evaluate(state: TrainState) -> dict[str, float]:
         if run.validation is None:
@@ -59,6 +53,19 @@ def make_evaluation(run: Run) -> Callable[[TrainState], dict[str, float]]:
     return evaluate
 
 
+@shared
+def _averages(
+    objective: Objective, mesh: jax.sharding.Mesh
+) -> Callable[[TrainState, Batch, jax.Array], Any]:
+    def averages(state: TrainState, batch: Batch, number: jax.Array) -> Any:
+        params, own = parallel.gather(mesh, (state.params, state.objective_state))
+        # Every evaluation uses the same masks, so that results are comparable.
+        rng = image_rngs(jax.random.key(0), number, batch.label.shape[0])
+        return forward.evaluate(objective, params, own, batch, rng, state.step)
+
+    return jax.jit(averages, out_shardings=parallel.replicated(mesh))
+
+
 def pictures(run: Run, state: TrainState) -> dict[str, np.ndarray]:
     """Return reconstructions of the first validation images, float32 [8, H, W, 3] each, if any."""
     objective = run.assembly.objective
@@ -66,14 +73,20 @@ def pictures(run: Run, state: TrainState) -> dict[str, np.ndarray]:
         return {}
     if not isinstance(objective, Reconstructs):
         return {}
-    reconstruct = objective.reconstruct
     images = run.validation.batch(0).image[:NUM_PICTURES]
+    params = jax.device_get(join_state(run.assembly, state).params)
+    return {name: np.asarray(images) for name, images in _show(objective)(params, images).items()}
 
+
+@shared
+def _show(objective: Any) -> Callable[[Any, np.ndarray], dict[str, jax.Array]]:
+    """Return the compiled reconstruction of an objective that reconstructs."""
+
+    @jax.jit
     def show(params: Any, images: jax.Array) -> dict[str, jax.Array]:
         pixels = unit_range(images)
         rng = image_rngs(jax.random.key(0), jnp.int32(0), len(images))
         view = forward.for_evaluation(objective).views(pixels, rng)[0]
-        return reconstruct(params, pixels, view.visible)._asdict()
+        return objective.reconstruct(params, pixels, view.visible)._asdict()
 
-    shown = jax.jit(show)(jax.device_get(join_state(run.assembly, state).params), images)
-    return {name: np.asarray(images) for name, images in shown.items()}
+    return show

@@ -14,9 +14,9 @@ from occinv.schema import Experiment, UserError
 from occinv.train import workdir as files
 from occinv.train.checkpoints import Checkpoints
 from occinv.train.disk import read_json, write_json
+from occinv.train.lengths import lengths_of
 from occinv.train.lock import lock_workdir
 from occinv.train.prepare import prepare
-from occinv.train.step import lengths_of
 
 
 def extend(experiment: Experiment, workdir: Path) -> str | None:
@@ -57,7 +57,10 @@ def extend(experiment: Experiment, workdir: Path) -> str | None:
             write_json(path, {**read_json(path), "experiment": files.as_json(experiment)})
             if new.end > old.end:
                 (workdir / files.RESULT).unlink(missing_ok=True)
-    rates = [float(each.schedule(of)(done)) for each, of in ((old, before), (new, experiment))]
+    rates = [
+        float(lengths.schedule(of.optimizer, of.train.batch_size)(done))
+        for lengths, of in ((old, before), (new, experiment))
+    ]
     change = f"goes from {rates[0]:.3g} to {rates[1]:.3g}"
     if rates[0] == rates[1]:
         change = f"stays at {rates[0]:.3g}"

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from occinv.models.blocks import Layout
-from occinv.train.step import Assembly, batch_shapes, is_split, make_step, recomputes
+from occinv.train.step import Assembly, is_split, recomputes, trace_step
 
 
 def matmul_flops(function: Callable[..., Any], *arguments: Any) -> int:
@@ -89,5 +89,11 @@ def model_flops(run: Assembly, state: Any, traced: Any = None) -> float:
     setting = run.objective.setting
     encoder = setting.encoder.clone(layout=Layout(unroll=sys.maxsize))
     setting = dataclasses.replace(setting, encoder=encoder)
-    step = make_step(dataclasses.replace(run.objective, setting=setting), run.optimizer)
-    return matmul_flops(step, state, batch_shapes(run)) / train.batch_size
+    plain = dataclasses.replace(
+        run,
+        objective=dataclasses.replace(run.objective, setting=setting),
+        experiment=dataclasses.replace(
+            run.experiment, train=dataclasses.replace(train, accumulate=1, monitors=())
+        ),
+    )
+    return traced_flops(trace_step(plain, state).jaxpr.jaxpr) / train.batch_size

@@ -45,7 +45,8 @@ from occinv.train.signals import StopRequest
 from occinv.train.step import (
     TrainState,
     as_items,
-    init_state,
+    compile_step,
+    initializer,
     join_state,
     split_state,
     trace_step,
@@ -214,22 +215,18 @@ def make_evals(run: Run, workdir: Path) -> Evals | None:
 def start_or_resume(run: Run, checkpoints: Checkpoints) -> TrainState:
     """Return the state of the newest good checkpoint, or of step 0, sharded over the mesh."""
     assembly = run.assembly
-
-    @jax.jit  # so that the shapes and the program share one trace
-    def init(seed: jax.Array, pretrained: Any) -> TrainState:
-        return init_state(assembly.objective, assembly.optimizer, seed, pretrained)
-
+    init = initializer(assembly.objective, assembly.optimizer, assembly.mesh)
     seed = np.uint32(assembly.experiment.seed)
     shapes = jax.eval_shape(init, seed, run.pretrained)
     shardings = parallel.of_state(assembly.mesh, shapes)
     if checkpoints.latest() is None and run.start is not None:
         return jax.device_put(run.start, shardings)
     if checkpoints.latest() is None:
-        state = jax.jit(init, out_shardings=shardings)(seed, run.pretrained)
+        state = init(seed, run.pretrained)
         loaded = {name: obtain() for name, obtain in run.obtain.items()}
         objective_state = {**state.objective_state, **loaded}
         placed = jax.device_put(objective_state, shardings.objective_state)
-        return state.replace(objective_state=placed)
+        return dataclasses.replace(state, objective_state=placed)
     template = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         shapes,
@@ -259,7 +256,7 @@ def run_steps(
     evaluate = make_evaluation(run)
     log_every, save_every = run.every(settings.log_every), run.every(settings.checkpoint_every)
     evaluate_every = run.every(settings.evaluate_every)
-    take_step: Any = None if done == steps else program.lower().compile()
+    take_step: Any = None if done == steps else compile_step(program)
     batches = run.loader.batches(done, steps)
     window, clock = LogWindow(checkpoints.notes(done).get("window")), Clock()
     metrics: dict[str, float] = {}

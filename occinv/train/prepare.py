@@ -21,7 +21,7 @@ from occinv.train import workdir as files
 from occinv.train.check import check_config
 from occinv.train.memory import check_memory
 from occinv.train.restart import restart
-from occinv.train.step import Assembly, TrainState, assemble, init_state
+from occinv.train.step import Assembly, TrainState, assemble, initializer
 from occinv.train.wandb_writer import check_wandb
 
 
@@ -109,7 +109,8 @@ def prepare(experiment: Experiment) -> Run:
         return (batch.image for batch in batches)
 
     # Raises UserError where the pretrained networks do not fit.
-    shapes = jax.eval_shape(lambda: init_state(objective, assembly.optimizer, 0, pretrained))
+    init = initializer(objective, assembly.optimizer, mesh)
+    shapes = jax.eval_shape(init, np.uint32(0), pretrained)
     check_memory(assembly, shapes)
     start = None
     if experiment.init == "state":

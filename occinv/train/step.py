@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 
@@ -23,12 +24,13 @@ from occinv.models.vit import Pretrained, vit_of
 from occinv.objectives import forward
 from occinv.objectives.base import FROZEN, Objective, ParamGroup, Setting, make_objective
 from occinv.rng import image_rngs
-from occinv.schema import Encoder, Experiment, Train, UserError
-from occinv.sections import INT32
+from occinv.schema import Encoder, Experiment, Optimizer, Train, UserError
 from occinv.size import Size, sides
 from occinv.train.accumulation import grad_cache, mean_of_parts
+from occinv.train.lengths import Lengths, lengths_of
 from occinv.train.monitors import gradient_noise, layer_norms
-from occinv.train.optimizer import learning_rate, make_optimizer
+from occinv.train.optimizer import make_optimizer
+from occinv.train.shared import shared
 
 Metrics = dict[str, jax.Array]
 
@@ -113,10 +115,21 @@ def assemble(
             f"train.monitors={train.monitors} with encoder.class_token=False: attention is that of "
             "the class token; leave it out"
         )
-    schedule = lengths.schedule(experiment)
     groups = {**frozen_parts(experiment.encoder, config.decay), **objective.param_groups}
-    optimizer = make_optimizer(config, schedule, steps, groups, config.peak(train.batch_size))
+    schedule, optimizer = _optimizer(config, train.batch_size, lengths, tuple(groups.items()))
     return Assembly(experiment, mesh, objective, optimizer, schedule, lengths.end, epoch)
+
+
+@shared
+def _optimizer(
+    config: Optimizer,
+    batch_size: int,
+    lengths: Lengths,
+    groups: tuple[tuple[tuple[str, ...], ParamGroup], ...],
+) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    schedule = lengths.schedule(config, batch_size)
+    peak = config.peak(batch_size)
+    return schedule, make_optimizer(config, schedule, lengths.steps, dict(groups), peak)
 
 
 def frozen_parts(encoder: Encoder, decay: str) -> dict[tuple[str, ...], ParamGroup]:
@@ -127,75 +140,6 @@ def frozen_parts(encoder: Encoder, decay: str) -> dict[tuple[str, ...], ParamGro
     if not encoder.train_position and decay in ("positions", "all"):
         groups["encoder", "position"] = FROZEN
     return groups
-
-
-class Lengths(NamedTuple):
-    """The lengths of a run in steps.
-
-    Attributes:
-      steps: The length of the schedules.
-      end: The length of the run, which `train.stop_after` may make shorter.
-      warmup, cooldown: The lengths of the learning rate's warm-up, and of the cooldown of `wsd`.
-    """
-
-    steps: int
-    end: int
-    warmup: int
-    cooldown: int
-
-    def schedule(self, experiment: Experiment) -> optax.Schedule:
-        """Return the learning rate by step."""
-        optimizer, batch_size = experiment.optimizer, experiment.train.batch_size
-        return learning_rate(optimizer, batch_size, self.warmup, self.steps, self.cooldown)
-
-
-def lengths_of(experiment: Experiment, epoch: int) -> Lengths:
-    """Return the lengths of a run on `epoch` images.
-
-    Raises:
-      UserError: The lengths contradict each other.
-    """
-    train = experiment.train
-    steps = train.duration.in_steps(train.batch_size, epoch)
-    warmup, cooldown = (
-        length.in_steps(train.batch_size, epoch, steps)
-        for length in (experiment.optimizer.warmup, experiment.optimizer.cooldown)
-    )
-    if steps < 1:
-        raise UserError(
-            f"train.duration={train.duration} is less than one step of {train.batch_size} images "
-            f"over {epoch} images of data; use a longer duration or a smaller batch"
-        )
-    if steps >= INT32:  # the counter of the optimizer
-        raise UserError(
-            f"train.duration={train.duration} is {steps:.3g} steps, expected fewer than {INT32}"
-        )
-    end = steps
-    if train.stop_after is not None:
-        end = train.stop_after.in_steps(train.batch_size, epoch)
-        if not 1 <= end <= steps:
-            raise UserError(
-                f"train.stop_after={train.stop_after} is {end} steps, expected 1 to {steps}, which "
-                f"is train.duration={train.duration}"
-            )
-    if train.profile is not None and train.profile[0] > end:
-        raise UserError(
-            f"train.profile={train.profile}: step {train.profile[0]} is after the end of the run; "
-            f"use a first step of 1 to {end}"
-        )
-    if warmup > steps:
-        raise UserError(
-            f"optimizer.warmup={experiment.optimizer.warmup} is longer than "
-            f"train.duration={train.duration} ({warmup} and {steps} steps); shorten it, such as by "
-            "--config.optimizer.warmup.share=0.1"
-        )
-    if experiment.optimizer.schedule == "wsd" and warmup + cooldown > steps:
-        raise UserError(
-            f"optimizer.warmup={experiment.optimizer.warmup} and optimizer.cooldown="
-            f"{experiment.optimizer.cooldown} are longer than train.duration={train.duration} "
-            f"({warmup} + {cooldown} and {steps} steps); shorten one of them"
-        )
-    return Lengths(steps, end, warmup, cooldown)
 
 
 def recomputes(train: Train, mesh: jax.sharding.Mesh) -> bool:
@@ -247,6 +191,20 @@ def init_state(
         nonfinite=zero,
         first_nonfinite=zero,
     )
+
+
+@shared
+def initializer(
+    objective: Objective, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
+) -> Callable[[jax.Array | np.uint32, Pretrained | None], TrainState]:
+    """Return the compiled `init_state` by seed and `pretrained`, sharded over the mesh."""
+
+    @jax.jit  # so that the shapes and the program share one trace
+    def init(seed: jax.Array, pretrained: Pretrained | None) -> TrainState:
+        return init_state(objective, optimizer, seed, pretrained)
+
+    shapes = jax.eval_shape(init, np.uint32(0), None)
+    return jax.jit(init, out_shardings=parallel.of_state(mesh, shapes))
 
 
 def as_items(state: TrainState) -> dict[str, Any]:
@@ -368,13 +326,32 @@ def trace_step(run: Assembly, state: Any) -> Any:
     `state` is a TrainState or the shapes of one. `trace_step(…).lower().compile()` is the program
     (state, batch) -> (state, metrics), which reuses the memory of the state it is given.
     """
-    sharding = parallel.of_state(run.mesh, state)
-    is_cpu = run.mesh.devices.flat[0].platform == "cpu"
     train = run.experiment.train
+    leaves, form = jax.tree.flatten((jax.eval_shape(lambda state: state, state), batch_shapes(run)))
+    step = run.objective, run.optimizer, train.accumulate, train.monitors
+    return _trace(step, run.mesh, form, tuple(leaves))
+
+
+@shared
+def _trace(
+    step: tuple[Objective, optax.GradientTransformation, int, tuple[str, ...]],
+    mesh: jax.sharding.Mesh,
+    form: Any,
+    leaves: tuple[jax.ShapeDtypeStruct, ...],
+) -> Any:
+    state, batch = jax.tree.unflatten(form, leaves)
+    sharding = parallel.of_state(mesh, state)
+    is_cpu = mesh.devices.flat[0].platform == "cpu"
     return jax.jit(
-        make_step(run.objective, run.optimizer, train.accumulate, train.monitors),
-        in_shardings=(sharding, parallel.by_image(run.mesh)),
-        out_shardings=(sharding, parallel.replicated(run.mesh)),
+        make_step(*step),
+        in_shardings=(sharding, parallel.by_image(mesh)),
+        out_shardings=(sharding, parallel.replicated(mesh)),
         donate_argnums=0,
         compiler_options=FOR_CPU if is_cpu else None,
-    ).trace(state, batch_shapes(run))
+    ).trace(state, batch)
+
+
+@shared
+def compile_step(traced: Any) -> Any:
+    """Compile a result of `trace_step`."""
+    return traced.lower().compile()
