@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from math import prod
 from typing import Any
-
-import jax
 
 from occinv.models.blocks import Layout
 from occinv.train.step import Assembly, is_split, recomputes, trace_step
 
 
-def matmul_flops(function: Callable[..., Any], *arguments: Any) -> int:
-    """Count the floating-point operations of all matrix products in `function(*arguments)`.
+def traced_flops(jaxpr: Any) -> int:
+    """Count the floating-point operations of all matrix products in a traced program.
 
     A product [m, k] · [k, n] counts 2·m·k·n. A scanned body counts once for each iteration, which
     the compiler's own estimate does not do, and a `shard_map`ped body once for each device. A
     Pallas kernel counts what it declares (`cost_estimate`), else its body once for each cell of its
-    grid. Arguments may be arrays or shapes.
+    grid.
     """
-    return traced_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
-
-
-def traced_flops(jaxpr: Any) -> int:
-    """Count as `matmul_flops` for a program that is already traced."""
     return sum(flops for _, flops in _products(jaxpr, is_kernel=False))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,12 +14,17 @@ from jax.sharding import PartitionSpec
 from occinv.models.attention import attend
 from occinv.models.vit import ViT
 from occinv.parallel import make_mesh
-from occinv.train.flops import kernel_flops, matmul_flops, traced_flops
+from occinv.train.flops import kernel_flops, traced_flops
 
 
 def shape(*sizes: int) -> jax.ShapeDtypeStruct:
     """A float32 array that is never made."""
     return jax.ShapeDtypeStruct(sizes, jnp.float32)
+
+
+def matmul_flops(function: Callable[..., Any], *arguments: Any) -> int:
+    """The count for a function of arrays or shapes."""
+    return traced_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
 def test_a_product_is_two_operations_a_term() -> None:
