@@ -8,6 +8,7 @@ from rich.text import Text
 from occinv.report.batch_size import BATCH_LINES, batch_cells
 from occinv.report.results import MISSING, Results, Row
 from occinv.report.table import (
+    caption_list,
     caption_text,
     cka_text,
     console_of_width,
@@ -42,7 +43,7 @@ def print_axes(results: Results, console: Console | None = None) -> None:
         line = lines.setdefault(f"{row.t1} → {row.t2}, {row.target}", {})
         line[measure] = _axes_cell(results, row)
     about = [*without_axes, "Cells: FT % · CKA of the pretrained encoder.", caption_text(results)]
-    table = framed_table(results, " ".join(about), console)
+    table = framed_table(results, "\n".join(about), console)
     table.add_column("T1 → T2, target")
     measures = list(dict.fromkeys(measure for line in lines.values() for measure in line))
     for measure in measures:
@@ -65,7 +66,7 @@ def print_batch_sizes(results: Results, console: Console | None = None) -> None:
     """Print a line for each objective and budget, and a column for each batch size."""
     console = console_of_width(console)
     headings, *lines = batch_cells(results)
-    about = f"Cells: {', '.join(BATCH_LINES)}. {caption_text(results)}"
+    about = f"Cells: {', '.join(BATCH_LINES)}.\n{caption_text(results)}"
     table = framed_table(results, about, console)
     for place, heading in enumerate(headings):
         table.add_column(Text(heading), justify="left" if place < 2 else "right")
@@ -83,4 +84,4 @@ def markdown(results: Results) -> str:
     rules = ["---" if place < 2 else "---:" for place in range(len(headings))]
     cells = [[cell.replace("\n", "<br>") for cell in line] for line in (headings, rules, *lines)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in cells)
-    return f"{table}\n\n{caption_text(results)}\n"
+    return f"{table}\n\n{caption_list(results)}\n"

@@ -326,6 +326,11 @@ class Results:
         """The column with this key, or None."""
         return next((column for column in self.columns if column.key == key), None)
 
+    @property
+    def has_numbers(self) -> bool:
+        """Whether any row has a number in a column of the table; the page asks."""
+        return bool(self.seed_counts or self.cka_encoders)
+
     def has_paper(self, *columns: Column) -> bool:
         """Whether the paper has a number in any of these columns."""
         return any(column.key in row.paper for row in self.rows for column in columns)

@@ -163,8 +163,13 @@ def cka_caption(results: Results) -> list[tuple[str, str]]:
 
 
 def caption_text(results: Results) -> str:
-    """The caption as one paragraph."""
-    return " ".join(f"{term}: {text}" if term else text for term, text in caption(results))
+    """The caption, a line for each term or sentence."""
+    return "\n".join(f"{term}: {text}" if term else text for term, text in caption(results))
+
+
+def caption_list(results: Results) -> str:
+    """The caption as a list of GitHub Markdown."""
+    return "\n".join(f"- {line}" for line in caption_text(results).splitlines())
 
 
 def print_table(results: Results, console: Console | None = None) -> None:
@@ -189,9 +194,9 @@ def print_table(results: Results, console: Console | None = None) -> None:
             axes.remove(min(axes, key=lambda axis: len({getattr(r, axis) for r in results.rows})))
     about = caption_text(results)
     if times:
-        about += f" Time: {time_caption(results)}"
+        about += f"\nTime: {time_caption(results)}"
     if left_out := [AXES[axis] for axis in AXES if axis not in axes]:
-        about += f" Columns left out because the table is too wide: {', '.join(left_out)}."
+        about += f"\nColumns left out because the table is too wide: {', '.join(left_out)}."
     table = framed_table(results, about, console)
     for place, (heading, width) in enumerate(zip(lines[0], widths, strict=True)):
         is_text = place <= len(axes)
@@ -304,7 +309,7 @@ def markdown_table(results: Results) -> str:
             _append(lines, f"CKA {title}", [cka_text(row, key) for row in results.rows])
     escaped = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines]
     table = "\n".join(f"| {' | '.join(line)} |" for line in escaped)
-    return f"{table}\n\n{caption_text(results)}\n"
+    return f"{table}\n\n{caption_list(results)}\n"
 
 
 def _append(lines: list[list[str]], heading: str, cells: list[str]) -> None:
