@@ -37,6 +37,10 @@ def main(source: str, target: str, *others: str) -> None:
             found = (rows.get((objective, *column)) for column in columns)
             cells = (batch_size.cell(results, row)[place] if row else "" for row in found)
             print(f"| {objective} |", *(f"{cell} |" for cell in cells))
+        for row in batch_size.references(results):
+            print(
+                f"| {row.name} | {batch_size.cell(results, row)[place]} |", "|" * (len(columns) - 1)
+            )
     for finding in batch_findings(results, adjusted_p_values(results)):
         print(f"\n{finding.claim}.\n")
         print(*(f"- {detail}" for detail in finding.details), sep="\n")

@@ -50,6 +50,11 @@ def curves(results: Results) -> list[Curve]:
     ]
 
 
+def references(results: Results) -> list[Row]:
+    """The rows without a batch size of pretraining: random initialization."""
+    return [row for row in results.rows if row.batch_size is None and not row.is_floor]
+
+
 def batch_sizes(lines: Sequence[Curve]) -> list[int]:
     """The batch sizes of all curves, in increasing order."""
     return sorted({row.batch_size for line in lines for row in line.rows if row.batch_size})
@@ -101,8 +106,9 @@ def verdict_of(results: Results, curve: Curve, p_values: dict) -> tuple[str, lis
 def by_batch_size(results: Results) -> Figure | None:
     """Draw each quantity of `PANELS` by batch size: a line for each objective.
 
-    Each budget has its row of panels. Bars are standard deviations over seeds. None if the results
-    are not a table of batch sizes, or have no number yet.
+    Each budget has its row of panels. Bars are standard deviations over seeds, and random
+    initialization is a dotted line. None if the results are not a table of batch sizes, or have no
+    number yet.
     """
     lines = curves(results)
     columns = [
@@ -145,6 +151,10 @@ def by_batch_size(results: Results) -> Figure | None:
                     markersize=4,
                     capsize=2,
                 )
+            for row in references(results):
+                if values := row.seed_values(column):
+                    mean = mean_and_std(values)[0]
+                    labeled[row.name] = axes.axhline(mean, color="gray", linestyle=":")
             axes.set_xticks(sizes, [str(size) for size in sizes])
             axes.minorticks_off()
     add_legend(figure, labeled)
@@ -152,7 +162,10 @@ def by_batch_size(results: Results) -> Figure | None:
 
 
 def batch_cells(results: Results) -> list[list[str]]:
-    """The matrix as text: a heading, then one line for each curve, with `BATCH_LINES` in a cell."""
+    """The matrix as text: a heading, then one line for each curve, with `BATCH_LINES` in a cell.
+
+    Rows without a batch size have their numbers in the first cell.
+    """
     lines = curves(results)
     sizes = batch_sizes(lines)
     found = [["Objective", "", *map(str, sizes)]]
@@ -164,6 +177,8 @@ def batch_cells(results: Results) -> list[list[str]]:
         if line.budget != budget:
             found[-1][0] += f"\n({line.budget})"
             budget = line.budget
+    for row in references(results):
+        found.append([row.name, names, "\n".join(cell(results, row)), *[""] * (len(sizes) - 1)])
     return found
 
 

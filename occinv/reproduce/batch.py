@@ -46,7 +46,7 @@ def batch_table(scale: str) -> TableSpec:
     return TableSpec(
         key="batch",
         subject="Objectives by batch size",
-        rows=tuple(rows),
+        rows=(*rows, RowSpec("Random init", methods.RANDOM, epochs=None)),
         columns=("finetune", "knn", "loss", "nonfinite", "spikes", "dips", "speed"),
         cka=("pretrained",),
         layout="batch",

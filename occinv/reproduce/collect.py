@@ -137,7 +137,7 @@ def read_values(trials: Sequence[Trial]) -> dict[str, list[float]]:
                 keys = dict(zip(LINEAR, names, strict=True))
             for column, key in keys.items():
                 found[column] = [r["metrics"][key] for r in results if key in r["metrics"]]
-    if trials[0].run.table.at_once is not None:
+    if trials[0].run.table.at_once is not None and "pretrain" in trials[0].stages:
         courses = [read_course(trial.stages["pretrain"].workdir) for trial in trials]
         for key in (column.key for column in course.COLUMNS):
             found[key] = [values[key] for values in courses if key in values]

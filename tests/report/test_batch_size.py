@@ -98,6 +98,20 @@ def test_every_objective_has_its_own_line() -> None:
     assert [text.get_text() for text in legend.get_texts()] == names  # there is one budget
 
 
+def test_random_initialization_is_a_line_of_the_figure_and_of_the_matrix() -> None:
+    random = row("Random init", 0.3, 0.4, 0.35, paper={}, pretrain=None, cka={})
+    with_it = dataclasses.replace(results(), rows=[*results().rows, random])
+    figure = by_batch_size(with_it)
+    assert figure is not None
+    dotted = [[x for x in axes.lines if x.get_linestyle() == ":"] for axes in figure.axes]
+    assert [len(lines) for lines in dotted] == [1, 0, 1, 0]  # accuracy, speed, by budget
+    assert dotted[0][0].get_ydata() == pytest.approx([35, 35])
+    last = next(x for x in markdown(with_it).splitlines() if x.startswith("| Random init"))
+    assert last.split("|")[3].strip().startswith("35.0 ± 5.0<br>–")
+    claims = [found.claim for found in findings(with_it)]
+    assert claims == [found.claim for found in findings(results())]  # nothing is compared with it
+
+
 def test_the_page_shows_the_figure() -> None:
     figure = by_batch_size(results())
     assert figure is not None
