@@ -23,6 +23,8 @@ SHOWN = ("FT %", "k-NN %", "CKA (floor)", "Loss", "Non-finite, spikes, dips")
 def main(source: str, target: str, *others: str) -> None:
     """Write the figure and print the tables."""
     results = load_results(source)
+    column = results.column("finetune")
+    assert column is not None
     curves = batch_size.curves(results)
     sizes = batch_size.batch_sizes(curves)
     rows = {(r.curve, r.batch_size, budget): r for r in results.rows for budget in r.budgets}
@@ -38,14 +40,12 @@ def main(source: str, target: str, *others: str) -> None:
             cells = (batch_size.cell(results, row)[place] if row else "" for row in found)
             print(f"| {objective} |", *(f"{cell} |" for cell in cells))
         for row in batch_size.references(results):
-            print(
-                f"| {row.name} | {batch_size.cell(results, row)[place]} |", "|" * (len(columns) - 1)
-            )
+            if row.seed_values(column) and batch_size.BATCH_LINES[name] == column.key:
+                cells = [batch_size.cell(results, row)[place], *[""] * (len(columns) - 1)]
+                print(f"| {row.name} |", *(f"{cell} |" for cell in cells))
     for finding in batch_findings(results, adjusted_p_values(results)):
         print(f"\n{finding.claim}.\n")
         print(*(f"- {detail}" for detail in finding.details), sep="\n")
-    column = results.column("finetune")
-    assert column is not None
     by_key = {row.key: row for row in results.rows}
     pairs = [(name, "mae") for name in ("cmae", "cmae_image", "cmae_batch")]
     for name, other in (*pairs, ("cmae_image", "cmae"), ("cmae_batch", "cmae")):
