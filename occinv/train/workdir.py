@@ -279,7 +279,7 @@ def check_same(
     changed = [
         f"{name}={old!r} (now {new!r})"
         for name, old, new in differences(as_json(theirs.experiment), as_json(experiment))
-        if not name.startswith(FREE)
+        if not name.startswith(FREE) and not (name == "init_from" and _is_same_path(old, new))
     ]
     if classes is not None and theirs.classes != tuple(classes):
         changed.append(f"{len(theirs.classes)} classes (now {len(classes)}, or others)")
@@ -288,6 +288,10 @@ def check_same(
         if all(each.startswith(LENGTH) for each in changed):
             advice += ", or --extend for a longer run"
         raise UserError(f"{workdir} holds a run with {', '.join(changed)}; {advice}")
+
+
+def _is_same_path(old: str | None, new: str | None) -> bool:
+    return None not in (old, new) and Path(str(old)).resolve() == Path(str(new)).resolve()
 
 
 def record_images(workdir: Path, lines: Iterable[str]) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import math
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -359,6 +360,11 @@ def test_a_run_starts_from_the_encoder_of_another(
     ours, theirs = files.load_run(tmp_path).params, files.load_run(whole).params
     np.testing.assert_array_equal(ours["encoder"]["scale"], theirs["encoder"]["scale"])
     assert (ours["head"]["kernel"] != theirs["head"]["kernel"]).all()
+    same, other = os.path.relpath(whole), whole.parent / "other"
+    assert run(arguments, tmp_path, *fields, f"init_from={same}").step == 2
+    shutil.copytree(whole, other)
+    with pytest.raises(schema.UserError, match=r"holds a run with init_from=.*other"):
+        run(arguments, tmp_path, *fields, f"init_from={other}")
 
 
 def test_a_run_without_validation_images_says_so_once(
