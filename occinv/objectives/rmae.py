@@ -1,4 +1,4 @@
-"""R-MAE, Eq. (8): MAE as a siamese method; its constraint d(f(T2 x)) = T2 x becomes a penalty."""
+"""R-MAE, Eq. (8): MAE as a siamese method. MAE assumes d(f(T2 x)) = T2 x; here it is a penalty."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from occinv.transforms.view import View, whole
 class RMAE(MAE):
     """‖(d(f(T1 x)) - d(f(T2 x))) ⊙ (1 - M)‖² + λ ‖(d(f(T2 x)) - T2 x) ⊙ (1 - M)‖².
 
-    M are the patches that T1 keeps. One encoder f and one decoder d serve both views, and gradients
+    This is the loss with the complement. Here M is the mask of the patches that T1 keeps, not the
+    measure, and ‖·‖² is a mean. One encoder f and one decoder d serve both views, and gradients
     flow through both.
 
     Attributes:
@@ -28,8 +29,8 @@ class RMAE(MAE):
         are then taken on patches that T1 removes and T2 keeps; `identity` (R-MAE‡).
       t2_mask_ratio: The share of patches that an independent T2 removes.
       constraint_weight: The weight λ of the constraint.
-      constraint_region: The patches of the second term under `identity`: `all`, a plain
-        autoencoder, or only those that T1 `removed`.
+      constraint_region: The patches of the second term under `identity`: `all`, so that d(f(T2 x))
+        is a plain autoencoder, or those that T1 `removed`.
     """
 
     t2: Literal["complement", "independent", "identity"] = "complement"
@@ -39,7 +40,7 @@ class RMAE(MAE):
 
     def __post_init__(self) -> None:
         count = self.setting.encoder.num_patches
-        kept_patches(count, self.mask_ratio)  # ratio 0 would leave nothing to compare
+        kept_patches(count, self.mask_ratio)  # raises for ratio 0: nothing would be compared
         if self.t2 == "independent":
             kept_patches(count, self.t2_mask_ratio)
 
@@ -55,7 +56,7 @@ class RMAE(MAE):
         return Axes(t1, t2, "same encoder", "decoder L2", "siamese", paper)
 
     def views(self, pixels: jax.Array, rng: jax.Array) -> tuple[View, ...]:
-        """T1 removes patches; T2 keeps the complement, another draw, or all, unaugmented."""
+        """T1 removes patches. T2 keeps the complement, another draw, or all of the target image."""
         count = self.setting.encoder.num_patches
         first_rng, second_rng = split(rng, 2)
         first, second = super().views(pixels, first_rng)
@@ -71,7 +72,7 @@ class RMAE(MAE):
         return Objective.features(self, net, views, ctx)
 
     def loss(self, net: MAENetworks, z: Any, views: tuple[View, ...], ctx: Context) -> Terms:
-        """The distance of the decoded views, Eq. (5), and λ times that of decoded T2 and pixels."""
+        """The distance of the decoded views, Eq. (5), + λ · the distance of d(f(T2 x)) and T2 x."""
         first, second = views
         z1, z2 = z
         decoded = net.decode(z1, first), net.decode(z2, second)

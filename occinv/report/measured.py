@@ -210,7 +210,7 @@ def curves_of(records: Sequence[Record]) -> CkaCurves | None:
 
 
 def floor_rows(records: Iterable[Record]) -> list[Row]:
-    """Rows of the encoders that have not learned: untrained ones, and one blind to the image.
+    """Rows of the encoders that have learned nothing: untrained ones, and one blind to the image.
 
     Rows for each token that any record is judged by, from the first record of this token.
     """

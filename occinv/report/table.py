@@ -156,8 +156,8 @@ def cka_caption(results: Results) -> list[tuple[str, str]]:
     )
     if any(row.is_floor for row in results.rows):
         text += (
-            " Its floor is that of encoders that have not learned: the highest of untrained ones "
-            "of the same shape, and one whose patch projection is zero."
+            " Its floor is that of encoders that have learned nothing: the highest of the "
+            "untrained ones of the same shape, and a blind one, whose patch projection is zero."
         )
     return [("CKA", text)]
 

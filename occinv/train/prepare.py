@@ -20,7 +20,7 @@ from occinv.schema import Duration, Experiment, UserError
 from occinv.train import workdir as files
 from occinv.train.check import check_config
 from occinv.train.memory import check_memory
-from occinv.train.restart import restart
+from occinv.train.start_state import start_state
 from occinv.train.step import Assembly, TrainState, assemble, initializer
 from occinv.train.wandb_writer import check_wandb
 
@@ -114,7 +114,7 @@ def prepare(experiment: Experiment) -> Run:
     check_memory(assembly, shapes)
     start = None
     if experiment.init == "state":
-        start = restart(str(experiment.init_from), shapes, experiment.seed)
+        start = start_state(str(experiment.init_from), shapes, experiment.seed)
     loader = TrainLoader(source, spec)
     eval_loader = None if validation is None else EvalLoader(validation, spec)
     for each in filter(None, (loader, eval_loader)):

@@ -182,7 +182,7 @@ def test_the_caption_says_which_token_a_row_is_judged_by(results):
     results.rows[-1].values = {"finetune": [0.1, 0.2]}
     said = table.caption_text(results)
     assert judged in said
-    assert "Its floor is that of encoders that have not learned" in said
+    assert "Its floor is that of encoders that have learned nothing" in said
     assert "One seed." in said, "the seeds of the floor are not those of the rows"
     assert results.baseline is results.rows[0]
 

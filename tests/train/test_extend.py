@@ -18,7 +18,7 @@ from occinv.train.checkpoints import Checkpoints
 from occinv.train.extend import extend
 from occinv.train.lengths import lengths_of
 from occinv.train.prepare import prepare
-from occinv.train.restart import has_moments
+from occinv.train.start_state import has_moments
 from occinv.train.step import TrainState, as_items
 
 pytestmark = pytest.mark.usefixtures("compiled")  # runs of one shape compile once

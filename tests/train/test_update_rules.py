@@ -17,7 +17,7 @@ from occinv import schema
 from occinv.models.blocks import fill_blocks, join_blocks, split_blocks
 from occinv.train.checkpoints import Checkpoints
 from occinv.train.optimizer import make_optimizer
-from occinv.train.restart import has_moments, reset_count
+from occinv.train.start_state import has_moments, reset_count
 
 Array = np.ndarray[Any, Any]
 RATES = [0.1, 0.2, 0.05]
@@ -212,7 +212,7 @@ def test_the_first_moment_alone_is_bfloat16(states: dict[str, Any]) -> None:
         ("muon", optax.contrib.MuonState),
     ],
 )
-def test_a_restart_keeps_the_number_of_updates_of_moments(
+def test_the_start_from_a_state_keeps_the_number_of_updates_of_moments(
     states: dict[str, Any], name: str, kind: Any
 ) -> None:
     reset = jax.tree.map(reset_count, states[name][0], is_leaf=has_moments)

@@ -16,7 +16,7 @@ from occinv.train.checkpoints import Checkpoints
 from occinv.train.step import TrainState, as_items
 
 
-def restart(init_from: str, shapes: TrainState, seed: int) -> TrainState:
+def start_state(init_from: str, shapes: TrainState, seed: int) -> TrainState:
     """Read the state of an earlier run, and set its counters to those of a new run.
 
     Moments keep their number of updates, which corrects their bias.
