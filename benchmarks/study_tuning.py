@@ -29,8 +29,8 @@ VALUES = {  # by scale, then by stage or field
         MOMENTUM: (0.9, 0.98, 0.996),
     },
     "small": {
-        "pretrain": (0.004, 0.008, 0.016),
-        "finetune": (0.002, 0.004, 0.008),
+        "pretrain": (0.002, 0.004, 0.008, 0.016),
+        "finetune": (0.002, 0.004, 0.008, 0.016),
         LAMBDA: (0.1, 1.0, 10.0),
         MOMENTUM: (0.98, 0.996),
     },
