@@ -42,7 +42,7 @@ def main(source: str, target: str, *others: str) -> None:
         for row in batch_size.references(results):
             if row.seed_values(column) and batch_size.BATCH_LINES[name] == column.key:
                 cells = [batch_size.cell(results, row)[place], *[""] * (len(columns) - 1)]
-                print(f"| {row.name} |", *(f"{cell} |" for cell in cells))
+                print(f"| {row.name} (not pretrained) |", *(f"{cell} |" for cell in cells))
     for finding in batch_findings(results, adjusted_p_values(results)):
         print(f"\n{finding.claim}.\n")
         print(*(f"- {detail}" for detail in finding.details), sep="\n")

@@ -21,7 +21,7 @@ from occinv.train.workdir import RESULT
 
 RATE = "optimizer.base_lr"
 LAMBDA, MOMENTUM = "objective.constraint_weight", "objective.momentum"
-VALUES = {  # by scale, then by stage or field
+VALUES = {  # by scale, then by the stage of a base_lr, or by field
     "quickstart": {
         "pretrain": (0.004, 0.008, 0.016, 0.032),
         "finetune": (0.002, 0.004, 0.008, 0.016, 0.032),
@@ -40,25 +40,25 @@ START = {
     "small": {"pretrain": 0.008, "finetune": 0.004},
 }
 TUNED = (  # R-MAE and C-MAE are fine-tuned as MAE is
-    *((method, "pretrain", RATE, "pretrain") for method in (MAE, RMAE, CMAE)),
-    *((method, "finetune", RATE, "finetune") for method in (RANDOM, MAE)),
-    (RMAE, "pretrain", LAMBDA, LAMBDA),
-    (CMAE, "pretrain", MOMENTUM, MOMENTUM),
+    *((method, "pretrain", RATE) for method in (MAE, RMAE, CMAE)),
+    *((method, "finetune", RATE) for method in (RANDOM, MAE)),
+    (RMAE, "pretrain", LAMBDA),
+    (CMAE, "pretrain", MOMENTUM),
 )
-CONFIGURED = {LAMBDA: 1.0, MOMENTUM: 0.996}
+CONFIGURED = {LAMBDA: 1.0, MOMENTUM: 0.996}  # set by the config, so not by an override
 
 
 def settings(scale: str) -> dict[str, tuple[Method, dict[str, tuple[str, ...]]]]:
     """The settings by name: a method, and overrides by stage, equal if the settings are."""
     named = {}
-    for method, stage, field, values in TUNED:
-        for value in VALUES[scale][values]:
+    for method, stage, field in TUNED:
+        for value in VALUES[scale][stage if field == RATE else field]:
             fields = {key: {RATE: rate} for key, rate in START[scale].items()}
             if value != CONFIGURED.get(field):
                 fields[stage][field] = value
             overrides = {
-                key: tuple(f"{name}={number:g}" for name, number in set_.items())
-                for key, set_ in fields.items()
+                key: tuple(f"{name}={number:g}" for name, number in changed.items())
+                for key, changed in fields.items()
             }
             named[f"{method.key}, {stage}: {field}={value:g}"] = method, overrides
     return named

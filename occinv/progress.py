@@ -16,7 +16,7 @@ STARTING = "opening data and compiling"
 
 
 def discard_output() -> None:
-    """Send what is printed from now on nowhere, because the reader of standard output is gone."""
+    """Discard all later output, because the reader of standard output is gone."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -24,7 +24,7 @@ class LastingConsole(Console):
     """A console that outlives the reader of its output, such as `head`: the run goes on."""
 
     def on_broken_pipe(self) -> None:
-        """Discard what is printed from now on. The base class exits."""
+        """Discard all later output. The base class exits."""
         discard_output()
 
 

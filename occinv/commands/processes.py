@@ -36,8 +36,8 @@ def join(options: argparse.Namespace) -> Console:
     """Join the other processes if the options ask for it; set the allocator and the cache.
 
     Returns:
-      A console, which prints in process 0 only. The other processes log warnings only. The run goes
-      on if nobody reads its output any more.
+      A console, which prints in process 0 only. The other processes log warnings only. If the
+      reader of the output ends, the run goes on.
     """
     keep_freed_memory()
     import jax

@@ -51,7 +51,7 @@ def curves(results: Results) -> list[Curve]:
 
 
 def references(results: Results) -> list[Row]:
-    """The rows without a batch size of pretraining: random initialization."""
+    """The rows that are not pretrained and so have no batch size: random initialization."""
     return [row for row in results.rows if row.batch_size is None and not row.is_floor]
 
 
@@ -164,7 +164,7 @@ def by_batch_size(results: Results) -> Figure | None:
 def batch_cells(results: Results) -> list[list[str]]:
     """The matrix as text: a heading, then one line for each curve, with `BATCH_LINES` in a cell.
 
-    Rows without a batch size have their numbers in the first cell.
+    Rows that are not pretrained have their numbers in the first cell.
     """
     lines = curves(results)
     sizes = batch_sizes(lines)
@@ -178,7 +178,8 @@ def batch_cells(results: Results) -> list[list[str]]:
             found[-1][0] += f"\n({line.budget})"
             budget = line.budget
     for row in references(results):
-        found.append([row.name, names, "\n".join(cell(results, row)), *[""] * (len(sizes) - 1)])
+        name = f"{row.name}\n(not pretrained)"
+        found.append([name, names, "\n".join(cell(results, row)), *[""] * (len(sizes) - 1)])
     return found
 
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from occinv.evaluators import QUOTED_RATIO
 from occinv.paths import as_path, in_bucket
 from occinv.report import figures, svg
-from occinv.report.batch_size import by_batch_size
+from occinv.report.batch_size import by_batch_size, references
 from occinv.report.claims import claims
 from occinv.report.findings import findings
 from occinv.report.results import (
@@ -106,6 +106,7 @@ def render(results: Results, folder: str | Path) -> str:
         cka=functools.partial(cka, results),
         findings=findings(results),
         plots=plots,
+        references=references(results),
         figure_colors=svg.stylesheet(plot.svg for plot in plots.values() if plot is not None),
         time=time_text,
         time_caption=time_caption(results),

@@ -328,7 +328,7 @@ class Results:
 
     @property
     def has_numbers(self) -> bool:
-        """Whether any row has a number in a column of the table; the page asks."""
+        """Whether any row has a number in a column of the table (for page.html)."""
         return bool(self.seed_counts or self.cka_encoders)
 
     def has_paper(self, *columns: Column) -> bool:

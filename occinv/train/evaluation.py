@@ -57,6 +57,8 @@ def make_evaluation(run: Run) -> Callable[[TrainState], dict[str, float]]:
 def _averages(
     objective: Objective, mesh: jax.sharding.Mesh
 ) -> Callable[[TrainState, Batch, jax.Array], Any]:
+    """Return the averages of a batch under `jax.jit`; its last argument is the batch's number."""
+
     def averages(state: TrainState, batch: Batch, number: jax.Array) -> Any:
         params, own = parallel.gather(mesh, (state.params, state.objective_state))
         # Every evaluation uses the same masks, so that results are comparable.
@@ -80,7 +82,7 @@ def pictures(run: Run, state: TrainState) -> dict[str, np.ndarray]:
 
 @shared
 def _show(objective: Any) -> Callable[[Any, np.ndarray], dict[str, jax.Array]]:
-    """Return the compiled reconstruction of an objective that reconstructs."""
+    """Return the reconstruction of parameters and images under `jax.jit`."""
 
     @jax.jit
     def show(params: Any, images: jax.Array) -> dict[str, jax.Array]:

@@ -45,7 +45,6 @@ from occinv.train.signals import StopRequest
 from occinv.train.step import (
     TrainState,
     as_items,
-    compile_step,
     initializer,
     join_state,
     split_state,
@@ -256,7 +255,7 @@ def run_steps(
     evaluate = make_evaluation(run)
     log_every, save_every = run.every(settings.log_every), run.every(settings.checkpoint_every)
     evaluate_every = run.every(settings.evaluate_every)
-    take_step: Any = None if done == steps else compile_step(program)
+    take_step: Any = None if done == steps else program.lower().compile()
     batches = run.loader.batches(done, steps)
     window, clock = LogWindow(checkpoints.notes(done).get("window")), Clock()
     metrics: dict[str, float] = {}

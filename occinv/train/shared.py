@@ -1,7 +1,8 @@
-"""Results that several runs of one process share: the stages of a table, the settings of a sweep.
+"""Functions that several runs of one process share: the stages of a table, the settings of a sweep.
 
-Tracing and compiling the programs of a short run take longer than its steps. Runs whose objective,
-optimizer and shapes are equal have the same programs.
+Tracing and compiling the programs of a short run can take longer than its steps. JAX does it once
+for each function under `jax.jit`, and again for other shapes or other settings of JAX. Runs whose
+objective and optimizer are equal get the same functions.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-KEPT = 8  # results of each function; a compiled program may be large
+KEPT = 8  # results of each decorated function; they hold compiled programs
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -20,8 +21,8 @@ _caches: list[Callable[[], None]] = []
 def shared(function: F) -> F:
     """Decorate a function whose result depends on the values of its arguments alone.
 
-    The last results are kept and returned for equal arguments. If an argument cannot be hashed, as
-    an objective with a dict for a field, nothing is kept.
+    The last results are kept and returned for equal arguments. If an argument cannot be hashed,
+    such as an objective with a dict for a field, nothing is kept.
     """
     cached = functools.lru_cache(KEPT)(function)
     _caches.append(cached.cache_clear)

@@ -127,6 +127,7 @@ def _optimizer(
     lengths: Lengths,
     groups: tuple[tuple[tuple[str, ...], ParamGroup], ...],
 ) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    """Return the learning rate by step, and the optimizer."""
     schedule = lengths.schedule(config, batch_size)
     peak = config.peak(batch_size)
     return schedule, make_optimizer(config, schedule, lengths.steps, dict(groups), peak)
@@ -197,7 +198,7 @@ def init_state(
 def initializer(
     objective: Objective, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
 ) -> Callable[[jax.Array | np.uint32, Pretrained | None], TrainState]:
-    """Return the compiled `init_state` by seed and `pretrained`, sharded over the mesh."""
+    """Return `init_state` under `jax.jit`, a function of seed and `pretrained`, sharded."""
 
     @jax.jit  # so that the shapes and the program share one trace
     def init(seed: jax.Array, pretrained: Pretrained | None) -> TrainState:
@@ -327,20 +328,20 @@ def trace_step(run: Assembly, state: Any) -> Any:
     (state, batch) -> (state, metrics), which reuses the memory of the state it is given.
     """
     train = run.experiment.train
-    leaves, form = jax.tree.flatten((jax.eval_shape(lambda state: state, state), batch_shapes(run)))
     step = run.objective, run.optimizer, train.accumulate, train.monitors
-    return _trace(step, run.mesh, form, tuple(leaves))
+    leaves, form = jax.tree.flatten(parallel.of_state(run.mesh, state))
+    return _jitted(step, run.mesh, form, tuple(leaves)).trace(state, batch_shapes(run))
 
 
 @shared
-def _trace(
+def _jitted(
     step: tuple[Objective, optax.GradientTransformation, int, tuple[str, ...]],
     mesh: jax.sharding.Mesh,
     form: Any,
-    leaves: tuple[jax.ShapeDtypeStruct, ...],
+    leaves: tuple[jax.sharding.Sharding, ...],
 ) -> Any:
-    state, batch = jax.tree.unflatten(form, leaves)
-    sharding = parallel.of_state(mesh, state)
+    """Return the step under `jax.jit`; `leaves` and `form` are the shardings of the state."""
+    sharding = jax.tree.unflatten(form, leaves)
     is_cpu = mesh.devices.flat[0].platform == "cpu"
     return jax.jit(
         make_step(*step),
@@ -348,10 +349,4 @@ def _trace(
         out_shardings=(sharding, parallel.replicated(mesh)),
         donate_argnums=0,
         compiler_options=FOR_CPU if is_cpu else None,
-    ).trace(state, batch)
-
-
-@shared
-def compile_step(traced: Any) -> Any:
-    """Compile a result of `trace_step`."""
-    return traced.lower().compile()
+    )

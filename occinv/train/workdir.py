@@ -65,6 +65,9 @@ FREE = (
     "data.data_dir",
 )
 
+# Fields whose value may name the same file or folder in another way.
+PATHS = ("init_from", "objective.tokenizer.start", "data.source", "data.eval_source", "data.list")
+
 # Fields that `occinv train --extend` may change. The earlier checkpoints stay those of the run.
 LENGTH = ("train.duration", "train.stop_after")
 
@@ -279,7 +282,7 @@ def check_same(
     changed = [
         f"{name}={old!r} (now {new!r})"
         for name, old, new in differences(as_json(theirs.experiment), as_json(experiment))
-        if not name.startswith(FREE) and not (name == "init_from" and _is_same_path(old, new))
+        if not name.startswith(FREE) and not (name in PATHS and _is_same_path(old, new))
     ]
     if classes is not None and theirs.classes != tuple(classes):
         changed.append(f"{len(theirs.classes)} classes (now {len(classes)}, or others)")
@@ -290,8 +293,12 @@ def check_same(
         raise UserError(f"{workdir} holds a run with {', '.join(changed)}; {advice}")
 
 
-def _is_same_path(old: str | None, new: str | None) -> bool:
-    return None not in (old, new) and Path(str(old)).resolve() == Path(str(new)).resolve()
+def _is_same_path(old: Any, new: Any) -> bool:
+    """Whether two values name one file or folder, perhaps after a prefix such as `folder:`."""
+    if None in (old, new):
+        return False
+    (kind, _, path), (new_kind, _, new_path) = (str(each).rpartition(":") for each in (old, new))
+    return kind == new_kind and Path(path).resolve() == Path(new_path).resolve()
 
 
 def record_images(workdir: Path, lines: Iterable[str]) -> None:

@@ -107,7 +107,10 @@ def test_random_initialization_is_a_line_of_the_figure_and_of_the_matrix() -> No
     assert [len(lines) for lines in dotted] == [1, 0, 1, 0]  # accuracy, speed, by budget
     assert dotted[0][0].get_ydata() == pytest.approx([35, 35])
     last = next(x for x in markdown(with_it).splitlines() if x.startswith("| Random init"))
+    assert last.split("|")[1].strip() == "Random init<br>(not pretrained)"
     assert last.split("|")[3].strip().startswith("35.0 ± 5.0<br>–")
+    shown = [" ".join(render(each, ".").split()) for each in (with_it, results())]
+    assert ["The dotted line is Random init." in page for page in shown] == [True, False]
     claims = [found.claim for found in findings(with_it)]
     assert claims == [found.claim for found in findings(results())]  # nothing is compared with it
 

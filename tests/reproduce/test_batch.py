@@ -33,8 +33,10 @@ def lengths(scale: str, length: float = 1.0) -> dict[tuple[str, str, int], tuple
     table = make_table("batch", scale)
     given = TableRun(table, table.rows, Path("w"), scale, length=length)
     found = {}
-    for row in table.rows[:-1]:  # the last is random initialization
+    for row in table.rows:
         assert row.method is not None
+        if row.batch_size is None:  # random initialization
+            continue
         experiment = Trial(row.method, 0, given).stage("pretrain").experiment
         batch = experiment.train.batch_size
         steps = experiment.train.duration.in_steps(batch, IMAGES)

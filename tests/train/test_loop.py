@@ -7,6 +7,7 @@ on all that a restart must find again: images, order, keys, step, parameters, op
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import math
@@ -365,6 +366,18 @@ def test_a_run_starts_from_the_encoder_of_another(
     shutil.copytree(whole, other)
     with pytest.raises(schema.UserError, match=r"holds a run with init_from=.*other"):
         run(arguments, tmp_path, *fields, f"init_from={other}")
+
+
+def test_a_run_goes_on_with_its_images_named_in_another_way(
+    arguments: list[str], images: Path, tmp_path: Path
+) -> None:
+    run(arguments, tmp_path / "run", f"data.source=folder:{images}")
+    run(arguments, tmp_path / "run", f"data.source=folder:{os.path.relpath(images)}")
+    for other in (f"folder:{images.parent}", f"arrow:{images}"):
+        stored = files.read_config(tmp_path / "run").experiment
+        data = dataclasses.replace(stored.data, source=other)
+        with pytest.raises(schema.UserError, match=r"holds a run with data\.source="):
+            files.check_same(tmp_path / "run", dataclasses.replace(stored, data=data))
 
 
 def test_a_run_without_validation_images_says_so_once(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import jax
 import pytest
 from tiny_runs import assert_same_end, run, tiny
 
+from occinv.data.batch import Batch
 from occinv.train import shared, step
 from occinv.train.shared import KEPT
 
@@ -44,9 +47,19 @@ def test_few_results_are_kept() -> None:
 def test_runs_that_differ_in_what_a_program_does_not_hold_share_it(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = []
+    made: list[int] = []  # the number of images of each traced step
     make_step = step.make_step
-    monkeypatch.setattr(step, "make_step", lambda *a: (made.append(a), make_step(*a))[1])
+
+    def counting(*arguments: Any) -> Any:
+        function = make_step(*arguments)
+
+        def traced(state: Any, batch: Batch) -> Any:
+            made.append(len(batch.label))
+            return function(state, batch)
+
+        return traced
+
+    monkeypatch.setattr(step, "make_step", counting)
     arguments = tiny("mae", images, "train.duration.steps=3", "optimizer.warmup.steps=1")
     run(arguments, tmp_path / "first")
     for name, field, count in (
@@ -60,6 +73,9 @@ def test_runs_that_differ_in_what_a_program_does_not_hold_share_it(
     ):
         run(arguments, tmp_path / name, field)
         assert len(made) == count, name
+    with jax.default_matmul_precision("highest"):
+        run(arguments, tmp_path / "other setting")
+    assert len(made) == 8
     shared.forget()
     run(arguments, tmp_path / "alone", "seed=1")
     assert_same_end(tmp_path / "alone", tmp_path / "other seed")
