@@ -21,7 +21,7 @@ from occinv.train.workdir import RESULT
 
 RATE = "optimizer.base_lr"
 LAMBDA, MOMENTUM = "objective.constraint_weight", "objective.momentum"
-VALUES = {  # by scale, then by the stage of a base_lr, or by field
+VALUES = {  # by scale, then by setting, or the stage of a base_lr, or field
     "quickstart": {
         "pretrain": (0.004, 0.008, 0.016, 0.032),
         "finetune": (0.002, 0.004, 0.008, 0.016, 0.032),
@@ -31,6 +31,7 @@ VALUES = {  # by scale, then by the stage of a base_lr, or by field
     "small": {
         "pretrain": (0.002, 0.004, 0.008, 0.016),
         "finetune": (0.002, 0.004, 0.008, 0.016),
+        "rmae, pretrain: optimizer.base_lr": (0.002, 0.004, 0.008, 0.016, 0.032),
         LAMBDA: (0.1, 1.0, 10.0),
         MOMENTUM: (0.98, 0.996),
     },
@@ -52,7 +53,9 @@ def settings(scale: str) -> dict[str, tuple[Method, dict[str, tuple[str, ...]]]]
     """The settings by name: a method, and overrides by stage, equal if the settings are."""
     named = {}
     for method, stage, field in TUNED:
-        for value in VALUES[scale][stage if field == RATE else field]:
+        setting = f"{method.key}, {stage}: {field}"
+        by_stage = VALUES[scale][stage if field == RATE else field]
+        for value in VALUES[scale].get(setting, by_stage):
             fields = {key: {RATE: rate} for key, rate in START[scale].items()}
             if value != CONFIGURED.get(field):
                 fields[stage][field] = value
@@ -60,7 +63,7 @@ def settings(scale: str) -> dict[str, tuple[Method, dict[str, tuple[str, ...]]]]
                 key: tuple(f"{name}={number:g}" for name, number in changed.items())
                 for key, changed in fields.items()
             }
-            named[f"{method.key}, {stage}: {field}={value:g}"] = method, overrides
+            named[f"{setting}={value:g}"] = method, overrides
     return named
 
 

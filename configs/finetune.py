@@ -47,7 +47,7 @@ def get_config(variant: str = "imagenet") -> ConfigDict:
     }[variant]
     config.optimizer = {
         "imagenet": {"base_lr": 1e-3, "warmup": {"epochs": 5}, "layer_decay": 0.65, **ADAMW},
-        "tiny_imagenet": {"base_lr": 4e-3, "warmup": {"share": 0.1}, "layer_decay": 0.75, **ADAMW},
+        "tiny_imagenet": {"base_lr": 8e-3, "warmup": {"share": 0.1}, "layer_decay": 0.75, **ADAMW},
         "quickstart": {"base_lr": 1.6e-2, "warmup": {"share": 0.125}, "layer_decay": 0.75, **ADAMW},
         "smoke": {"base_lr": 8e-3, "warmup": {"share": 0.25}, "layer_decay": 0.75, **ADAMW},
     }[variant]

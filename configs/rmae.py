@@ -15,11 +15,12 @@ from occinv.configs.scales import VARIANTS
 
 __all__ = ["VARIANTS", "get_config"]
 
+TUNED = {"tiny_imagenet": 1.6e-2, "quickstart": 3.2e-2}  # base_lr (docs/study.md)
+
 
 def get_config(variant: str = "imagenet") -> ConfigDict:
     config = pretraining(variant, base_lr=3.0e-4)
-    if variant == "quickstart":
-        config.optimizer.base_lr = 3.2e-2  # tuned (docs/study.md)
+    config.optimizer.base_lr = TUNED.get(variant, config.optimizer.base_lr)
     config.objective = {
         "name": "rmae",
         "mask_ratio": 0.75,
