@@ -1,8 +1,10 @@
 """Write docs/results.md's figures of the study (docs/study.md), and print its tables.
 
     python benchmarks/_study_results.py runs/study/study docs
+    python benchmarks/_study_results.py runs/tiny/study docs tiny
 
-It writes study-1.png and so on, one for each conclusion, and study-cka.png.
+The first command writes study-1.png and so on, one for each conclusion, and study-cka.png. The
+second writes tiny-1.png and so on.
 """
 
 import copy
@@ -61,16 +63,16 @@ def print_groups(results: Results) -> None:
             print(f"  - {key} and {than}, {column}: p = {p_value:.3f}")
 
 
-def main(source: str, target: str) -> None:
+def main(source: str, target: str, name: str = "study") -> None:
     """Write the figures and print the tables."""
     results = load_results(source)
     drawn = {}
     for number, conclusion in enumerate(dict.fromkeys(c.conclusion for c in results.claims), 1):
         print_conclusion(results, conclusion)
-        drawn[f"study-{number}"] = claims(results, conclusion)
+        drawn[f"{name}-{number}"] = claims(results, conclusion)
     stated = {claim.row for claim in results.claims if claim.than == "random"} | {"random"}
     rows = [row for row in results.rows if row.key in stated or row.is_floor]
-    drawn["study-cka"] = figures.cka_by_ratio(dataclasses.replace(results, rows=rows))
+    drawn[f"{name}-cka"] = figures.cka_by_ratio(dataclasses.replace(results, rows=rows))
     print("\n## Invariance\n\n| row | pretrained | fine-tuned |\n| --- | ---: | ---: |")
     for row in rows:
         print(f"| {row.name} |", *(f"{cka_text(row, encoder)} |" for encoder in ENCODERS))
@@ -78,10 +80,11 @@ def main(source: str, target: str) -> None:
         if "CKA" in finding.claim or "tested" in finding.claim:
             print(f"\n{finding.claim}: **{finding.verdict}**.\n")
             print(*(f"- {detail}" for detail in finding.details), sep="\n")
-    print_groups(results)
-    for name, figure in drawn.items():
+    if name == "study":
+        print_groups(results)
+    for file, figure in drawn.items():
         if figure is not None:
-            figure.savefig(Path(target) / f"{name}.png", dpi=DPI)
+            figure.savefig(Path(target) / f"{file}.png", dpi=DPI)
 
 
 if __name__ == "__main__":
