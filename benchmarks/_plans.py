@@ -44,7 +44,7 @@ PACES = "roofline", "estimated"  # GPUs have no estimate
 KEPT = "needed", "fits", "fsdp", "remat", "accumulate", "durations"
 
 # C-MAE with the tokens of all images as negatives, with all keys at once and in key chunks.
-ALL, POD, BATCHES = "objective.negatives=batch", "v5e:16x16", (1024, 4096, 16384)
+ALL, POD, BATCHES = "objective.negatives=batch", "h100:8x8", (1024, 4096, 16384)
 NEGATIVES = {"all negatives at once": (ALL,), "in key chunks of 256": (ALL, *CHUNKED)}
 
 
