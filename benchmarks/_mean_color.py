@@ -3,9 +3,9 @@
     python benchmarks/_mean_color.py runs/study/images/val WORKDIR...
 
 It prints the CKA, with 75 % of the patches dropped, of the images' mean color itself, of untrained
-encoders and of the encoders in the workdirs. Then it subtracts from the features of either view what
-a linear regression predicts from the mean color of the view's visible pixels, and prints the CKA of
-the rest. All images are one batch here. `occinv evaluate` uses batches of 128.
+encoders and of the encoders in the workdirs. Then it subtracts from the features of either view
+what a linear regression predicts from the mean color of the view's visible pixels, and prints the
+CKA of the rest. All images are one batch here. `occinv evaluate` uses batches of 128.
 """
 
 import sys
