@@ -11,21 +11,17 @@ CKA of the rest. All images are one batch here. `occinv evaluate` uses batches o
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 
 import occinv
 from occinv.encoder import LoadedEncoder
 from occinv.evaluators.invariance import untrained
+from occinv.evaluators.occlusion import draw_visible
+from occinv.models.patches import patchify
 
 RATIO, UNTRAINED = 0.75, 2
 TOKENS = {"class token": lambda x: x[:, 0], "mean token": lambda x: x[:, 1:].mean(1)}
-
-
-def patch_colors(images: np.ndarray, side: int) -> np.ndarray:
-    """Return the mean color of each patch, [B, N, 3]."""
-    count, height, width, channels = images.shape
-    cut = images.reshape(count, height // side, side, width // side, side, channels)
-    return cut.mean((2, 4)).reshape(count, -1, channels) / 255
 
 
 def without(features: np.ndarray, color: np.ndarray) -> np.ndarray:
@@ -43,9 +39,11 @@ def main(images: str, *workdirs: str) -> None:
         encoders[f"untrained {seed}"] = LoadedEncoder(model, untrained(model, seed))
     files = sorted(Path(images).rglob("*.JPEG"))
     pixels = np.stack([first.preprocess(file) for file in files])
-    order = np.random.default_rng(0).random((len(files), first.num_patches)).argsort(1)
-    visible = order >= round(RATIO * first.num_patches)
-    colors = patch_colors(pixels, first.patch_size)
+    index = np.arange(len(files), dtype=np.int32)
+    drawn, _ = draw_visible(jax.random.key(0), index, first.num_patches, [RATIO])
+    visible = np.asarray(drawn)[0]
+    patches = np.asarray(patchify(pixels, first.patch_size), np.float64)
+    colors = patches.reshape(*visible.shape, -1, 3).mean(2) / 255  # [B, N, 3]
     full = colors.mean(1)
     occluded = (colors * visible[..., None]).sum(1) / visible.sum(1, keepdims=True)
     print(f"{len(files)} images\n\n| encoder | token | CKA | without the mean color |")

@@ -83,7 +83,7 @@ def make(case: Case) -> dict[str, Any]:
 
 
 def cell(found: dict[str, Any] | None) -> str:
-    """Format memory, utilization and hours (at the roofline, as estimated), and changes."""
+    """Format the memory, then utilization and hours for each of PACES, then the changes."""
     if found is None:
         return ""
     changes = [

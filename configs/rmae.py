@@ -20,7 +20,8 @@ TUNED = {"tiny_imagenet": 1.6e-2, "quickstart": 3.2e-2}  # base_lr (docs/study.m
 
 def get_config(variant: str = "imagenet") -> ConfigDict:
     config = pretraining(variant, base_lr=3.0e-4)
-    config.optimizer.base_lr = TUNED.get(variant, config.optimizer.base_lr)
+    if variant in TUNED:
+        config.optimizer.base_lr = TUNED[variant]
     config.objective = {
         "name": "rmae",
         "mask_ratio": 0.75,
