@@ -104,6 +104,8 @@ RANDOM_ROW = RowSpec("Random init", methods.RANDOM, _ft(80.9))
 RANDOM_300_ROW = RowSpec("Random init, 3 × as long", methods.RANDOM_300, _ft(82.1), 300)
 MOCOV3_ROW = RowSpec("MoCo v3", methods.MOCOV3, _ft(83.2), 300)
 DINO_ROW = RowSpec("DINO", methods.DINO, _ft(82.8), 800)
+BEIT_ROW = RowSpec("BEiT", methods.BEIT, _ft(82.9), 300)
+CAE_ROW = RowSpec("CAE", methods.CAE, _ft(83.3), 300)
 RMAE_ROWS = (
     RowSpec("R-MAE", methods.RMAE, _ft(82.7, 23.7)),
     RowSpec("R-MAE†", methods.RMAE_INDEPENDENT, _ft(82.8, 23.0)),
@@ -118,7 +120,22 @@ QUICKSTART = TableSpec(
         RowSpec("MAE", methods.MAE, _ft(83.1, 22.2)),
         RMAE_ROWS[0],
         RowSpec("C-MAE", methods.CMAE, _ft(82.9)),
-        *(replace(row, by_default=False) for row in (*RMAE_ROWS[1:], MOCOV3_ROW, DINO_ROW)),
+        *(
+            replace(row, by_default=False)
+            for row in (
+                *RMAE_ROWS[1:],
+                MOCOV3_ROW,
+                DINO_ROW,
+                BEIT_ROW,
+                CAE_ROW,
+                RowSpec("data2vec", methods.DATA2VEC, epochs=None),
+                RowSpec("MaskFeat", methods.MASKFEAT, epochs=None),
+                RowSpec("SimMIM", methods.SIMMIM, epochs=None),
+                RowSpec("I-JEPA", methods.IJEPA, epochs=None),
+                RowSpec("iBOT", methods.IBOT, epochs=None),
+                RowSpec("MSN", methods.MSN, epochs=None),
+            )
+        ),
     ),
     columns=("finetune", "psnr", "occlusion"),
     cka=BOTH,
@@ -132,9 +149,9 @@ TABLE1 = TableSpec(
         RANDOM_300_ROW,
         MOCOV3_ROW,
         DINO_ROW,
-        RowSpec("BEiT", methods.BEIT, _ft(82.9), 300),
+        BEIT_ROW,
         RowSpec("MAE (published)", None, _ft(83.6, 19.3), 1600, row_key="mae_published"),
-        RowSpec("CAE", methods.CAE, _ft(83.3), 300),
+        CAE_ROW,
         RowSpec("MAE", methods.MAE, _ft(83.1, 22.2)),
         *RMAE_ROWS,
     ),
