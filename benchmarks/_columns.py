@@ -4,7 +4,7 @@ At a position of the border, many images have the same black patch, so a negativ
 the positive. These two objectives take the loss on half of the positions: the two inner columns of
 the 4 × 4 patches, or the two outer ones.
 
-    occinv reproduce study --rows cmae --workdir runs/inner --seeds 5 \
+    occinv reproduce study --scale quickstart --workdir runs/inner --seeds 5 --rows cmae \
         --pretrain.objective.name=benchmarks._columns:InnerCMAE
 
 By itself, the file prints how often two images have the same patch, by its position:

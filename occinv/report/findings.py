@@ -121,6 +121,12 @@ def judged_rows(results: Results) -> list[Row]:
     return [row for row in results.occluding if not stated or row.key in stated]
 
 
+def rows_text(results: Results) -> str:
+    """`rows`, or which of the rows are judged."""
+    others = [row for row in results.methods if not row.is_floor and row not in results.occluding]
+    return "rows that mask patches" if others and not states_conclusions(results) else "rows"
+
+
 def cka_by_seed(results: Results, row: Row, encoder: str) -> tuple[list[float], list[float]] | None:
     """The quoted CKA of a row and of the supervised model for each seed; None for one seed."""
     base = results.baseline
@@ -203,7 +209,7 @@ def accuracy_finding(results: Results, adjusted: dict[Pair, float]) -> Finding |
     verdict = _verdict(clearly(1), len(rows))
     if above and not clearly(1):
         verdict = "inconclusive"
-    claim += f" in {above} of {len(known)} rows, significantly in {clearly(1)}"
+    claim += f" in {above} of {len(known)} {rows_text(results)}, significantly in {clearly(1)}"
     if below and clearly(-1):
         claim += f" (significantly below in {clearly(-1)})"
     details = [sentence(row, first, column, found, p_values[row.key]) for row, found in known]
@@ -259,7 +265,7 @@ def cka_finding(results: Results, encoder: str, adjusted: dict[Pair, float]) -> 
         if seeds > 1
         else "Each value is one measurement, so its noise is unknown."
     )
-    claim += f" ({three_decimals(reference.value)}) in {above} of {len(known)} rows"
+    claim += f" ({three_decimals(reference.value)}) in {above} of {len(known)} {rows_text(results)}"
     claim += f", significantly in {clearly}"
     verdict = _verdict(clearly, len(rows))
     return Finding(claim, "inconclusive" if above and not clearly else verdict, details)

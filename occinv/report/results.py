@@ -307,8 +307,8 @@ class Results:
 
     @property
     def occluding(self) -> list[Row]:
-        """The rows with patch masking, which the paper's claims are about."""
-        return [row for row in self.methods if row.transformation == "patch masking"]
+        """The rows that mask patches, which the paper's claims are about."""
+        return [row for row in self.methods if "masking" in row.transformation]
 
     @property
     def cka_encoders(self) -> list[str]:

@@ -152,7 +152,9 @@ def cka_caption(results: Results) -> list[tuple[str, str]]:
     text = (
         f"unbiased linear CKA between the last-block features of the full image and of the image "
         f"with {share} of its patches dropped, by the token that the objective trains: "
-        f"{'; '.join(judged)}."
+        f"{'; '.join(judged)}. An encoder that was trained with mask tokens has seen no dropped "
+        "patches: `occinv evaluate invariance --removed mask_token --workdir RUN` measures it with "
+        "mask tokens."
     )
     if any(row.is_floor for row in results.rows):
         text += (

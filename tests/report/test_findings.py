@@ -228,6 +228,15 @@ def test_counts_in_the_claim():
     )
 
 
+def test_rows_without_masking_are_not_judged_and_the_claim_says_so():
+    results = run(0.5, 0.6, 0.7, 0.8)
+    results.rows[2].transformation = "rectangle masking"
+    results.rows[3].transformation = "crop, color, blur"
+    found = accuracy(results)
+    assert "in 2 of 2 rows that mask patches, significantly in 2" in found.claim
+    assert not any("M3" in detail for detail in found.details)
+
+
 def test_missing_rows_are_named_and_spoil_the_verdict(results):
     finding = accuracy(results)
     assert "No number for R-MAE‡, C-MAE." in finding.details
