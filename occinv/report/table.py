@@ -152,15 +152,18 @@ def cka_caption(results: Results) -> list[tuple[str, str]]:
     text = (
         f"unbiased linear CKA between the last-block features of the full image and of the image "
         f"with {share} of its patches dropped, by the token that the objective trains: "
-        f"{'; '.join(judged)}. An encoder that was trained with mask tokens has seen no dropped "
-        "patches: `occinv evaluate invariance --removed mask_token --workdir RUN` measures it with "
-        "mask tokens."
+        f"{'; '.join(judged)}."
     )
     if any(row.is_floor for row in results.rows):
         text += (
             " Its floor is that of encoders that have learned nothing: the highest of the "
             "untrained ones of the same shape, and a blind one, whose patch projection is zero."
         )
+    text += (
+        " An encoder that was trained with mask tokens has seen no dropped patches: "
+        "`occinv evaluate invariance --removed mask_token --workdir RUN` measures it, and its floor, "
+        "with mask tokens."
+    )
     return [("CKA", text)]
 
 
