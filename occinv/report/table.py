@@ -161,8 +161,8 @@ def cka_caption(results: Results) -> list[tuple[str, str]]:
         )
     text += (
         " An encoder that was trained with mask tokens has seen no dropped patches: "
-        "`occinv evaluate invariance --removed mask_token --workdir RUN` measures it, and its floor, "
-        "with mask tokens."
+        "`occinv evaluate invariance --removed mask_token --workdir RUN` measures it, and its "
+        "floor, with mask tokens."
     )
     return [("CKA", text)]
 
