@@ -1,11 +1,11 @@
 """Does the black border of digits harm C-MAE with the negatives of the position?
 
-At a position of the border, many images have the same black patch, so a negative can be equal to
-the positive. These two objectives take the loss on half of the positions: the two inner columns of
-the 4 × 4 patches, or the two outer ones.
+If two images have the same black patch at a position, the negative is equal to the positive. These
+two objectives take the loss on half of the positions: the two inner columns of the 4 × 4 patches,
+or the two outer ones.
 
-    occinv reproduce study --scale quickstart --workdir runs/inner --seeds 5 --rows cmae \
-        --pretrain.objective.name=benchmarks._columns:InnerCMAE
+    PYTHONPATH=. occinv reproduce study --scale quickstart --workdir runs/inner --seeds 5 \
+        --rows cmae --pretrain.objective.name=benchmarks._columns:InnerCMAE
 
 By itself, the file prints how often two images have the same patch, by its position:
 

@@ -92,7 +92,7 @@ class IJEPA(Objective):
         rows, columns = self.target_size
         target = f"EMA encoder, {self.num_targets} rectangles of {rows} × {columns}"
         paper = "Assran et al. 2023, arXiv:2301.08243"
-        t1 = "a rectangle without the targets"
+        t1 = "a rectangle kept, the targets in it removed"
         return Axes(t1, "identity", target, "predictor, smoothed L1", "siamese", paper, "mean")
 
     @property

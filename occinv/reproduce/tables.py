@@ -111,6 +111,18 @@ RMAE_ROWS = (
     RowSpec("R-MAE†", methods.RMAE_INDEPENDENT, _ft(82.8, 23.0)),
     RowSpec("R-MAE‡", methods.RMAE_IDENTITY, _ft(82.7, 22.9)),
 )
+OTHER_ROWS = (
+    MOCOV3_ROW,
+    DINO_ROW,
+    BEIT_ROW,
+    CAE_ROW,
+    RowSpec("data2vec", methods.DATA2VEC, epochs=None),
+    RowSpec("MaskFeat", methods.MASKFEAT, epochs=None),
+    RowSpec("SimMIM", methods.SIMMIM, epochs=None),
+    RowSpec("I-JEPA", methods.IJEPA, epochs=None),
+    RowSpec("iBOT", methods.IBOT, epochs=None),
+    RowSpec("MSN", methods.MSN, epochs=None),
+)
 
 QUICKSTART = TableSpec(
     key="quickstart",
@@ -120,22 +132,7 @@ QUICKSTART = TableSpec(
         RowSpec("MAE", methods.MAE, _ft(83.1, 22.2)),
         RMAE_ROWS[0],
         RowSpec("C-MAE", methods.CMAE, _ft(82.9)),
-        *(
-            replace(row, by_default=False)
-            for row in (
-                *RMAE_ROWS[1:],
-                MOCOV3_ROW,
-                DINO_ROW,
-                BEIT_ROW,
-                CAE_ROW,
-                RowSpec("data2vec", methods.DATA2VEC, epochs=None),
-                RowSpec("MaskFeat", methods.MASKFEAT, epochs=None),
-                RowSpec("SimMIM", methods.SIMMIM, epochs=None),
-                RowSpec("I-JEPA", methods.IJEPA, epochs=None),
-                RowSpec("iBOT", methods.IBOT, epochs=None),
-                RowSpec("MSN", methods.MSN, epochs=None),
-            )
-        ),
+        *(replace(row, by_default=False) for row in (*RMAE_ROWS[1:], *OTHER_ROWS)),
     ),
     columns=("finetune", "psnr", "occlusion"),
     cka=BOTH,

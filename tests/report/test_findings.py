@@ -237,6 +237,13 @@ def test_rows_without_masking_are_not_judged_and_the_claim_says_so():
     assert not any("M3" in detail for detail in found.details)
 
 
+def test_the_claim_on_cka_says_which_rows_are_judged(results):
+    results.rows[1].transformation = "crop, color, blur"
+    found = on_cka(results, "pretrained")
+    assert "rows that mask patches" in found.claim
+    assert not any(detail.startswith(f"{results.rows[1].name}:") for detail in found.details)
+
+
 def test_missing_rows_are_named_and_spoil_the_verdict(results):
     finding = accuracy(results)
     assert "No number for R-MAE‡, C-MAE." in finding.details
