@@ -47,6 +47,15 @@ def test_every_run_of_every_table_resolves(key: str, scale: str) -> None:
                 assert stage.experiment.init_from == str(trial.encoder)
 
 
+@pytest.mark.parametrize("key", [key for key in TABLES if key != "grid"])
+def test_a_row_masks_patches_if_its_objective_says_so(key: str) -> None:
+    """A page of runs judges rows by T1 of the objective, a table by what its method says."""
+    for trial in trials(table_run(key)):
+        if (stage := trial.stages.get("pretrain")) is not None:
+            removes = "removed" in objective_of(stage.experiment).axes.t1
+            assert ("masking" in trial.method.transformation) == removes, trial.method.key
+
+
 @pytest.mark.parametrize(("key", "scale"), EVERY)
 def test_the_reported_commands_resolve_to_the_same_experiments(key: str, scale: str) -> None:
     """The report prints these commands for every stage."""
