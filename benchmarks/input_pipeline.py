@@ -3,10 +3,9 @@
     make bench                                             images made from scikit-image's
     OCCINV_IMAGES=FOLDER .venv/bin/python benchmarks/input_pipeline.py [PART ...]
 
-PART: rates, fidelity, threads, waiting, memory, or processes, which takes minutes and is the only
-one that has to be asked for. FOLDER is one of
-`data.source=folder:FOLDER`. Rates are for a core: of the time that the thread was on it, the best
-of several rounds in turn. OpenCV and tf.data take part where they are installed.
+PART: rates, fidelity, threads, waiting, memory, or workers, the only one that has to be asked for.
+FOLDER is one of `data.source=folder:FOLDER`. Rates are for a core: of the time that the thread was
+on it, the best of several rounds in turn. OpenCV and tf.data take part where they are installed.
 """
 
 import contextlib
@@ -24,15 +23,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import grain
 import jax
 import numpy as np
 import simplejpeg
-from absl import flags
 from PIL import Image
 
 from occinv.data import crop, decode
-from occinv.data.batch import Batch
 from occinv.data.embedded import photos
 from occinv.data.folder import open_folder
 from occinv.data.loader import LoaderSpec, TrainLoader, sample_rng
@@ -300,23 +296,6 @@ def usage() -> np.ndarray:
     return np.array([used.ru_nvcsw, used.ru_minflt, used.ru_utime + used.ru_stime])
 
 
-class LazyBatch:
-    """A batch by its step, in whichever process; each makes its own loader."""
-
-    def __init__(self, encoded: list[bytes]):
-        self.encoded = encoded
-        self.loader: TrainLoader | None = None
-
-    def __call__(self, step: int) -> Batch:
-        self.loader = self.loader or loader(Repeated(self.encoded), 0)
-        return self.loader.batch(step)
-
-
-def by_processes(encoded: list[bytes], count: int) -> Iterator:
-    data = grain.MapDataset.range(10**6).map(LazyBatch(encoded)).to_iter_dataset()
-    return iter(data.mp_prefetch(grain.MultiprocessingOptions(num_workers=count)))
-
-
 @contextlib.contextmanager
 def without_native_code(encoded: list[bytes]) -> Iterator[None]:
     """Decoding and resizing take no time, so that what is left is what Python takes."""
@@ -376,13 +355,30 @@ def threads() -> None:
     print(f"one process can use at least {whole / held:.0f} cores")
 
 
-def processes() -> None:
-    """grain's worker processes in place of threads."""
-    encoded, cores = originals(), len(os.sched_getaffinity(0))
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # the workers ask for a flag
-    ratio = rate(by_processes(encoded, cores)) / by_threads(encoded, cores)
-    print(f"\n{cores} worker processes, {cores} threads = 1: {ratio:.2f}")
+def workers() -> None:
+    """The rates of threads and of worker processes, after what they made ahead."""
+    cores, seconds = len(os.sched_getaffinity(0)), 3.0
+    sources: dict[str, tuple[Source, int]] = {
+        "photographs": (Repeated(originals()), SIZE),
+        "tiles of 64 pixels": (photos(True, 64), 64),
+    }
+    for name, (source, size) in sources.items():
+        alone = 0.0
+        for threads, processes in ((1, 0), (8, 0), (cores, 0), (0, cores)):
+            spec = LoaderSpec(
+                batch_size=128, image_size=size, num_threads=threads, num_workers=processes
+            )
+            batches = TrainLoader(source, spec).batches(0, 10**6)
+            for _ in range(4 * (threads + processes)):
+                next(batches)
+            began, count = time.perf_counter(), 0
+            while (gone := time.perf_counter() - began) < seconds:
+                count += len(next(batches).image)
+            batches.close()  # type: ignore[attr-defined]
+            alone = alone or count / gone
+            made_by = f"{processes} workers" if processes else f"{threads} threads"
+            print(f"{name}, {size} pixels, {made_by:12} {count / gone / alone:6.2f}", flush=True)
+    print(f"images a second on {cores} cores, one thread = 1")
 
 
 def waiting() -> None:
@@ -441,7 +437,7 @@ PARTS = (rates, fidelity, threads, waiting, memory)
 
 def main(*names: str) -> None:
     """Runs the parts of these names."""
-    by_name = {part.__name__: part for part in (*PARTS, processes)}
+    by_name = {part.__name__: part for part in (*PARTS, workers)}
     for part in [by_name[name] for name in names] or PARTS:
         part()
 

@@ -11,7 +11,8 @@ Install PyTorch, too, for the comparison. The command prints and writes to DIR/o
   MoCo v3 and DINO with ViT-B/16: FLOP/s of the model's matrix products as a share of those,
 - the step of MAE in PyTorch on the same GPU,
 - the loss of a small MAE in float32 and bfloat16 beside the CPU's float32, from the same parameters
-  and images.
+  and images,
+- whether `occinv train`, stopped and resumed in another process, ends with the same bits.
 
 A part that fails is a note, and so is a part for which `--minutes` leaves less time than the
 longest part took. On CPU everything is tiny, and only ratios are printed.
@@ -28,6 +29,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from importlib import metadata
@@ -41,9 +43,10 @@ from _steps import flops_of, make_batch, ours, prepare, products, start, theirs,
 from jax.extend.backend import get_backend
 
 from occinv import parallel
+from occinv.encoder import load_encoder
 from occinv.train.step import trace_step
 
-BACKENDS = ("auto", "xla", "cudnn", "pallas")  # train.attention
+BACKENDS = ("auto", "xla")  # train.attention; auto is the fused kernel: cudnn or pallas
 LARGE = ("encoder.name=large",)
 # Name, config, variant, fields, images per step; the most important first.
 MAE = {
@@ -58,6 +61,13 @@ OTHERS = {
 }
 SHALLOW = ("encoder.depth=1",)
 TINY = {"MAE tiny": ("mae", "smoke", SHALLOW, 8)}
+RESUMED = (
+    "mae:tiny_imagenet",
+    "encoder.name=small",
+    "train.batch_size=256",
+    "data.source=photos:64",
+)
+RESUMED_STEPS = 60
 CURVE = ("train.duration.steps=200", "optimizer.warmup.steps=20")
 # The CPU's compiler in half the time, for miniatures.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -210,6 +220,41 @@ def curves(is_tiny: bool) -> dict[str, Any]:
     return found
 
 
+def train(workdir: Path, config: str, *arguments: str) -> None:
+    """Run `occinv train` in a process of its own. Raise RuntimeError with its last line."""
+    words = [sys.executable, "-m", "occinv", "train", "--config", config, "--workdir", str(workdir)]
+    done = subprocess.run([*words, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError((done.stderr.splitlines() or ["no message"])[-1])
+
+
+def end_of(workdir: Path) -> tuple[list[float], dict[str, Any]]:
+    """Return the losses of a run and the parameters of its last checkpoint."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    return losses, load_encoder(workdir).params
+
+
+def resumed(is_tiny: bool) -> dict[str, Any]:
+    """Compare a run of one process with the same run stopped and resumed in a second process."""
+    config, *fields = ("mae:smoke", *SHALLOW) if is_tiny else RESUMED
+    steps = 4 if is_tiny else RESUMED_STEPS
+    every = ("train.duration.steps={steps}", "train.log_every.steps=1")
+    given = [f"--config.{field}".format(steps=steps) for field in (*fields, *every)]
+    with tempfile.TemporaryDirectory() as folder:
+        whole, parts = Path(folder) / "whole", Path(folder) / "parts"
+        train(whole, config, *given)
+        train(parts, config, *given, f"--config.train.stop_after.steps={steps // 2}")
+        train(parts, config, *given, "--extend")
+        (losses, params), (losses_resumed, params_resumed) = end_of(whole), end_of(parts)
+    found = {
+        "losses": losses == losses_resumed,
+        "parameters": jax.tree.all(jax.tree.map(np.array_equal, params, params_resumed)),
+    }
+    print(f"a resumed run ends with the same losses and parameters: {found}", flush=True)
+    return {**found, "steps": steps}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Measure everything; return 1 if no step could be measured."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -253,6 +298,7 @@ def main(arguments: list[str] | None = None) -> int:
             report.parts["images_per_second_against_pytorch"] = ratio
             print(f"{first} against PyTorch: {ratio:.2f} times the images per second", flush=True)
     report.run("loss curves", lambda: curves(is_tiny))
+    report.run("resumed run", lambda: resumed(is_tiny))
     for model in rest:
         measure_mae(model)
     for name, spec in ({} if is_tiny else OTHERS).items():

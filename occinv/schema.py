@@ -136,6 +136,8 @@ class Data:
       data_dir: The folder of tensorflow_datasets. None: its usual folder.
       max_corrupt: The number of images that may fail to decode before the run fails.
       num_threads: Threads of the host that decode and crop; 0: in the main thread.
+      num_workers: Processes that decode and crop for training, in place of threads. More cores can
+        work than with threads; starting takes seconds.
     """
 
     source: str = dataclasses.field(metadata={"example": "'digits'"})
@@ -156,6 +158,7 @@ class Data:
     data_dir: str | None = None
     max_corrupt: Natural = 0
     num_threads: Annotated[int, Ge(0), Le(1024)] = 8
+    num_workers: Annotated[int, Ge(0), Le(1024)] = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", shortest(self.image_size))

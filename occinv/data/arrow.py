@@ -40,6 +40,7 @@ class ArrowSource(Source):
 
     def __init__(self, folder: Path):
         self.name = f"arrow:{printable(str(folder))}"
+        self.folder = folder
         try:
             self._open(folder)
         except (*DAMAGED, pa.ArrowException) as error:
@@ -70,6 +71,9 @@ class ArrowSource(Source):
                 f"{self.name} has labels from {low} to {high}, expected 0 to "
                 f"{len(self.classes) - 1} for its {len(self.classes)} classes, or -1"
             )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ArrowSource, (self.folder,)  # a copy maps the files, too
 
     def __len__(self) -> int:
         return self._starts[-1]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from typing import Any
 
 import grain
 import numpy as np
@@ -35,6 +36,7 @@ class LoaderSpec:
       crops: Further random crops of every image, drawn after the first.
       num_threads: The number of batches made in parallel, ahead of use; 0 makes each batch on
         demand.
+      num_workers: The number of processes that make batches for training, in place of threads.
       max_corrupt: The maximum number of unreadable images per process. Training replaces such an
         image by the next readable sample of the order; evaluation turns its row into padding.
       process_index: The index of this process. Its first row is process_index * batch_size /
@@ -59,6 +61,7 @@ class LoaderSpec:
     flip: bool = True
     crops: tuple[Crop, ...] = ()
     num_threads: int = 8
+    num_workers: int = 0
     max_corrupt: int = 0
     process_index: int = 0
     process_count: int = 1
@@ -99,7 +102,7 @@ class _Loader:
         self.seed = spec.seed
         self._rows = spec.batch_size // spec.process_count
         self._first_row = spec.process_index * self._rows
-        self._corrupt: dict[int, str] = {}  # index -> name
+        self._corrupt: dict[int, DecodeError] = {}  # by index
         self._lock = threading.Lock()
 
     def check_first(self) -> None:
@@ -125,9 +128,9 @@ class _Loader:
         with self._lock:
             if index in self._corrupt:
                 return
-            names = sorted([*self._corrupt.values(), error.name])
+            names = sorted([*(known.name for known in self._corrupt.values()), error.name])
             if len(names) <= limit:
-                self._corrupt[index] = error.name
+                self._corrupt[index] = error
         if len(names) > limit:
             others = f" {len(names)} images cannot be read: {', '.join(names)}." if limit else ""
             raise UserError(
@@ -166,7 +169,7 @@ class _Loader:
                     images[row] = crop
         return batch
 
-    def _prefetched(self, batch: Callable[[int], Batch], first: int, last: int) -> Iterator[Batch]:
+    def _prefetched(self, batch: Callable[[int], Batch], first: int, last: int) -> Generator[Batch]:
         threads = self.spec.num_threads  # a thread makes a whole batch
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, threads))
         if last <= first:
@@ -197,9 +200,20 @@ class TrainLoader(_Loader):
         )
         return self._fill(indices, rows)
 
-    def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
-        """Yield the batches first_step to last_step - 1 in order, made ahead by threads."""
+    def batches(self, first_step: int, last_step: int) -> Generator[Batch]:
+        """Yield the batches first_step to last_step - 1 in order, made ahead."""
+        if self.spec.num_workers:
+            return self._from_workers(first_step, last_step)
         return self._prefetched(self.batch, first_step, last_step)
+
+    def _from_workers(self, first: int, last: int) -> Generator[Batch]:
+        from occinv.data.workers import made_by_workers
+
+        worker = _Worker(self.source, self.spec)
+        for batch, errors in made_by_workers(worker.make, first, last, self.spec.num_workers):
+            for error in errors:
+                self._skip(error.index, error)
+            yield batch
 
     def _cropped(self, index: int, number: int) -> _Cropped | None:
         """Crop image `index` as sample `number`. Return None for a corrupt image."""
@@ -222,6 +236,22 @@ class TrainLoader(_Loader):
             if found := self._cropped(index, number):
                 return found
         raise UserError(f"none of the {count} images of {self.source.name} can be read")
+
+
+class _Worker(TrainLoader):
+    """Makes batches in another process, which leaves counting corrupt images to the main one."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_lock": None}  # it has no threads
+
+    def make(self, step: int) -> tuple[Batch, list[DecodeError]]:
+        """Make the batch of `step`. Also return the error of each image not met before."""
+        known = len(self._corrupt)
+        batch = self.batch(step)
+        return batch, list(self._corrupt.values())[known:]
+
+    def _skip(self, index: int, error: DecodeError) -> None:
+        self._corrupt[index] = error
 
 
 def sample_rng(seed: int, number: int) -> np.random.Generator:

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -21,8 +22,11 @@ class DecodeError(UserError):
     """An image that cannot be read. `name` is its path, or its record and data set, printable."""
 
     def __init__(self, name: str, index: int, reason: object):
-        self.name = printable(name)
+        self.name, self.index, self.reason = printable(name), index, str(reason)
         super().__init__(f"cannot read image {index}, {self.name}: {reason}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.name, self.index, self.reason)
 
 
 @contextlib.contextmanager

@@ -121,7 +121,7 @@ def prepare_alike(experiment: Experiment) -> Run:
     if jax.process_count() == 1:
         return prepare(experiment)
     config = files.as_json(experiment)
-    for name in ("data_dir", "num_threads"):  # a machine may have its own
+    for name in ("data_dir", "num_threads", "num_workers"):  # a machine may have its own
         config["data"].pop(name)
     agree({"config": config, **software()})
     try:
@@ -256,7 +256,6 @@ def run_steps(
     log_every, save_every = run.every(settings.log_every), run.every(settings.checkpoint_every)
     evaluate_every = run.every(settings.evaluate_every)
     take_step: Any = None if done == steps else program.lower().compile()
-    batches = run.loader.batches(done, steps)
     window, clock = LogWindow(checkpoints.notes(done).get("window")), Clock()
     metrics: dict[str, float] = {}
     step, saved = done, done
@@ -272,40 +271,43 @@ def run_steps(
             )
             saved = step
 
-    while step < steps:
-        with profiler.step(step + 1):
-            with clock.waiting(), saving(save):
-                batch = parallel.put_batch(assembly.mesh, next(batches))
-            state, of_step = take_step(state, batch)
-        step += 1
-        clock.steps += 1
-        clock.exclude(profiler.end_step(step, of_step))
-        window.add(of_step)
-        logged = None
-        if step % log_every == 0 or step == steps:
-            rate = {"learning_rate": float(assembly.schedule(step - 1))}
-            logged = window.means() | rate | clock.rates(settings.batch_size)
-            logged |= at_log(settings, logged, assembly.objective, state.params, batch)
-            writer.write_scalars(step, logged)
-            window, clock = LogWindow(), Clock()
-            lock.check()
-            raise_if_not_finite(run, state, checkpoints)
-        if watch is not None:
-            watch(step, steps, logged)
-        if step % evaluate_every == 0 or step == steps:
-            with saving(save):
-                metrics = evaluate(state)
-            writer.write_scalars(step, {f"eval/{name}": value for name, value in metrics.items()})
-            writer.write_images(step, pictures(run, state))
-            clock = Clock()
-        with saving(save, is_shared=True):
-            if evals is not None and evals.write(state, step, writer):
+    with contextlib.closing(run.loader.batches(done, steps)) as batches:
+        while step < steps:
+            with profiler.step(step + 1):
+                with clock.waiting(), saving(save):
+                    batch = parallel.put_batch(assembly.mesh, next(batches))
+                state, of_step = take_step(state, batch)
+            step += 1
+            clock.steps += 1
+            clock.exclude(profiler.end_step(step, of_step))
+            window.add(of_step)
+            logged = None
+            if step % log_every == 0 or step == steps:
+                rate = {"learning_rate": float(assembly.schedule(step - 1))}
+                logged = window.means() | rate | clock.rates(settings.batch_size)
+                logged |= at_log(settings, logged, assembly.objective, state.params, batch)
+                writer.write_scalars(step, logged)
+                window, clock = LogWindow(), Clock()
+                lock.check()
+                raise_if_not_finite(run, state, checkpoints)
+            if watch is not None:
+                watch(step, steps, logged)
+            if step % evaluate_every == 0 or step == steps:
+                with saving(save):
+                    metrics = evaluate(state)
+                writer.write_scalars(
+                    step, {f"eval/{name}": value for name, value in metrics.items()}
+                )
+                writer.write_images(step, pictures(run, state))
                 clock = Clock()
-        if step % save_every == 0 or step == steps:
-            save()
-        if stop.is_due(step):
-            save()
-            break
+            with saving(save, is_shared=True):
+                if evals is not None and evals.write(state, step, writer):
+                    clock = Clock()
+            if step % save_every == 0 or step == steps:
+                save()
+            if stop.is_due(step):
+                save()
+                break
     if done == steps:  # the run was killed after its last checkpoint, before result.json
         with saving(save):
             metrics = evaluate(state)

@@ -89,6 +89,7 @@ def prepare(experiment: Experiment) -> Run:
         flip=data.flip,
         crops=objective.crops,
         num_threads=data.num_threads,
+        num_workers=data.num_workers,
         max_corrupt=data.max_corrupt,
         process_index=jax.process_index(),
         process_count=jax.process_count(),

@@ -61,6 +61,7 @@ FREE = (
     "train.wandb",
     "evals",
     "data.num_threads",
+    "data.num_workers",
     "data.max_corrupt",
     "data.data_dir",
 )

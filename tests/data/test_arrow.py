@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 
 import numpy as np
 import pyarrow as pa
@@ -68,6 +69,14 @@ def test_every_row_is_read(pets):
         assert (sample.index, sample.label) == (index, train.labels[index])
     size = (folder / "train" / "data-00000-of-00002.arrow").stat().st_size
     assert next(train.files()) == f"data-00000-of-00002.arrow\t{size}\t"
+
+
+def test_a_pickled_source_maps_the_files(pets):
+    """A worker process opens the data set by its path; no image is sent to it."""
+    source = open_source(f"arrow:{pets[0]}", train=True)
+    content = pickle.dumps(source)
+    assert len(content) < 500
+    np.testing.assert_array_equal(pickle.loads(content).read(4).image, pets[1][4])
 
 
 def test_parts(pets):

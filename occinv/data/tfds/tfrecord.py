@@ -138,6 +138,9 @@ class TfRecords:
     def __post_init__(self) -> None:
         self._fetched: dict[int, Callable[[], bytes]] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_fetched": {}}  # a copy reads for itself
+
     def __len__(self) -> int:
         return len(self.begin)
 

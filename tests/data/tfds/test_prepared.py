@@ -1,6 +1,7 @@
 """Two formats, one Batch: whichever is on disk, the batches are the same, and nothing is lost."""
 
 import logging
+import pickle
 import shutil
 import sys
 import zipfile
@@ -118,6 +119,18 @@ def test_a_slice_of_nothing(imagenet, file_format):
         opened(imagenet / file_format, ":train[:0]")
     with pytest.raises(UserError, match=r"cannot open split 'train\[:x\]'"):
         opened(imagenet / file_format, ":train[:x]")
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_a_pickled_source_reads_the_same(imagenet, file_format):
+    """Worker processes get it so, also between `prefetch` and `read`."""
+    source = opened(imagenet / file_format)
+    if file_format == "tfrecord":
+        source._records.shards.is_remote = True
+        source.prefetch([3])
+    copy = pickle.loads(pickle.dumps(source))
+    np.testing.assert_array_equal(copy.read(3).image, source.read(3).image)
+    np.testing.assert_array_equal(copy.labels, source.labels)
 
 
 def test_some_classes_of_it(imagenet):

@@ -1,0 +1,175 @@
+"""data.num_workers: processes that make the batches."""
+
+import gc
+import logging
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from test_loader import Numbered, assert_equal, train_loader
+from tiny_runs import assert_same_end, make_images, tiny
+
+from occinv.data.embedded import digits, photos
+from occinv.data.folder import open_folder
+from occinv.schema import UserError
+
+
+class Fragile(Numbered):
+    """Numbered images. Reading one of them kills the process."""
+
+    def read(self, index, reduction=None):
+        if index == 7:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().read(index)
+
+
+class Local(Numbered):
+    """It holds what cannot be sent to another process."""
+
+    def __init__(self):
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+def shared_memory():
+    """The names of the blocks in use."""
+    folder = Path("/dev/shm")
+    return {path.name for path in folder.glob("psm_*")} if folder.is_dir() else set()
+
+
+def test_the_batches_are_those_of_one_process(caplog):
+    """Also with images that cannot be read: they are replaced, counted and logged here, once."""
+    before = shared_memory()
+    source = Numbered(corrupt=[3, 7])
+    expected = list(train_loader(source, max_corrupt=2).batches(5, 25))
+    caplog.clear()
+    loader = train_loader(source, max_corrupt=2, num_workers=3)
+    batches = list(loader.batches(5, 25))
+    assert len(batches) == len(expected) == 20
+    for first, second in zip(batches, expected, strict=True):
+        assert_equal(first, second)
+        assert all(type(x) is np.ndarray for x in jax.tree.leaves(first))
+    assert caplog.text.count("skipped (1 of at most 2)") == 1
+    assert sorted(record.args[2].name for record in caplog.records) == ["file3", "file7"]
+    assert list(loader.batches(5, 5)) == []
+    # Stopping early leaves no process and no shared memory.
+    batches = loader.batches(0, 10**9)
+    next(batches)
+    batches.close()
+    gc.collect()
+    deadline = time.monotonic() + 10
+    while shared_memory() - before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert shared_memory() <= before
+    assert not multiprocessing.active_children()
+
+
+def test_errors_are_those_of_one_process():
+    with pytest.raises(UserError, match=r"3, file3: it is cut off\. Repair .*max_corrupt=0"):
+        list(train_loader(Numbered(corrupt=[3]), num_workers=1).batches(0, 2))
+    loader = train_loader(Numbered(corrupt=[1, 2, 3]), max_corrupt=2, num_workers=2)
+    with pytest.raises(UserError, match=r"3 images .*file1, file2, file3\..*max_corrupt=2"):
+        list(loader.batches(0, 5))
+    loader = train_loader(Numbered(count=3, corrupt=[0, 1, 2]), max_corrupt=9, num_workers=1)
+    with pytest.raises(UserError, match="none of the 3 images of numbered"):
+        list(loader.batches(0, 1))
+
+
+def test_a_killed_worker_is_an_error():
+    with pytest.raises(UserError, match=r"a process of data\.num_workers=2 ended: .*-9.*fewer"):
+        list(train_loader(Fragile(), num_workers=2).batches(0, 5))
+
+
+def test_a_source_that_cannot_be_pickled_is_an_error():
+    message = r"data\.num_workers=1 .*cannot be pickled: .*lock.*data\.num_workers=0"
+    with pytest.raises(UserError, match=message):
+        list(train_loader(Local(), num_workers=1).batches(0, 5))
+
+
+def test_what_a_worker_logs_is_logged(tmp_path, caplog):
+    """Extra bytes in a JPEG are a warning."""
+    from test_bad_data import photographs
+
+    (encoded,) = photographs(1)
+    (tmp_path / "a.jpg").write_bytes(encoded[:-2] + b"\x00" * 9 + encoded[-2:])
+    loader = train_loader(open_folder(str(tmp_path), train=True), batch_size=2, num_workers=1)
+    with caplog.at_level(logging.WARNING, logger="occinv.data"):
+        list(loader.batches(0, 1))
+    assert "a.jpg: " in caplog.text and "extraneous bytes" in caplog.text
+
+
+@pytest.mark.parametrize("open_one", [photos, digits])
+def test_embedded_sources_can_be_sent(open_one):
+    source = open_one(True)
+    assert_equal(pickle.loads(pickle.dumps(source)).read(5).image, source.read(5).image)
+
+
+def train(workdir, images, steps, workers=2):
+    """Start `occinv train` in a process group of its own."""
+    fields = (f"train.duration.steps={steps}", f"data.num_workers={workers}")
+    command = [sys.executable, "-m", "occinv", "train", "--workdir", str(workdir)]
+    return subprocess.Popen(
+        [*command, *tiny("mae", images, *fields)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def train_some_steps(workdir, images):
+    process = train(workdir, images, steps=100_000)
+    log = workdir / "metrics.jsonl"
+    while process.poll() is None and not (log.exists() and '"loss"' in log.read_text()):
+        time.sleep(0.05)
+    return process
+
+
+def group_is_empty(group):
+    """Whether the processes of a group end within seconds."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_a_run_with_workers_ends_as_one_without(tmp_path):
+    images = make_images(tmp_path / "images")
+    for workers in (0, 2):
+        process = train(tmp_path / str(workers), images, steps=6, workers=workers)
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        assert "Traceback" not in err and "leaked" not in err, err
+    assert_same_end(tmp_path / "0", tmp_path / "2")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_saves_the_run(number, tmp_path):
+    """Ctrl-C and a scheduler signal the whole process group."""
+    process = train_some_steps(tmp_path / "run", make_images(tmp_path / "images"))
+    os.killpg(process.pid, number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "Traceback" not in err and "leaked" not in err, err
+    assert "stopped and saved at step" in out
+    assert group_is_empty(process.pid)
+
+
+def test_workers_end_with_a_killed_process(tmp_path):
+    process = train_some_steps(tmp_path / "run", make_images(tmp_path / "images"))
+    process.kill()
+    process.communicate(timeout=60)
+    assert group_is_empty(process.pid)
