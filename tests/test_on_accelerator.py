@@ -31,6 +31,7 @@ def test_a_miniature_measures_every_part(
     assert len(curves["cpu_float32"]) == len(curves["bfloat16"]) == 5
     assert curves["cpu_float32"] != curves["bfloat16"]
     assert 0 < curves["bfloat16_difference"] < 0.1
+    assert found["resumed run"] == {"losses": True, "parameters": True, "steps": 4}
     assert any("PyTorch's MAE is left out" in note for note in found["notes"])
     shown = capsys.readouterr().out
     assert "images/s" not in shown and " ms" not in shown  # ratios only

@@ -14,6 +14,7 @@ import functools
 import json
 import logging
 import math
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -287,6 +288,7 @@ def run_steps(
                 logged = window.means() | rate | clock.rates(settings.batch_size)
                 logged |= at_log(settings, logged, assembly.objective, state.params, batch)
                 writer.write_scalars(step, logged)
+                warn_of_waiting(logged, (step - done) / log_every, run.loader.spec.num_workers)
                 window, clock = LogWindow(), Clock()
                 lock.check()
                 raise_if_not_finite(run, state, checkpoints)
@@ -314,6 +316,19 @@ def run_steps(
             if evals is not None:
                 evals.write(state, step, Writer())  # their numbers are in the log
     return step, metrics
+
+
+def warn_of_waiting(logged: dict[str, float], intervals: float, workers: int) -> None:
+    """Warn once if a GPU or TPU waits for images half of the time, after the first log interval."""
+    waited = logged["data_wait_fraction"]
+    if 1 < intervals <= 2 and waited > 0.5 and jax.default_backend() != "cpu":
+        log.warning(
+            "the device waits for images %.0f %% of the time. Raise data.num_workers=%d, the "
+            "number of processes that read them; this machine has %d cores",
+            100 * waited,
+            workers,
+            os.cpu_count(),
+        )
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -16,11 +17,13 @@ import jax
 import numpy as np
 import pytest
 from test_loader import Numbered, assert_equal, train_loader
-from tiny_runs import assert_same_end, make_images, tiny
+from tiny_runs import assert_same_end, make_images, run, tiny, toy_config
 
 from occinv.data.embedded import digits, photos
-from occinv.data.folder import open_folder
+from occinv.data.folder import FolderSource, open_folder
 from occinv.schema import UserError
+from occinv.train import loop
+from occinv.train.writers import read_scalars
 
 
 class Fragile(Numbered):
@@ -173,3 +176,23 @@ def test_workers_end_with_a_killed_process(tmp_path):
     process.kill()
     process.communicate(timeout=60)
     assert group_is_empty(process.pid)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_a_run_that_waits_for_images_says_so_once(backend, tmp_path, monkeypatch, caplog):
+    """On CPU the cores are busy with the steps."""
+    read = FolderSource.read
+
+    def slowly(*args):
+        time.sleep(0.02)
+        return read(*args)
+
+    monkeypatch.setattr(FolderSource, "read", slowly)
+    monkeypatch.setattr(loop.jax, "default_backend", lambda: backend)
+    images = make_images(tmp_path / "images")
+    fields = ("data.num_threads=0", "train.log_every.steps=1", "train.precision=float32")
+    workdir = tmp_path / "run"
+    run(["--config", f"{toy_config(tmp_path)}:{images}"], workdir, *fields)
+    waited = [line.get("data_wait_fraction", 0) for line in read_scalars(workdir / "metrics.jsonl")]
+    said = re.findall(r"waits for images (\d+) % of the time", caplog.text)
+    assert said == ([f"{100 * waited[2]:.0f}"] if backend == "gpu" else [])
