@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import pytest
 from test_loader import Numbered, assert_equal, train_loader
-from tiny_runs import assert_same_end, make_images, run, tiny, toy_config
+from tiny_runs import TESTS, assert_same_end, make_images, overrides, run, toy_config
 
 from occinv.data.embedded import digits, photos
 from occinv.data.folder import FolderSource, open_folder
@@ -116,22 +116,20 @@ def test_embedded_sources_can_be_sent(open_one):
     assert_equal(pickle.loads(pickle.dumps(source)).read(5).image, source.read(5).image)
 
 
-def train(workdir, images, steps, workers=2):
-    """Start `occinv train` in a process group of its own."""
-    fields = (f"train.duration.steps={steps}", f"data.num_workers={workers}")
-    command = [sys.executable, "-m", "occinv", "train", "--workdir", str(workdir)]
-    return subprocess.Popen(
-        [*command, *tiny("mae", images, *fields)],
+def train_some_steps(folder):
+    """Start `occinv train` in a process group of its own, and wait for its first loss."""
+    config = f"{toy_config(folder)}:{make_images(folder / 'images')}"
+    fields = ("train.duration.steps=1000000", "data.num_workers=2", "train.log_every.steps=1")
+    command = [sys.executable, "-m", "occinv", "train", "--workdir", str(folder / "run")]
+    process = subprocess.Popen(
+        [*command, "--config", config, *overrides(*fields)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env={**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"},
         start_new_session=True,
     )
-
-
-def train_some_steps(workdir, images):
-    process = train(workdir, images, steps=100_000)
-    log = workdir / "metrics.jsonl"
+    log = folder / "run" / "metrics.jsonl"
     while process.poll() is None and not (log.exists() and '"loss"' in log.read_text()):
         time.sleep(0.05)
     return process
@@ -150,19 +148,17 @@ def group_is_empty(group):
 
 
 def test_a_run_with_workers_ends_as_one_without(tmp_path):
-    images = make_images(tmp_path / "images")
+    config = f"{toy_config(tmp_path)}:{make_images(tmp_path / 'images')}"
     for workers in (0, 2):
-        process = train(tmp_path / str(workers), images, steps=6, workers=workers)
-        _, err = process.communicate(timeout=120)
-        assert process.returncode == 0, err
-        assert "Traceback" not in err and "leaked" not in err, err
+        fields = ("train.log_every.steps=1", f"data.num_workers={workers}")
+        run(["--config", config], tmp_path / str(workers), *fields)
     assert_same_end(tmp_path / "0", tmp_path / "2")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_all_processes_saves_the_run(number, tmp_path):
     """Ctrl-C and a scheduler signal the whole process group."""
-    process = train_some_steps(tmp_path / "run", make_images(tmp_path / "images"))
+    process = train_some_steps(tmp_path)
     os.killpg(process.pid, number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
@@ -172,7 +168,7 @@ def test_a_signal_to_all_processes_saves_the_run(number, tmp_path):
 
 
 def test_workers_end_with_a_killed_process(tmp_path):
-    process = train_some_steps(tmp_path / "run", make_images(tmp_path / "images"))
+    process = train_some_steps(tmp_path)
     process.kill()
     process.communicate(timeout=60)
     assert group_is_empty(process.pid)
