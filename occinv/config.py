@@ -277,7 +277,9 @@ def find_workdir(path: str | Path) -> Path | None:
 
 
 def not_a_run(path: str | Path, reason: object = "") -> UserError:
-    """Return the error of a path that holds no run. It says how to import weights that it holds.
+    """Return the error of a path that holds no run. It names what else it holds.
+
+    That is a checkpoint to import, or the runs of a table.
 
     Args:
       path: The path.
@@ -289,6 +291,8 @@ def not_a_run(path: str | Path, reason: object = "") -> UserError:
         text = f"{path / CONFIG} is not the config of a run: {reason}"
     if any(file.suffix in WEIGHTS for file in (path, *path.glob("*"))):
         text += f". To import a checkpoint: occinv weights import {path} --to DIR"
+    if runs := sorted(file.parent for file in (path / "runs").glob(f"**/{CONFIG}")):
+        text += f". The workdirs of runs in it: {len(runs)}, such as {runs[0]}"
     return UserError(text)
 
 

@@ -147,6 +147,12 @@ def test_load_encoder_reads_a_workdir_its_checkpoints_or_one_of_them(tmp_path: P
     )
     with pytest.raises(UserError, match="is not the workdir of a run; expected a file"):
         occinv.load_encoder(tmp_path / "nothing")
+    table = tmp_path / "table"
+    save_run(table / "runs" / "cmae" / "seed0" / "pretrain", CMAE)
+    with pytest.raises(
+        UserError, match=rf"workdirs of runs in it: 1, such as {table}/runs/cmae/seed0/pre"
+    ):
+        occinv.load_encoder(table)
 
 
 @pytest.mark.parametrize("name", ["vit.pth", "hf/model.safetensors", "timm/model.safetensors"])
