@@ -323,7 +323,7 @@ def warn_of_waiting(logged: dict[str, float], intervals: float, workers: int) ->
     waited = logged["data_wait_fraction"]
     if 1 < intervals <= 2 and waited > 0.5 and jax.default_backend() != "cpu":
         log.warning(
-            "the device waits for images %.0f %% of the time. Raise data.num_workers=%d, the "
+            "the device waits for images %.0f %% of the time. Raise data.num_workers (now %d), the "
             "number of processes that read them; this machine has %d cores",
             100 * waited,
             workers,
