@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import threading
@@ -210,10 +211,12 @@ class TrainLoader(_Loader):
         from occinv.data.workers import made_by_workers
 
         worker = _Worker(self.source, self.spec)
-        for batch, errors in made_by_workers(worker.make, first, last, self.spec.num_workers):
-            for error in errors:
-                self._skip(error.index, error)
-            yield batch
+        made = made_by_workers(worker.make, first, last, self.spec.num_workers)
+        with contextlib.closing(made):
+            for batch, errors in made:
+                for error in errors:
+                    self._skip(error.index, error)
+                yield batch
 
     def _cropped(self, index: int, number: int) -> _Cropped | None:
         """Crop image `index` as sample `number`. Return None for a corrupt image."""

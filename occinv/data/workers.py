@@ -16,7 +16,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from multiprocessing import resource_tracker
 from typing import Any
 
@@ -31,7 +31,9 @@ from occinv.text import one_line
 SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}  # the main process handles them
 
 
-def made_by_workers(make: Callable[[int], Any], first: int, last: int, count: int) -> Iterator[Any]:
+def made_by_workers(
+    make: Callable[[int], Any], first: int, last: int, count: int
+) -> Generator[Any]:
     """Yield make(first) to make(last - 1) in order, made ahead by `count` processes.
 
     Each process has a copy of `make`. At most three results of each process wait. What a process
@@ -67,6 +69,8 @@ def made_by_workers(make: Callable[[int], Any], first: int, last: int, count: in
                 with _blocked(SIGNALS if number == first else set()):
                     result, records = next(results)
             except RuntimeError as error:
+                if "terminated unexpectedly" not in str(error):  # Grain's words
+                    raise
                 raise UserError(
                     f"a process of data.num_workers={count} ended: {one_line(str(error))} If its "
                     "memory ran out, or /dev/shm, use fewer processes or a smaller batch."
@@ -103,7 +107,14 @@ class _Logged:
         if self.records is None:
             self.records = queue.SimpleQueue()
             logging.getLogger().addHandler(logging.handlers.QueueHandler(self.records))
-        result = self.make(number)
+        try:
+            result = self.make(number)
+        except Exception as error:
+            try:
+                pickle.loads(pickle.dumps(error))
+            except Exception:  # it would not arrive, and the main process would wait for ever
+                raise RuntimeError(f"{type(error).__name__}: {error}") from None
+            raise
         return result, [self.records.get() for _ in range(self.records.qsize())]
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
 import jax
@@ -35,6 +36,35 @@ class Fragile(Numbered):
         return super().read(index)
 
 
+class Locked(RuntimeError):
+    """It cannot be pickled."""
+
+    def __init__(self, text):
+        super().__init__(text)
+        self.lock = threading.Lock()
+
+
+class TwoWords(RuntimeError):
+    """It cannot be unpickled."""
+
+    def __init__(self, text, more="now"):
+        super().__init__(f"{text} {more}")
+
+    def __reduce__(self):
+        return TwoWords, ()
+
+
+class Failing(Numbered):
+    """Numbered images that cannot be read for a reason of their own."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def read(self, index, reduction=None):
+        raise self.error("the disk is gone")
+
+
 class Local(Numbered):
     """It holds what cannot be sent to another process."""
 
@@ -43,15 +73,22 @@ class Local(Numbered):
         self.lock = threading.Lock()
 
 
-def shared_memory():
-    """The names of the blocks in use."""
-    folder = Path("/dev/shm")
-    return {path.name for path in folder.glob("psm_*")} if folder.is_dir() else set()
+@pytest.fixture
+def blocks(monkeypatch):
+    """The files of the shared memory that this process opens."""
+    found = set()
+    open_block = SharedMemory.__init__
+
+    def recorded(self, name=None, *args, **options):
+        open_block(self, name, *args, **options)
+        found.add(Path("/dev/shm") / self.name.lstrip("/"))
+
+    monkeypatch.setattr(SharedMemory, "__init__", recorded)
+    return found
 
 
-def test_the_batches_are_those_of_one_process(caplog):
+def test_the_batches_are_those_of_one_process(caplog, blocks):
     """Also with images that cannot be read: they are replaced, counted and logged here, once."""
-    before = shared_memory()
     source = Numbered(corrupt=[3, 7])
     expected = list(train_loader(source, max_corrupt=2).batches(5, 25))
     caplog.clear()
@@ -70,9 +107,10 @@ def test_the_batches_are_those_of_one_process(caplog):
     batches.close()
     gc.collect()
     deadline = time.monotonic() + 10
-    while shared_memory() - before and time.monotonic() < deadline:
+    while any(block.exists() for block in blocks) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert shared_memory() <= before
+    assert len(blocks) > 80  # four arrays of a batch
+    assert not any(block.exists() for block in blocks)
     assert not multiprocessing.active_children()
 
 
@@ -90,6 +128,13 @@ def test_errors_are_those_of_one_process():
 def test_a_killed_worker_is_an_error():
     with pytest.raises(UserError, match=r"a process of data\.num_workers=2 ended: .*-9.*fewer"):
         list(train_loader(Fragile(), num_workers=2).batches(0, 5))
+
+
+@pytest.mark.parametrize("error", [RuntimeError, Locked, TwoWords])
+def test_another_error_of_a_source_arrives(error):
+    """Also one that cannot be pickled, or cannot be made from its message."""
+    with pytest.raises(RuntimeError, match="the disk is gone"):
+        list(train_loader(Failing(error), num_workers=1).batches(0, 5))
 
 
 def test_a_source_that_cannot_be_pickled_is_an_error():
