@@ -374,7 +374,7 @@ def workers() -> None:
             began, count = time.perf_counter(), 0
             while (gone := time.perf_counter() - began) < seconds:
                 count += len(next(batches).image)
-            batches.close()  # type: ignore[attr-defined]
+            batches.close()
             alone = alone or count / gone
             made_by = f"{processes} workers" if processes else f"{threads} threads"
             print(f"{name}, {size} pixels, {made_by:12} {count / gone / alone:6.2f}", flush=True)

@@ -239,8 +239,8 @@ def resumed(is_tiny: bool) -> dict[str, Any]:
     """Compare a run of one process with the same run stopped and resumed in a second process."""
     config, *fields = ("mae:smoke", *SHALLOW) if is_tiny else RESUMED
     steps = 4 if is_tiny else RESUMED_STEPS
-    every = ("train.duration.steps={steps}", "train.log_every.steps=1")
-    given = [f"--config.{field}".format(steps=steps) for field in (*fields, *every)]
+    every = (f"train.duration.steps={steps}", "train.log_every.steps=1")
+    given = [f"--config.{field}" for field in (*fields, *every)]
     with tempfile.TemporaryDirectory() as folder:
         whole, parts = Path(folder) / "whole", Path(folder) / "parts"
         train(whole, config, *given)

@@ -1,6 +1,6 @@
 """Worker processes that make batches, for hosts where the threads of one process are too slow.
 
-The threads of a process share Python's lock (the GIL), and pass it on about ten times an image.
+The threads of a process share Python's lock (the GIL), and pass it on many times for each image.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def made_by_workers(
 ) -> Generator[Any]:
     """Yield make(first) to make(last - 1) in order, made ahead by `count` processes.
 
-    Each process has a copy of `make`. At most three results of each process wait. What a process
-    logs is logged here.
+    Each process has a copy of `make`, and makes at most four results ahead. What a process logs is
+    logged here.
 
     Args:
       make: Returns a pytree of arrays and other leaves; it can be pickled.
@@ -72,8 +72,8 @@ def made_by_workers(
                 if "terminated unexpectedly" not in str(error):  # Grain's words
                     raise
                 raise UserError(
-                    f"a process of data.num_workers={count} ended: {one_line(str(error))} If its "
-                    "memory ran out, or /dev/shm, use fewer processes or a smaller batch."
+                    f"a process of data.num_workers={count} ended: {one_line(str(error))} If "
+                    "memory or /dev/shm ran out, use fewer processes or a smaller batch."
                 ) from error
             for record in records:
                 logging.getLogger(record.name).handle(record)
@@ -112,7 +112,7 @@ class _Logged:
         except Exception as error:
             try:
                 pickle.loads(pickle.dumps(error))
-            except Exception:  # it would not arrive, and the main process would wait for ever
+            except Exception:  # it would not arrive, and the main process would wait forever
                 raise RuntimeError(f"{type(error).__name__}: {error}") from None
             raise
         return result, [self.records.get() for _ in range(self.records.qsize())]

@@ -22,6 +22,7 @@ from tiny_runs import TESTS, assert_same_end, make_images, overrides, run, toy_c
 
 from occinv.data.embedded import digits, photos
 from occinv.data.folder import FolderSource, open_folder
+from occinv.data.workers import made_by_workers
 from occinv.schema import UserError
 from occinv.train import loop
 from occinv.train.writers import read_scalars
@@ -36,6 +37,17 @@ class Fragile(Numbered):
         return super().read(index)
 
 
+class Noted:
+    """Notes in a folder which numbers were asked for."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __call__(self, number):
+        (self.folder / str(number)).touch()
+        return np.full(3, number)
+
+
 class Locked(RuntimeError):
     """It cannot be pickled."""
 
@@ -44,14 +56,14 @@ class Locked(RuntimeError):
         self.lock = threading.Lock()
 
 
-class TwoWords(RuntimeError):
-    """It cannot be unpickled."""
+class Unmade(RuntimeError):
+    """It can be pickled, but not unpickled."""
 
-    def __init__(self, text, more="now"):
-        super().__init__(f"{text} {more}")
+    def __init__(self, text):
+        super().__init__(text)
 
     def __reduce__(self):
-        return TwoWords, ()
+        return Unmade, ()
 
 
 class Failing(Numbered):
@@ -114,6 +126,16 @@ def test_the_batches_are_those_of_one_process(caplog, blocks):
     assert not multiprocessing.active_children()
 
 
+def test_a_worker_makes_four_batches_ahead(tmp_path):
+    """docs/data.md computes the memory from it."""
+    made = made_by_workers(Noted(tmp_path), 0, 10**6, 2)
+    taken = [int(next(made)[0]) for _ in range(20)]
+    time.sleep(2)
+    assert taken == list(range(20))
+    assert 20 + 2 < len(list(tmp_path.iterdir())) <= 20 + 2 * 4
+    made.close()
+
+
 def test_errors_are_those_of_one_process():
     with pytest.raises(UserError, match=r"3, file3: it is cut off\. Repair .*max_corrupt=0"):
         list(train_loader(Numbered(corrupt=[3]), num_workers=1).batches(0, 2))
@@ -130,9 +152,9 @@ def test_a_killed_worker_is_an_error():
         list(train_loader(Fragile(), num_workers=2).batches(0, 5))
 
 
-@pytest.mark.parametrize("error", [RuntimeError, Locked, TwoWords])
+@pytest.mark.parametrize("error", [RuntimeError, Locked, Unmade])
 def test_another_error_of_a_source_arrives(error):
-    """Also one that cannot be pickled, or cannot be made from its message."""
+    """Also one that cannot be pickled, or cannot be unpickled."""
     with pytest.raises(RuntimeError, match="the disk is gone"):
         list(train_loader(Failing(error), num_workers=1).batches(0, 5))
 
