@@ -136,8 +136,8 @@ class Data:
       data_dir: The folder of tensorflow_datasets. None: its usual folder.
       max_corrupt: The number of images that may fail to decode before the run fails.
       num_threads: Threads of the host that decode and crop; 0: in the main thread.
-      num_workers: Processes that decode and crop for training, in place of threads. More cores can
-        work than with threads; starting takes seconds.
+      num_workers: Processes that decode and crop, in place of threads. More cores can work than
+        with threads; starting takes seconds, for each validation again.
     """
 
     source: str = dataclasses.field(metadata={"example": "'digits'"})

@@ -6,7 +6,8 @@ import contextlib
 import dataclasses
 import logging
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterable, Sequence
 from typing import Any
 
 import grain
@@ -37,7 +38,7 @@ class LoaderSpec:
       crops: Further random crops of every image, drawn after the first.
       num_threads: The number of batches made in parallel, ahead of use; 0 makes each batch on
         demand.
-      num_workers: The number of processes that make batches for training, in place of threads.
+      num_workers: The number of processes that make batches, in place of threads.
       max_corrupt: The maximum number of unreadable images per process. Training replaces such an
         image by the next readable sample of the order; evaluation turns its row into padding.
       process_index: The index of this process. Its first row is process_index * batch_size /
@@ -90,8 +91,10 @@ class LoaderSpec:
 _Cropped = tuple[Sample, list[np.ndarray]]  # a sample, its first crop and its further crops
 
 
-class _Loader:
-    """Makes the rows of this process, skips corrupt images, and prefetches batches with threads.
+class _Loader(ABC):
+    """Makes the rows of this process, skips corrupt images, and makes batches ahead.
+
+    A copy in a worker process leaves counting corrupt images to the main process.
 
     Raises:
       UserError: More images than `max_corrupt` cannot be read.
@@ -104,7 +107,14 @@ class _Loader:
         self._rows = spec.batch_size // spec.process_count
         self._first_row = spec.process_index * self._rows
         self._corrupt: dict[int, DecodeError] = {}  # by index
-        self._lock = threading.Lock()
+        self._lock: threading.Lock | None = threading.Lock()  # None in a worker, with one thread
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_lock": None}
+
+    @abstractmethod
+    def batch(self, number: int, /) -> Batch:
+        """Make this process's rows of a batch. Raises UserError, see the class."""
 
     def check_first(self) -> None:
         """Read the first image, so that a run on unreadable data ends before it writes anything.
@@ -125,6 +135,9 @@ class _Loader:
         return dataclasses.replace(sample, image=with_channels(sample.image, self.spec.channels))
 
     def _skip(self, index: int, error: DecodeError) -> None:
+        if self._lock is None:
+            self._corrupt[index] = error
+            return
         limit = self.spec.max_corrupt
         with self._lock:
             if index in self._corrupt:
@@ -170,16 +183,36 @@ class _Loader:
                     images[row] = crop
         return batch
 
-    def _prefetched(self, batch: Callable[[int], Batch], first: int, last: int) -> Generator[Batch]:
-        threads = self.spec.num_threads  # a thread makes a whole batch
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, threads))
+    def _made_ahead(self, first: int, last: int) -> Generator[Batch]:
+        """Yield the batches first to last - 1 in order, made ahead by processes or threads."""
         if last <= first:
             return
-        batches = iter(grain.MapDataset.range(first, last).map(batch).to_iter_dataset(options))
-        try:
-            yield from batches
-        finally:
-            batches.close()
+        made: Generator[Batch]
+        if self.spec.num_workers:
+            made = self._from_workers(first, last)
+        else:
+            threads = self.spec.num_threads  # a thread makes a whole batch
+            options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, threads))
+            numbers = grain.MapDataset.range(first, last)
+            made = iter(numbers.map(self.batch).to_iter_dataset(options))
+        with contextlib.closing(made):
+            yield from made
+
+    def _from_workers(self, first: int, last: int) -> Generator[Batch]:
+        from occinv.data.workers import made_by_workers
+
+        made = made_by_workers(self._with_errors, first, last, self.spec.num_workers)
+        with contextlib.closing(made):
+            for batch, errors in made:
+                for error in errors:
+                    self._skip(error.index, error)
+                yield batch
+
+    def _with_errors(self, number: int) -> tuple[Batch, list[DecodeError]]:
+        """Make a batch in a worker. Also return the error of each image not met before."""
+        known = len(self._corrupt)
+        batch = self.batch(number)
+        return batch, list(self._corrupt.values())[known:]
 
 
 class TrainLoader(_Loader):
@@ -191,7 +224,7 @@ class TrainLoader(_Loader):
     and after any restart.
     """
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int, /) -> Batch:
         """Make this process's rows of the batch of `step`. Raises UserError, see `_Loader`."""
         first = step * self.spec.batch_size + self._first_row
         indices = sample_indices(self.seed, len(self.source), first, self._rows).tolist()
@@ -203,20 +236,7 @@ class TrainLoader(_Loader):
 
     def batches(self, first_step: int, last_step: int) -> Generator[Batch]:
         """Yield the batches first_step to last_step - 1 in order, made ahead."""
-        if self.spec.num_workers:
-            return self._from_workers(first_step, last_step)
-        return self._prefetched(self.batch, first_step, last_step)
-
-    def _from_workers(self, first: int, last: int) -> Generator[Batch]:
-        from occinv.data.workers import made_by_workers
-
-        worker = _Worker(self.source, self.spec)
-        made = made_by_workers(worker.make, first, last, self.spec.num_workers)
-        with contextlib.closing(made):
-            for batch, errors in made:
-                for error in errors:
-                    self._skip(error.index, error)
-                yield batch
+        return self._made_ahead(first_step, last_step)
 
     def _cropped(self, index: int, number: int) -> _Cropped | None:
         """Crop image `index` as sample `number`. Return None for a corrupt image."""
@@ -241,22 +261,6 @@ class TrainLoader(_Loader):
         raise UserError(f"none of the {count} images of {self.source.name} can be read")
 
 
-class _Worker(TrainLoader):
-    """Makes batches in another process, which leaves counting corrupt images to the main one."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_lock": None}  # it has no threads
-
-    def make(self, step: int) -> tuple[Batch, list[DecodeError]]:
-        """Make the batch of `step`. Also return the error of each image not met before."""
-        known = len(self._corrupt)
-        batch = self.batch(step)
-        return batch, list(self._corrupt.values())[known:]
-
-    def _skip(self, index: int, error: DecodeError) -> None:
-        self._corrupt[index] = error
-
-
 def sample_rng(seed: int, number: int) -> np.random.Generator:
     """Return the generator of sample `number`, which has 2**64 draws of its own."""
     # Philox can jump to any sample.
@@ -273,7 +277,7 @@ class EvalLoader(_Loader):
     def __len__(self) -> int:
         return -(-len(self.source) // self.spec.batch_size)
 
-    def batch(self, number: int) -> Batch:
+    def batch(self, number: int, /) -> Batch:
         """Make this process's rows of batch `number` < len. Raises UserError, see `_Loader`."""
         if not 0 <= number < len(self):
             raise IndexError(f"batch {number} of {len(self)}")
@@ -281,9 +285,9 @@ class EvalLoader(_Loader):
         indices = range(first, min(first + self._rows, len(self.source)))
         return self._fill(indices, map(self._cropped, indices))
 
-    def batches(self) -> Iterator[Batch]:
-        """Yield all batches in order, made ahead by threads."""
-        return self._prefetched(self.batch, 0, len(self))
+    def batches(self) -> Generator[Batch]:
+        """Yield all batches in order, made ahead."""
+        return self._made_ahead(0, len(self))
 
     def _cropped(self, index: int) -> _Cropped | None:
         sample = self._read(index)

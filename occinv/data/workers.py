@@ -43,7 +43,7 @@ def made_by_workers(
       make: Returns a pytree of arrays and other leaves; it can be pickled.
       first: The first number.
       last: The number after the last.
-      count: The number of processes.
+      count: The maximum number of processes.
 
     Raises:
       UserError: `make` cannot be pickled, or a process was killed.
@@ -59,7 +59,9 @@ def made_by_workers(
         flags.FLAGS.mark_as_parsed()  # grain asks for its own
     on_demand = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     numbers = grain.MapDataset.range(first, last).map(_Logged(make)).to_iter_dataset(on_demand)
-    options = grain.MultiprocessingOptions(num_workers=count, per_worker_buffer_size=1)
+    options = grain.MultiprocessingOptions(
+        num_workers=min(count, last - first), per_worker_buffer_size=1
+    )
     resource_tracker.ensure_running()  # starting it unblocks signals
     results: Any = iter(numbers.mp_prefetch(options, worker_init_fn=_end_with_parent))
     try:

@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from test_loader import Numbered, assert_equal, train_loader
+from test_loader import Numbered, assert_equal, eval_loader, train_loader
 from tiny_runs import TESTS, assert_same_end, make_images, overrides, run, toy_config
 
 from occinv.data.embedded import digits, photos
@@ -124,6 +124,25 @@ def test_the_batches_are_those_of_one_process(caplog, blocks):
     assert len(blocks) > 80  # four arrays of a batch
     assert not any(block.exists() for block in blocks)
     assert not multiprocessing.active_children()
+
+
+def test_evaluation_batches_are_those_of_one_process(caplog):
+    """Each pass skips the corrupt image, which is logged once; few batches start few processes."""
+    source = Numbered(corrupt=[3])
+    expected = list(eval_loader(source, batch_size=4, max_corrupt=1).batches())
+    caplog.clear()
+    loader = eval_loader(source, batch_size=4, max_corrupt=1, num_workers=9)
+    for _ in range(2):
+        made = loader.batches()
+        batches = [next(made)]
+        assert len(multiprocessing.active_children()) == 3
+        batches += made
+        assert len(batches) == len(expected) == 3
+        for first, second in zip(batches, expected, strict=True):
+            assert_equal(first, second)
+    assert caplog.text.count("skipped") == 1
+    with pytest.raises(UserError, match=r"file3: it is cut off\. Repair .*max_corrupt=0"):
+        list(eval_loader(source, batch_size=4, num_workers=2).batches())
 
 
 def test_a_worker_makes_four_batches_ahead(tmp_path):
