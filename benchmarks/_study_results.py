@@ -1,10 +1,11 @@
 """Write docs/results.md's figures of the study (docs/study.md), and print its tables.
 
     python benchmarks/_study_results.py runs/study/study docs
-    python benchmarks/_study_results.py runs/tiny/study docs tiny
+    python benchmarks/_study_results.py runs/tiny/study docs tiny [OTHER ...]
 
 The first command writes study-1.png and so on, one for each conclusion, and study-cka.png. The
-second writes tiny-1.png and so on.
+second writes tiny-1.png and so on. The last lines compare each row of a page OTHER with the same
+row and with MAE, without a correction for the number of comparisons.
 """
 
 import copy
@@ -16,6 +17,7 @@ import numpy as np
 
 from occinv.report import figures
 from occinv.report.claims import claims
+from occinv.report.differences import difference, sentence
 from occinv.report.findings import adjusted_p_values, claim_finding, findings
 from occinv.report.results import ENCODERS, Results, load_results
 from occinv.report.table import cka_text, value_text
@@ -63,7 +65,22 @@ def print_groups(results: Results) -> None:
             print(f"  - {key} and {than}, {column}: p = {p_value:.3f}")
 
 
-def main(source: str, target: str, name: str = "study") -> None:
+def print_other(results: Results, source: str) -> None:
+    """Print the rows of another page, compared with the same row and with MAE."""
+    print(f"\n## {source}\n")
+    column, rows = results.column("finetune"), {row.key: row for row in results.rows}
+    assert column is not None
+    for row in load_results(source).rows:
+        if row.is_floor or not row.seed_values(column):
+            continue
+        print(f"- {row.name}: {value_text(row, column)}, CKA {cka_text(row, 'pretrained')}")
+        for than in (rows[row.key], rows["mae"]):
+            found = difference(dataclasses.replace(results, rows=[row, than]), row, than, column)
+            assert found is not None
+            print(f"  - {sentence(row, than, column, found, None)}")
+
+
+def main(source: str, target: str, name: str = "study", *others: str) -> None:
     """Write the figures and print the tables."""
     results = load_results(source)
     drawn = {}
@@ -82,6 +99,8 @@ def main(source: str, target: str, name: str = "study") -> None:
             print(*(f"- {detail}" for detail in finding.details), sep="\n")
     if name == "study":
         print_groups(results)
+    for other in others:
+        print_other(results, other)
     for file, figure in drawn.items():
         if figure is not None:
             figure.savefig(Path(target) / f"{file}.png", dpi=DPI)
