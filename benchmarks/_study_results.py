@@ -48,7 +48,10 @@ def print_conclusion(results: Results, conclusion: str) -> None:
 def print_groups(results: Results) -> None:
     """Print what the quickstart would find with each of five groups of three seeds."""
     print("\n## Three seeds\n")
-    for seeds in GROUPS:
+    column = results.column("finetune")
+    assert column is not None
+    count = min(len(row.seed_values(column)) for row in results.rows if row.key in QUICKSTART)
+    for seeds in (group for group in GROUPS if max(group) < count):
         few = copy.deepcopy(results)
         few.claims, few.rows = [], [r for r in few.rows if r.key in QUICKSTART or r.is_floor]
         for row in few.rows:
@@ -74,7 +77,7 @@ def print_other(results: Results, source: str) -> None:
         if row.is_floor or not row.seed_values(column):
             continue
         print(f"- {row.name}: {value_text(row, column)}, CKA {cka_text(row, 'pretrained')}")
-        for than in (rows[row.key], rows["mae"]):
+        for than in (rows[key] for key in dict.fromkeys((row.key, "mae")) if key in rows):
             found = difference(dataclasses.replace(results, rows=[row, than]), row, than, column)
             assert found is not None
             print(f"  - {sentence(row, than, column, found, None)}")

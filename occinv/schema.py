@@ -137,7 +137,7 @@ class Data:
       max_corrupt: The number of images that may fail to decode before the run fails.
       num_threads: Threads of the host that decode and crop; 0: in the main thread.
       num_workers: Processes that decode and crop, in place of threads. More cores can work than
-        with threads; starting takes seconds, for each validation again.
+        with threads. Starting them takes seconds, once for training and for each validation.
     """
 
     source: str = dataclasses.field(metadata={"example": "'digits'"})

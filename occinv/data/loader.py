@@ -135,7 +135,7 @@ class _Loader(ABC):
         return dataclasses.replace(sample, image=with_channels(sample.image, self.spec.channels))
 
     def _skip(self, index: int, error: DecodeError) -> None:
-        if self._lock is None:
+        if self._lock is None:  # a worker, whose errors go to the main process
             self._corrupt[index] = error
             return
         limit = self.spec.max_corrupt
